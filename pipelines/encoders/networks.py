@@ -1,0 +1,183 @@
+"""The residual networks: one on waveforms, one on log spectrograms computed on the device.
+
+Normalisation is by group within one window (GroupNorm), so that no window's output depends on its batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from pipelines.encoders.preparation import (
+    band_matrix,
+    frame_length_for,
+    lend_components,
+    log_spectrogram,
+    standardise,
+)
+
+NUM_GROUPS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """What fixes a network's shape; stored with its weights."""
+
+    kind: str
+    """`spectrogram`, `waveform`, or a baseline of `pipelines.encoders.baselines`."""
+    num_samples: int
+    """Samples of a window."""
+    rate_hz: float
+    """Sampling rate of a window."""
+    lead_samples: int
+    """Samples before the onset, ground noise."""
+    width: int = 24
+    """Channels of the first stage; each following stage has twice as many."""
+    blocks: int = 1
+    """Residual blocks of each stage."""
+    dim: int = 64
+    """Length of the embedding."""
+    num_bands: int = 32
+    """Frequency bands of the spectrogram."""
+    num_frames: int = 96
+    """About how many frames the spectrogram has."""
+    log_amplitude: bool = False
+    """Pass the window's log amplitude on to the embedding."""
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 64:
+            raise ValueError(f"num_samples is {self.num_samples}: an encoder needs windows of at least 64 samples.")
+        if self.width % NUM_GROUPS:
+            raise ValueError(f"width is {self.width}: it must be a multiple of {NUM_GROUPS}.")
+        if not 0 <= self.lead_samples < self.num_samples:
+            raise ValueError(f"lead_samples is {self.lead_samples}: it must lie in [0, {self.num_samples}).")
+
+
+class _Block(nn.Module):
+    """Two convolutions and a shortcut, in one or two dimensions."""
+
+    def __init__(self, dims: int, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+        super().__init__()
+        conv = nn.Conv1d if dims == 1 else nn.Conv2d
+        pad = kernel // 2
+        self.first = conv(inputs, outputs, kernel, stride=stride, padding=pad, bias=False)
+        self.first_norm = nn.GroupNorm(NUM_GROUPS, outputs)
+        self.second = conv(outputs, outputs, kernel, padding=pad, bias=False)
+        self.second_norm = nn.GroupNorm(NUM_GROUPS, outputs)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = conv(inputs, outputs, 1, stride=stride, bias=False)
+        nn.init.zeros_(self.second_norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the block's output."""
+        y = functional.relu(self.first_norm(self.first(x)))
+        return functional.relu(self.second_norm(self.second(y)) + self.shortcut(x))
+
+
+def _stages(
+    dims: int, width: int, multiples: tuple[int, ...], strides: tuple[int, ...], kernel: int, blocks: int
+) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    inputs = width
+    for multiple, stride in zip(multiples, strides, strict=True):
+        for block in range(blocks):
+            layers.append(_Block(dims, inputs, width * multiple, kernel, stride if block == 0 else 1))
+            inputs = width * multiple
+    return nn.Sequential(*layers)
+
+
+class SpectrogramPicture(nn.Module):
+    """The log spectrogram of a window, computed on the window's device; holds no weights."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.fft_length, self.hop = frame_length_for(config.num_samples, config.num_frames)
+        self.num_noise_frames = max(1, (config.lead_samples * 3 // 4 - self.fft_length) // self.hop + 1)
+        self.bands: Tensor
+        self.register_buffer("bands", band_matrix(config.num_bands, self.fft_length).float(), persistent=False)
+
+    @torch.no_grad()
+    def forward(self, x_BCS: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the picture (window, 4, band, frame) and log10 of each window's RMS (window,).
+
+        The first two channels are the log power of horizontals and vertical about the window's mean, in its standard
+        deviations; the other two the same in powers of ten relative to the ground noise before the onset.
+        """
+        standard, present, alive, log_rms = standardise(x_BCS)
+        log_power = log_spectrogram(standard, present, alive, self.bands, self.fft_length, self.hop)
+        spread = log_power.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
+        whole = (log_power - log_power.mean((1, 2, 3), keepdim=True)) / spread
+        noise = log_power[..., : self.num_noise_frames].mean(-1, keepdim=True)
+        return torch.cat([whole, log_power - noise], dim=1), log_rms
+
+
+class SpectrogramNetwork(nn.Module):
+    """A 2-D residual network on the log spectrogram of horizontals and vertical."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.picture = SpectrogramPicture(config)
+        width = config.width
+        self.stem = nn.Conv2d(4, width, 5, stride=(2, 2), padding=2, bias=False)
+        self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
+        self.trunk = _stages(2, width, (1, 2, 4), (1, 2, 2), 3, config.blocks)
+        # The band axis is kept by the pooling: where in frequency a thing happens is what it is.
+        rows = -(-config.num_bands // 8)
+        self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, config.dim)
+
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """Return the embedding (window, dim) of raw windows (window, 3, sample), absent samples NaN."""
+        picture, log_rms = self.picture(x_BCS)
+        y = functional.relu(self.stem_norm(self.stem(picture)))
+        y = self.trunk(y)
+        pooled = torch.cat([y.mean(-1), y.amax(-1)], dim=1).flatten(1)
+        if self.config.log_amplitude:
+            pooled = torch.cat([pooled, log_rms[:, None]], dim=1)
+        embedding: Tensor = self.out(pooled)
+        return embedding
+
+
+class WaveformNetwork(nn.Module):
+    """A 1-D residual network on the three waveforms."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.stem = nn.Conv1d(3, width, 15, stride=4, padding=7, bias=False)
+        self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
+        self.trunk = _stages(1, width, (1, 2, 4, 4), (2, 4, 4, 2), 7, config.blocks)
+        self.out = nn.Linear(2 * 4 * width + config.log_amplitude, config.dim)
+
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """Return the embedding (window, dim) of raw windows (window, 3, sample), absent samples NaN."""
+        with torch.no_grad():
+            standard, _, alive, log_rms = standardise(x_BCS)
+            standard = lend_components(standard, alive)
+            # One large spike must not push everything else to zero.
+            standard = torch.sign(standard) * torch.log1p(standard.abs())
+        y = functional.relu(self.stem_norm(self.stem(standard)))
+        y = self.trunk(y)
+        pooled = torch.cat([y.mean(-1), y.amax(-1)], dim=1)
+        if self.config.log_amplitude:
+            pooled = torch.cat([pooled, log_rms[:, None]], dim=1)
+        embedding: Tensor = self.out(pooled)
+        return embedding
+
+
+class ProjectionHead(nn.Module):
+    """Two layers from the embedding to where the contrastive loss works; discarded after training."""
+
+    def __init__(self, dim: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.first = nn.Linear(dim, hidden)
+        self.norm = nn.LayerNorm(hidden)
+        self.second = nn.Linear(hidden, outputs)
+
+    def forward(self, embedding_BD: Tensor) -> Tensor:
+        """Return projections (window, outputs), not yet of unit length."""
+        projection: Tensor = self.second(functional.relu(self.norm(self.first(embedding_BD))))
+        return projection

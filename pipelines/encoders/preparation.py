@@ -1,0 +1,150 @@
+"""From raw windows with absent samples to what a network sees: demeaned, one scale, absent data not recognisable.
+
+Legend of shape suffixes: B window, C component (E, N, Z), S sample, F frequency band, T frame.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+DEAD_RATIO = 1e-5
+"""A component whose RMS is below this share of the strongest component's counts as absent: a dead channel."""
+
+MIN_PRESENT_SHARE = 0.2
+"""A component with less than this share of its samples counts as absent."""
+
+# Which component stands in for an absent one: a horizontal by the other horizontal, the vertical by a horizontal.
+_STAND_INS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
+
+
+def standardise(x_BCS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Remove each component's mean, divide the window by one RMS, and put zeros where samples are absent.
+
+    Args:
+        x_BCS: (window, 3, sample) floating point, absent samples NaN.
+
+    Returns:
+        The standardised windows (relative amplitudes of components kept, so polarisation is kept), the mask of present
+        samples of the same shape (all False for a component that is absent or dead), the mask of present components
+        (window, 3), and log10 of the RMS that was divided out (window,), 0 for an empty window.
+    """
+    present_BCS = torch.isfinite(x_BCS)
+    zero = x_BCS.new_zeros(())
+    count_BC = present_BCS.sum(-1)
+    filled = torch.where(present_BCS, x_BCS, zero)
+    mean_BC = filled.sum(-1) / count_BC.clamp(min=1)
+    filled = torch.where(present_BCS, filled - mean_BC[..., None], zero)
+    # Divided by the peak before squaring: raw counts of 1e25 (or metres of 1e-25) would leave float32.
+    peak_B = filled.abs().amax((-2, -1))
+    safe_peak_B = torch.where(peak_B > 0, peak_B, torch.ones_like(peak_B))
+    filled = filled / safe_peak_B[:, None, None]
+    energy_BC = filled.square().sum(-1)
+    rms_BC = (energy_BC / count_BC.clamp(min=1)).sqrt()
+    enough_BC = count_BC >= MIN_PRESENT_SHARE * x_BCS.shape[-1]
+    alive_BC = enough_BC & (rms_BC > DEAD_RATIO * rms_BC.amax(-1, keepdim=True)) & (rms_BC > 0)
+    energy_B = (energy_BC * alive_BC).sum(-1)
+    rms_B = (energy_B / (count_BC * alive_BC).sum(-1).clamp(min=1)).sqrt()
+    safe_rms_B = torch.where(rms_B > 0, rms_B, torch.ones_like(rms_B))
+    standard = filled * alive_BC[..., None] / safe_rms_B[:, None, None]
+    log_rms_B = torch.where(rms_B > 0, torch.log10(safe_rms_B * safe_peak_B), torch.zeros_like(rms_B))
+    return standard, present_BCS & alive_BC[..., None], alive_BC, log_rms_B
+
+
+def lend_components(x_BCX: Tensor, alive_BC: Tensor) -> Tensor:
+    """Replace each absent component by the present one that is nearest in kind, so that its absence does not show.
+
+    Args:
+        x_BCX: (window, 3, ...) values by component.
+        alive_BC: (window, 3) which components are present.
+
+    Returns:
+        The same shape; a window without any component is returned as it is.
+    """
+    order = torch.tensor(_STAND_INS, device=x_BCX.device)
+    first_BC = alive_BC[:, order].to(torch.uint8).argmax(-1)
+    lender_BC = order[torch.arange(3, device=x_BCX.device), first_BC]
+    rows = torch.arange(x_BCX.shape[0], device=x_BCX.device)[:, None]
+    return x_BCX[rows, lender_BC]
+
+
+def frame_length_for(num_samples: int, num_frames: int) -> tuple[int, int]:
+    """Return the FFT length and the hop (samples) that cut a window into about `num_frames` overlapping frames."""
+    hop = max(1, round(num_samples / num_frames))
+    length = 2 ** math.ceil(math.log2(max(8, 3 * hop)))
+    return min(length, 2 ** math.floor(math.log2(max(8, num_samples)))), hop
+
+
+def band_matrix(num_bands: int, fft_length: int) -> Tensor:
+    """Return triangular bands over the bins of a real FFT, linear in frequency below, logarithmic above.
+
+    Bands follow log(1 + f / f0) with f0 a fifth of the Nyquist frequency, the mean of the bins left out.
+
+    Returns:
+        (band, fft_length // 2 + 1) float64, every row sums to 1.
+    """
+    num_bins = fft_length // 2 + 1
+    bins = torch.arange(num_bins, dtype=torch.float64)
+    corner = (num_bins - 1) / 5.0
+    top = math.log1p((num_bins - 1) / corner)
+    bottom = math.log1p(1.0 / corner)
+    centres = corner * torch.expm1(torch.linspace(bottom, top, num_bands, dtype=torch.float64))
+    lower = torch.cat([centres[:1] - 1.0, centres[:-1]])
+    upper = torch.cat([centres[1:], centres[-1:] + 1.0])
+    # Where bands are narrower than a bin a triangle would fall between bins: it is at least one bin wide on each side.
+    lower = torch.minimum(lower, centres - 1.0)
+    upper = torch.maximum(upper, centres + 1.0)
+    rising = (bins - lower[:, None]) / (centres - lower)[:, None]
+    falling = (upper[:, None] - bins) / (upper - centres)[:, None]
+    weight = torch.minimum(rising, falling).clamp(min=0)
+    weight[:, 0] = 0
+    return weight / weight.sum(1, keepdim=True)
+
+
+def log_spectrogram(
+    standard_BCS: Tensor, present_BCS: Tensor, alive_BC: Tensor, bands: Tensor, fft_length: int, hop: int
+) -> Tensor:
+    """Return log10 band power of the horizontals and of the vertical, absent frames at the band's background.
+
+    The two horizontals are joined by power, so the picture does not depend on the sensor's azimuth.
+
+    Args:
+        standard_BCS: windows from `standardise`.
+        present_BCS: mask of present samples from `standardise`.
+        alive_BC: mask of present components.
+        bands: (band, bin) weights from `band_matrix`.
+        fft_length: samples of a frame.
+        hop: samples between frames.
+
+    Returns:
+        (window, 2, band, frame): horizontal, vertical.
+    """
+    num_windows, _, num_samples = standard_BCS.shape
+    taper = torch.hann_window(fft_length, dtype=standard_BCS.dtype, device=standard_BCS.device)
+    spectrum = torch.stft(
+        standard_BCS.reshape(-1, num_samples),
+        fft_length,
+        hop,
+        window=taper,
+        center=False,
+        return_complex=True,
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    band_power = torch.matmul(bands.to(power.dtype), power)
+    band_power = band_power.reshape(num_windows, 3, *band_power.shape[1:])
+    weight_BC11 = alive_BC.to(power.dtype)[..., None, None]
+    horizontal = (band_power[:, :2] * weight_BC11[:, :2]).sum(1) / weight_BC11[:, :2].sum(1).clamp(min=1)
+    vertical = band_power[:, 2]
+    has_horizontal = alive_BC[:, :2].any(1)[:, None, None]
+    has_vertical = alive_BC[:, 2][:, None, None]
+    pair = torch.stack(
+        [torch.where(has_horizontal, horizontal, vertical), torch.where(has_vertical, vertical, horizontal)], dim=1
+    )
+    log_power = torch.log10(pair + 1e-8)
+    # A frame that touches absent samples of a present component holds an edge, not the ground.
+    absent_BS = ((~present_BCS) & alive_BC[..., None]).any(1).to(power.dtype)
+    touched = torch.nn.functional.max_pool1d(absent_BS[:, None], kernel_size=fft_length, stride=hop)
+    touched_B11T = touched[:, None] > 0
+    good = (~touched_B11T).to(power.dtype)
+    background = (log_power * good).sum(-1, keepdim=True) / good.sum(-1, keepdim=True).clamp(min=1)
+    return torch.where(touched_B11T, background, log_power)
