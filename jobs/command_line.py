@@ -1,0 +1,214 @@
+"""The `firnline` command: finds the job, resolves its configuration, turns errors into exit codes.
+
+    firnline detect ARCHIVE WORKSPACE --config configs/neumayer.yaml --detection.on 4
+
+is the same as `python -m jobs.detect ARCHIVE WORKSPACE ...`.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines import __version__
+from pipelines import config as configuration
+from pipelines.errors import InputError, StageFailed
+from pipelines.workspace import Workspace, open_workspace
+
+JOBS = {
+    "synthesize": "write a synthetic archive with its truth",
+    "detect": "STA/LTA over the archive: events",
+    "tune": "search the augmentations",
+    "train": "learn features: SimCLR",
+    "label": "embed every event, cluster, label",
+    "report": "figures and catalogue",
+    "explore": "browse and hand-label events",
+    "compare": "labelling runs side by side",
+    "status": "progress, coverage, failures",
+    "run": "detect, train, label and report",
+    "submit": "send a job to a Ray cluster",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A job's parsed command line.
+
+    Attributes:
+        positional: ARCHIVE, WORKSPACE... as given.
+        flags: dotted configuration keys and their texts, in order.
+        file: nested mapping of --config ({} without one).
+        mlflow: --mlflow.
+        address: --address.
+        replace: --replace.
+        switches: further switches of the job that were given.
+    """
+
+    positional: list[str]
+    flags: list[tuple[str, str]] = field(default_factory=list)
+    file: dict[str, Any] = field(default_factory=dict)
+    mlflow: str | None = None
+    address: str | None = None
+    replace: bool = False
+    switches: frozenset[str] = frozenset()
+
+    def config(self, stage: str, workspace: Workspace | None = None) -> configuration.Config:
+        """Resolve a stage's configuration: defaults < stored in the workspace < --config < flags."""
+        stored = workspace.stored_config(stage) if workspace is not None else {}
+        return configuration.resolve(stored, self.file, configuration.read_flags(self.flags))
+
+    def workspace(self, position: int, *, create: bool) -> Workspace:
+        """Open the workspace named by a positional argument."""
+        return open_workspace(self.positional[position], create=create)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline JOB ...` and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: firnline JOB ...\n\njobs (firnline JOB --help tells more):")
+        for name, what in JOBS.items():
+            print(f"  {name:<11} {what}")
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(f"firnline {__version__}")
+        return 0
+    if argv[0] not in JOBS:
+        print(f"firnline: unknown job {argv[0]!r}; one of {', '.join(JOBS)}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"jobs.{argv[0]}")
+    code: int = module.main(argv[1:])
+    return code
+
+
+def run_job(
+    job: str,
+    positional: Sequence[str],
+    argv: Sequence[str] | None,
+    body: Callable[[Arguments], int | None],
+    *,
+    switches: Mapping[str, str] | None = None,
+) -> int:
+    """Parse a job's command line, run its body, and return the exit code of the contract.
+
+    Args:
+        job: its name, one of JOBS.
+        positional: names of its arguments; a last one ending in `...` takes one or more.
+        argv: the command line after the job's name; default: the process's.
+        body: does the work; returns an exit code or None for 0.
+        switches: further flags without a value, with their help.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    switches = switches or {}
+    if "-h" in argv or "--help" in argv:
+        print(usage(job, positional, switches))
+        return 0
+    try:
+        arguments = parse(job, positional, argv, switches)
+        return body(arguments) or 0
+    except InputError as error:
+        print(f"firnline {job}: {error}", file=sys.stderr)
+        return 2
+    except StageFailed as error:
+        print(f"firnline {job}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"firnline {job}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Mapping[str, str]) -> Arguments:
+    """Parse a job's command line.
+
+    Raises:
+        InputError: a missing or superfluous argument, an unknown flag, a flag without its value, an unreadable file.
+    """
+    values: list[str] = []
+    flags: list[tuple[str, str]] = []
+    plain: dict[str, str] = {}
+    given: set[str] = set()
+    known = {key for key, _, _ in configuration.describe_keys(job)} if job in configuration.STAGE_SECTIONS else set()
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("--") or word == "--":
+            values.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        if name == "replace" or name in switches:
+            given.add(name)
+            continue
+        if not equals:
+            following = next(words, None)
+            if following is None:
+                raise InputError(f"--{name} needs a value")
+            value = following
+        if name in ("config", "mlflow", "address"):
+            plain[name] = value
+        elif "." in name:
+            if known and name not in known:
+                raise InputError(f"unknown configuration key {name} for {job}; firnline {job} --help lists them")
+            flags.append((name, value))
+        else:
+            raise InputError(f"unknown flag --{name}; firnline {job} --help lists the flags")
+    many = bool(positional) and positional[-1].endswith("...")
+    if len(values) < len(positional) or (len(values) > len(positional) and not many):
+        raise InputError(f"expects {' '.join(positional) or 'no argument'}, got {' '.join(values) or 'nothing'}")
+    return Arguments(
+        positional=values,
+        flags=flags,
+        file=read_config_file(plain["config"]) if "config" in plain else {},
+        mlflow=plain.get("mlflow"),
+        address=plain.get("address"),
+        replace="replace" in given,
+        switches=frozenset(given - {"replace"}),
+    )
+
+
+def read_config_file(path: str) -> dict[str, Any]:
+    """Read --config; InputError names a file that is missing or not YAML."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"the configuration file {path} cannot be read: {reason}") from None
+    return configuration.read_yaml(text, name=path)
+
+
+def usage(job: str, positional: Sequence[str], switches: Mapping[str, str]) -> str:
+    """Return the text of `firnline JOB --help`, with every key, its default and what it means."""
+    lines = [f"usage: firnline {job} {' '.join(positional)} [--config FILE.yaml] [--section.key VALUE ...]", ""]
+    module = sys.modules.get(f"jobs.{job}") or sys.modules.get("__main__")
+    if module is not None and module.__doc__:
+        lines += [module.__doc__.strip(), ""]
+    lines += [
+        "flags:",
+        "  --config FILE.yaml      configuration file (sections as below)",
+        "  --mlflow URI            MLflow tracking URI (default: MLFLOW_TRACKING_URI, else inside a local workspace)",
+        "  --address ADDRESS       Ray cluster (default: one started in this process)",
+        "  --replace               remove this stage's results and those derived from them first",
+        *(f"  --{name:<22}{what}" for name, what in switches.items()),
+        "",
+    ]
+    if job in configuration.STAGE_SECTIONS:
+        lines.append("configuration keys (defaults < workspace < file < flags; values are YAML):")
+        for key, default, text in configuration.describe_keys(job):
+            lines.append(f"  --{key} ({default})\n        {text}")
+    return "\n".join(lines)
+
+
+def print_config(config: configuration.Config, stage: str) -> None:
+    """Print a stage's resolved configuration."""
+    print(f"# {stage}: resolved configuration")
+    print(configuration.to_yaml(configuration.stage_config(config, stage)), end="", flush=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("PYTHONUNBUFFERED", "1")
+    sys.exit(main())

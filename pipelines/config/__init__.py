@@ -1,0 +1,167 @@
+"""The configuration: typed sections, resolved as defaults < stored in the workspace < file < flags.
+
+Each stage knows the sections it runs with (`STAGE_SECTIONS`); those are stored as `config/<stage>.yaml`.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipelines.config.archive import ArchiveSettings
+from pipelines.config.base import Section
+from pipelines.config.detection import DetectionSettings, ShardSettings, WindowSettings
+from pipelines.config.mlflow import MlflowSettings
+from pipelines.config.run import RunSettings
+from pipelines.errors import InputError
+
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "synthesize": ("synthesize",),
+    "detect": ("archive", "detection", "window", "shards"),
+    "tune": ("tune", "train", "augmentation", "labels", "mlflow"),
+    "train": ("train", "augmentation", "labels", "mlflow"),
+    "label": ("label", "kmeans", "labels", "mlflow"),
+    "report": ("report", "catalog"),
+    "explore": ("explore",),
+    "compare": ("mlflow",),
+    "status": (),
+}
+STAGE_SECTIONS["run"] = (
+    "run",
+    *dict.fromkeys(name for stage in ("detect", "tune", "train", "label", "report") for name in STAGE_SECTIONS[stage]),
+)
+
+
+class Config(Section):
+    """Every section; a job reads those of its stage."""
+
+    archive: ArchiveSettings = ArchiveSettings()
+    detection: DetectionSettings = DetectionSettings()
+    window: WindowSettings = WindowSettings()
+    shards: ShardSettings = ShardSettings()
+    mlflow: MlflowSettings = MlflowSettings()
+    run: RunSettings = RunSettings()
+
+
+def resolve(*layers: Mapping[str, Any]) -> Config:
+    """Merge nested mappings, later ones winning key by key, and check the result.
+
+    Raises:
+        InputError: an unknown key or an impossible value; the sentence names the key.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        return Config.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from None
+
+
+def read_yaml(text: str, *, name: str) -> dict[str, Any]:
+    """Parse a configuration file's text; InputError names the file."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        problem = " ".join(str(error).split())
+        raise InputError(f"{name} is not valid YAML: {problem}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise InputError(f"{name} must hold sections such as 'detection:', not a {type(content).__name__}")
+    return content
+
+
+def read_flags(flags: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Turn ("detection.on", "4") pairs into a nested mapping; values are parsed as YAML."""
+    nested: dict[str, Any] = {}
+    for dotted, text in flags:
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        place = nested
+        *parents, leaf = dotted.split(".")
+        for name in parents:
+            place = place.setdefault(name, {})
+        place[leaf] = value
+    return nested
+
+
+def stage_config(config: Config, stage: str) -> dict[str, Any]:
+    """Return the resolved sections of a stage as plain values, the form that is printed, stored and logged."""
+    return {name: getattr(config, name).model_dump(mode="json") for name in STAGE_SECTIONS[stage]}
+
+
+def stage_output_keys(config: Config, stage: str) -> dict[str, Any]:
+    """Return the resolved keys of a stage that change its output, flat: {"detection.on": 3.5, ...}."""
+    nested = {name: getattr(config, name).output_keys() for name in STAGE_SECTIONS[stage]}
+    return dict(flatten(nested))
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every leaf of a nested mapping."""
+    for name, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Return the YAML text of resolved sections."""
+    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def describe_keys(stage: str) -> Iterator[tuple[str, Any, str]]:
+    """Yield (dotted key, default, documentation) for every key of a stage, for --help."""
+    defaults = Config()
+    for name in STAGE_SECTIONS[stage]:
+        yield from _describe(getattr(defaults, name), f"{name}.")
+
+
+def _describe(section: Section, prefix: str) -> Iterator[tuple[str, Any, str]]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, Section):
+            yield from _describe(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value, " ".join((field.description or "").split())
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+            merged[name] = _merge(merged[name], value)
+        else:
+            merged[name] = value
+    return merged
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"unknown configuration key {key}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if isinstance(first["input"], str | int | float | bool | list | None) and str(first["input"]) not in message:
+        return f"{key} = {first['input']!r}: {message}"
+    return f"{key}: {message}"
+
+
+__all__ = [
+    "STAGE_SECTIONS",
+    "Config",
+    "describe_keys",
+    "flatten",
+    "read_flags",
+    "read_yaml",
+    "resolve",
+    "stage_config",
+    "stage_output_keys",
+    "to_yaml",
+]

@@ -1,0 +1,129 @@
+"""`detection.`, `window.` and `shards.`: what a trigger is, what is cut around it, and how the work is divided."""
+
+from typing import Literal
+
+from pydantic import field_validator, model_validator
+
+from pipelines.config.base import Section, operational
+
+
+class DetectionSettings(Section):
+    """STA/LTA on the causally band-passed trace; definitions are ObsPy's."""
+
+    method: Literal["recursive", "classic"] = "recursive"
+    """recursive (exponential averages) or classic (moving averages)."""
+    sta_seconds: float = 0.5
+    """Length of the short-term average in seconds."""
+    lta_seconds: float = 10.0
+    """Length of the long-term average in seconds; as much is blanked after every gap."""
+    on: float = 3.5
+    """A trigger starts where STA/LTA rises above this."""
+    off: float = 1.5
+    """A trigger ends where STA/LTA falls to this."""
+    band_hz: tuple[float, float] = (1.0, 20.0)
+    """Corners [low, high] of the causal Butterworth band-pass in Hz."""
+    corners: int = 4
+    """Order of the band-pass."""
+    trigger_components: str = "Z"
+    """Components that trigger, e.g. Z or ZNE; each alone, overlapping triggers become one event with the earliest onset."""
+    min_seconds: float = 0.0
+    """Triggers shorter than this many seconds are dropped."""
+    max_seconds: float = 60.0
+    """A trigger is cut after this many seconds (ObsPy's max_len with max_len_delete=False)."""
+    merge_seconds: float = 0.0
+    """A trigger whose onset is less than this many seconds after the end of the one before joins it; 0: never."""
+    units: Literal["counts", "m/s"] = "counts"
+    """Unit of the windows: counts, or m/s through the sensitivity in archive.stationxml."""
+    coincidence_stations: int = 1
+    """Keep an event only if this many stations triggered within coincidence_seconds; 1: keep all."""
+    coincidence_seconds: float = 10.0
+    """Triggers of several stations within this many seconds are one event (coincidence)."""
+
+    @field_validator("trigger_components")
+    @classmethod
+    def _components(cls, value: str) -> str:
+        letters = value.upper()
+        if not letters or set(letters) - set("ZNE123") or len(set(letters)) != len(letters):
+            raise ValueError("must be letters out of Z, N, E (or 3, 2, 1), each once, such as Z or ZNE")
+        return letters.translate(str.maketrans("123", "ENZ"))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DetectionSettings":
+        low, high = self.band_hz
+        checks = [
+            (0 < self.sta_seconds, f"sta_seconds {self.sta_seconds:g} must be positive"),
+            (
+                self.sta_seconds < self.lta_seconds,
+                f"sta_seconds {self.sta_seconds:g} must be shorter than lta_seconds {self.lta_seconds:g}",
+            ),
+            (self.lta_seconds <= 3600, f"lta_seconds {self.lta_seconds:g} must be at most 3600"),
+            (0 < low < high, f"band_hz [{low:g}, {high:g}] must be two rising positive corners"),
+            (low >= 0.001, f"band_hz [{low:g}, {high:g}] must start at 0.001 Hz or above"),
+            (0 < self.off <= self.on, f"off {self.off:g} must be positive and at most on ({self.on:g})"),
+            (1 <= self.corners <= 16, f"corners {self.corners} must lie between 1 and 16"),
+            (0 <= self.min_seconds, f"min_seconds {self.min_seconds:g} must not be negative"),
+            (0 < self.max_seconds <= 3600, f"max_seconds {self.max_seconds:g} must lie above 0 and be at most 3600"),
+            (
+                self.min_seconds <= self.max_seconds,
+                f"min_seconds {self.min_seconds:g} must be at most max_seconds {self.max_seconds:g}",
+            ),
+            (0 <= self.merge_seconds <= 3600, f"merge_seconds {self.merge_seconds:g} must lie between 0 and 3600"),
+            (self.coincidence_stations >= 1, f"coincidence_stations {self.coincidence_stations} must be at least 1"),
+            (
+                0 < self.coincidence_seconds <= 600,
+                f"coincidence_seconds {self.coincidence_seconds:g} must lie above 0 and be at most 600",
+            ),
+        ]
+        for holds, sentence in checks:
+            if not holds:
+                raise ValueError(sentence)
+        return self
+
+    @property
+    def warmup_seconds(self) -> float:
+        """Return the warm-up before an anchor: 40 LTA + 10 periods of the low corner + the longest trigger and merge."""
+        return 40 * self.lta_seconds + 10 / self.band_hz[0] + self.max_seconds + self.merge_seconds
+
+
+class WindowSettings(Section):
+    """The window cut around each onset, at one rate for the whole table."""
+
+    rate_hz: float = 100.0
+    """Sampling rate of the windows in Hz; records of another rate are resampled (polyphase)."""
+    lead_seconds: float = 5.0
+    """Seconds before the onset."""
+    length_seconds: float = 30.0
+    """Length of the window in seconds."""
+    remove_response: bool = False
+    """Deconvolve the full instrument response of archive.stationxml from each window (units m/s)."""
+    response_prefilt_hz: tuple[float, float, float, float] = (0.5, 1.0, 40.0, 45.0)
+    """Corners in Hz of the cosine taper that stabilises the deconvolution."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "WindowSettings":
+        if not 0 < self.rate_hz <= 10000:
+            raise ValueError(f"rate_hz {self.rate_hz:g} must lie above 0 and be at most 10000 Hz")
+        if not 0 < self.length_seconds <= 3600:
+            raise ValueError(f"length_seconds {self.length_seconds:g} must lie above 0 and be at most 3600")
+        if not 0 <= self.lead_seconds < self.length_seconds:
+            raise ValueError(
+                f"lead_seconds {self.lead_seconds:g} must be shorter than length_seconds {self.length_seconds:g}"
+            )
+        corners = self.response_prefilt_hz
+        if list(corners) != sorted(corners) or corners[0] <= 0:
+            raise ValueError(f"response_prefilt_hz {list(corners)} must be four rising positive corners")
+        return self
+
+    @property
+    def num_samples(self) -> int:
+        """Return the number of samples of a window."""
+        return round(self.length_seconds * self.rate_hz)
+
+
+class ShardSettings(Section):
+    """How the archive is cut into units of work; no cut changes a row."""
+
+    interval: Literal["hour", "day", "week", "month", "auto"] = "auto"
+    """UTC interval of a shard; auto is chosen once from the archive's extent and kept in workspace.json."""
+    num_workers: int = operational(0)
+    """Shards detected at the same time; 0: one a logical CPU of the machine or cluster."""

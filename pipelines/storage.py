@@ -1,0 +1,362 @@
+"""The one module that knows storage: local folders and s3:// buckets behind the same few calls.
+
+Paths are relative to a store's root and use `/`. Writes are atomic: a reader sees the whole object or none. On a disk
+that is a temporary file beside the target, flushed and renamed; on a bucket a single PUT or a completed upload.
+Filesystems are built lazily in each process, so a `Store` may be sent to Ray workers.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+import random
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlparse
+
+from pipelines.errors import InputError
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 10
+FIRST_WAIT_SECONDS = 0.1
+LONGEST_WAIT_SECONDS = 8.0
+LISTING_THREADS = 16
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """One object or file: path relative to the store's root, size in bytes, and a tag that changes with its content."""
+
+    path: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Store:
+    """A folder or bucket prefix.
+
+    Attributes:
+        url: an absolute local path, or `s3://bucket/prefix`, without a trailing slash.
+        anonymous: read a bucket without credentials.
+    """
+
+    url: str
+    anonymous: bool = field(default=False)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a folder of this machine."""
+        return not self.url.startswith("s3://")
+
+    def full(self, path: str) -> str:
+        """Return the absolute path or URL of a relative path."""
+        return f"{self.url}/{path}" if path else self.url
+
+    def child(self, path: str) -> "Store":
+        """Return the store rooted at a folder of this one."""
+        return Store(url=self.full(path), anonymous=self.anonymous)
+
+    def exists(self, path: str) -> bool:
+        """Whether an object is there; a failing store raises rather than answering no."""
+        if self.is_local:
+            return Path(self.full(path)).exists()
+        return _retry(lambda: bool(_s3(self.anonymous).exists(self.full(path))))
+
+    def stat(self, path: str) -> StoredObject:
+        """Return size and tag of one object; FileNotFoundError where there is none."""
+        if self.is_local:
+            return _local_object(path, os.stat(self.full(path)))  # noqa: PTH116
+        info = _retry(lambda: _s3(self.anonymous).info(self.full(path), refresh=True))
+        return StoredObject(path, int(info["size"]), str(info["ETag"]).strip('"'))
+
+    def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
+        """Return the bytes [start, start + length) of an object; all of them by default.
+
+        A body that ends early is an error of the transport and is asked for again.
+        """
+        if self.is_local:
+            with Path(self.full(path)).open("rb") as file:
+                file.seek(start)
+                return file.read() if length is None else file.read(length)
+        end = None if length is None else start + length
+
+        def fetch() -> bytes:
+            content: bytes = _s3(self.anonymous).cat_file(self.full(path), start=start or None, end=end)
+            if length is not None and len(content) > length:
+                raise OSError(f"{self.full(path)}: asked for {length} bytes, got {len(content)}")
+            return content
+
+        return _retry(fetch)
+
+    def read_checked(self, item: StoredObject) -> bytes:
+        """Return a listed object whole; a body shorter or longer than the listing says is asked for again."""
+
+        def fetch() -> bytes:
+            content = self.read(item.path)
+            if len(content) != item.size:
+                raise OSError(f"{self.full(item.path)} has {len(content)} bytes where the listing says {item.size}")
+            return content
+
+        return fetch() if self.is_local else _retry(fetch)
+
+    def write(self, path: str, content: bytes) -> None:
+        """Write an object atomically and durably."""
+        if self.is_local:
+            with self.atomic_file(path) as temporary:
+                temporary.write_bytes(content)
+            return
+        _retry(lambda: _s3(self.anonymous).pipe_file(self.full(path), content))
+
+    @contextlib.contextmanager
+    def atomic_file(self, path: str) -> Iterator[Path]:
+        """Yield a local path to write to; on a clean exit its content becomes the object, else it vanishes."""
+        if self.is_local:
+            target = Path(self.full(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".partial-", dir=target.parent)
+            os.close(handle)
+            temporary = Path(name)
+            try:
+                yield temporary
+                _flush(temporary)
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(target)
+                _flush(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+        with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
+            temporary = Path(folder) / "object"
+            yield temporary
+            _retry(lambda: _s3(self.anonymous).put_file(str(temporary), self.full(path)))
+
+    @contextlib.contextmanager
+    def local_copy(self, path: str) -> Iterator[Path]:
+        """Yield a local path that holds the object: the file itself, or a download that is removed afterwards."""
+        if self.is_local:
+            yield Path(self.full(path))
+            return
+        with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
+            copy = Path(folder) / Path(path).name
+            _retry(lambda: _s3(self.anonymous).get_file(self.full(path), str(copy)))
+            yield copy
+
+    def walk(self, prefix: str = "", *, keep_folder: Callable[[str], bool] | None = None) -> Iterator[StoredObject]:
+        """Yield every object below a folder, each folder listed once, several at a time, in sorted order of folders.
+
+        Args:
+            prefix: folder relative to the root.
+            keep_folder: called with each relative folder; False leaves it and all below it out.
+        """
+        level = [prefix]
+        while level:
+            with ThreadPoolExecutor(LISTING_THREADS) as pool:
+                listings = pool.map(self._list_folder, level)
+                below: list[str] = []
+                for files, folders in listings:
+                    yield from files
+                    below.extend(folder for folder in folders if keep_folder is None or keep_folder(folder))
+            level = sorted(below)
+
+    def remove(self, path: str) -> None:
+        """Remove an object; none there is no error."""
+        if self.is_local:
+            Path(self.full(path)).unlink(missing_ok=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            _retry(lambda: _s3(self.anonymous).rm_file(self.full(path)))
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and all below it; none there is no error."""
+        if self.is_local:
+            if Path(self.full(path)).exists():
+                shutil.rmtree(self.full(path))
+            return
+        with contextlib.suppress(FileNotFoundError):
+            _retry(lambda: _s3(self.anonymous).rm(self.full(path), recursive=True))
+
+    def check_writable(self) -> None:
+        """Raise InputError with one sentence where nothing can be written."""
+        probe = f".write-probe-{os.getpid()}-{random.getrandbits(32):08x}"
+        try:
+            self.write(probe, b"firnline")
+            self.remove(probe)
+        except (OSError, _s3_errors()) as error:
+            raise InputError(f"the workspace {self.url} cannot be written: {_reason(error)}") from None
+
+    def _list_folder(self, folder: str) -> tuple[list[StoredObject], list[str]]:
+        if self.is_local:
+            return _list_local(self.full(folder), folder)
+        root = self.url.removeprefix("s3://") + "/"
+
+        def fetch() -> list[dict[str, Any]]:
+            try:
+                found: list[dict[str, Any]] = _s3(self.anonymous).ls(self.full(folder), detail=True, refresh=True)
+                return found
+            except FileNotFoundError:
+                return []
+
+        files, folders = [], []
+        for info in _retry(fetch):
+            path = str(info["name"]).removeprefix(root)
+            if info["type"] == "directory":
+                folders.append(path)
+            elif path != folder and not path.endswith("/"):
+                files.append(StoredObject(path, int(info["size"]), str(info["ETag"]).strip('"')))
+        return sorted(files, key=lambda item: item.path), sorted(folders)
+
+
+def open_store(url: str, *, anonymous: bool = False) -> Store:
+    """Return the store for a path, a file:// URL or an s3:// URL.
+
+    Raises:
+        InputError: another scheme, or a bucket URL without a bucket.
+    """
+    parsed = urlparse(url)
+    if parsed.scheme == "s3":
+        if not parsed.netloc:
+            raise InputError(f"{url} names no bucket; write s3://BUCKET/PREFIX")
+        return Store(url=url.rstrip("/"), anonymous=anonymous)
+    if parsed.scheme == "file":
+        return Store(url=str(Path(unquote(parsed.path)).resolve()))
+    if "://" in url:
+        raise InputError(f"{url}: only local paths, file:// and s3:// URLs are supported")
+    return Store(url=str(Path(url).expanduser().resolve()))
+
+
+def check_readable(store: Store, *, what: str) -> None:
+    """Raise InputError with one sentence where the folder or bucket is missing or refuses its credentials."""
+    if store.is_local:
+        if not Path(store.url).exists():
+            raise InputError(f"the {what} {store.url} does not exist")
+        if not os.access(store.url, os.R_OK):
+            raise InputError(f"the {what} {store.url} cannot be read: permission denied")
+        return
+    try:
+        found = _retry(lambda: _s3(store.anonymous).ls(store.url, detail=False, refresh=True))
+    except FileNotFoundError:
+        found = []
+    except (OSError, _s3_errors()) as error:
+        raise InputError(f"the {what} {store.url} cannot be read: {_reason(error)}") from None
+    if not found:
+        raise InputError(f"the {what} {store.url} does not exist or is empty")
+
+
+def content_hash(content: bytes) -> str:
+    """Return the SHA-256 of some bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the SHA-256 of a local file as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _local_object(path: str, status: os.stat_result) -> StoredObject:
+    return StoredObject(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
+
+
+def _list_local(absolute: str, folder: str) -> tuple[list[StoredObject], list[str]]:
+    files, folders = [], []
+    try:
+        with os.scandir(absolute) as entries:
+            for entry in entries:
+                path = f"{folder}/{entry.name}" if folder else entry.name
+                if entry.is_dir():
+                    folders.append(path)
+                elif entry.is_file() and not entry.name.startswith(".partial-"):
+                    files.append(_local_object(path, entry.stat()))
+    except (FileNotFoundError, NotADirectoryError):
+        return [], []
+    return sorted(files, key=lambda item: item.path), sorted(folders)
+
+
+def _umask() -> int:
+    with _UMASK_LOCK:
+        mask = os.umask(0)
+        os.umask(mask)
+    return mask
+
+
+_UMASK_LOCK = threading.Lock()
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@functools.cache
+def _s3(anonymous: bool) -> Any:
+    """Return this process's filesystem; endpoint, region, keys and profile come from the standard AWS variables."""
+    import s3fs
+
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    return s3fs.S3FileSystem(
+        anon=anonymous,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        default_fill_cache=False,
+        config_kwargs={
+            "retries": {"mode": "standard", "total_max_attempts": MAX_ATTEMPTS},
+            "read_timeout": 60,
+            "connect_timeout": 10,
+            "max_pool_connections": 2 * LISTING_THREADS,
+        },
+    )
+
+
+def _s3_errors() -> type[BaseException]:
+    from botocore.exceptions import BotoCoreError
+
+    base: type[BaseException] = BotoCoreError
+    return base
+
+
+# What a wrong set-up gives at once and no repetition mends.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_FINAL_CODES = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "NoSuchBucket", "ExpiredToken")
+
+
+def _retry(action: Callable[[], T]) -> T:
+    """Run an S3 action again after faults that may pass, with doubling waits and full jitter."""
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    wait = FIRST_WAIT_SECONDS
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return action()
+        except (*_FINAL, NoCredentialsError, PartialCredentialsError):
+            raise
+        except Exception as error:
+            passing = isinstance(error, OSError | TimeoutError | _s3_errors()) or _is_transport(error)
+            if not passing or attempt == MAX_ATTEMPTS or any(code in str(error) for code in _FINAL_CODES):
+                raise
+        time.sleep(random.uniform(0, wait))
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
+    raise AssertionError("unreachable")
+
+
+def _is_transport(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in {"aiohttp", "asyncio", "botocore", "urllib3"}
+
+
+def _reason(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.strerror and not error.strerror.startswith("An error"):
+        text = error.strerror
+    return text[:1].lower() + text[1:]

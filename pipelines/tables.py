@@ -1,0 +1,179 @@
+"""The tables that stages meet in: Arrow schemas, paths, and deterministic Parquet reading and writing.
+
+    events/network=AW/station=VNA1/<shard>.parquet       embeddings/... and labels/... file by file as events/
+
+Rows of a file are sorted by (onset, event_id). Metadata hold content hashes only.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.storage import Store, StoredObject, content_hash
+
+COMPONENTS = ("E", "N", "Z")
+ROWS_PER_GROUP = 128
+
+_TIME = pa.timestamp("ns", tz="UTC")
+
+
+def events_schema(num_samples: int) -> pa.Schema:
+    """Return the schema of events/: one row a detection; `waveform` is float32 (3, num_samples), rows E/1, N/2, Z."""
+    return pa.schema(
+        [
+            ("event_id", pa.string()),
+            ("network", pa.string()),
+            ("station", pa.string()),
+            ("location", pa.string()),
+            ("channels", pa.list_(pa.string(), 3)),
+            ("onset", _TIME),
+            ("window_start", _TIME),
+            ("duration_s", pa.float32()),
+            ("peak_ratio", pa.float32()),
+            ("snr_db", pa.float32()),
+            ("peak_amplitude", pa.float32()),
+            ("units", pa.string()),
+            ("sampling_rate", pa.float64()),
+            ("source_sampling_rate", pa.float64()),
+            ("missing_fraction", pa.float32()),
+            ("trigger_channel", pa.string()),
+            ("shard", pa.string()),
+            ("waveform", pa.fixed_shape_tensor(pa.float32(), (3, num_samples), dim_names=("component", "sample"))),
+        ]
+    )
+
+
+def embeddings_schema(dim: int) -> pa.Schema:
+    """Return the schema of embeddings/: one row an event, `embedding` a fixed-size list of float32."""
+    return pa.schema([("event_id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+
+
+def labels_schema() -> pa.Schema:
+    """Return the schema of labels/: one row an event."""
+    return pa.schema(
+        [
+            ("event_id", pa.string()),
+            ("network", pa.string()),
+            ("station", pa.string()),
+            ("location", pa.string()),
+            ("onset", _TIME),
+            ("cluster", pa.int32()),
+            ("distance", pa.float32()),
+            ("margin", pa.float32()),
+            ("label", pa.string()),
+            ("label_source", pa.string()),
+        ]
+    )
+
+
+def shard_path(table: str, network: str, station: str, shard: str) -> str:
+    """Return the path of a shard's file in a table folder."""
+    return f"{table}/network={network}/station={station}/{shard}.parquet"
+
+
+def list_shards(store: Store, table: str) -> list[StoredObject]:
+    """Return every Parquet file of a table, sorted by path."""
+    return sorted((item for item in store.walk(table) if item.path.endswith(".parquet")), key=lambda item: item.path)
+
+
+def write_batches(
+    store: Store,
+    path: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write record batches as one Parquet file, atomically, and return the number of rows.
+
+    The bytes depend on the rows, their order and the metadata alone: row groups are cut every ROWS_PER_GROUP rows
+    whatever the batches. Nothing is written where there is no row.
+    """
+    schema = schema.with_metadata(dict(metadata)) if metadata else schema
+    pending: list[pa.RecordBatch] = []
+    held = rows = 0
+    batches = (batch for batch in batches if batch.num_rows)
+    first = next(iter(batches), None)
+    if first is None:
+        return 0
+    with (
+        store.atomic_file(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=3) as writer,
+    ):
+        for batch in _chain(first, batches):
+            pending.append(batch)
+            held += batch.num_rows
+            rows += batch.num_rows
+            while held >= ROWS_PER_GROUP:
+                table = pa.Table.from_batches(pending).combine_chunks()
+                writer.write_table(_cast(table.slice(0, ROWS_PER_GROUP), schema))
+                rest = table.slice(ROWS_PER_GROUP)
+                pending, held = rest.to_batches(), rest.num_rows
+        if held:
+            writer.write_table(_cast(pa.Table.from_batches(pending).combine_chunks(), schema))
+    return rows
+
+
+def write_table(store: Store, path: str, table: pa.Table, metadata: Mapping[str, str] | None = None) -> int:
+    """Write a table as one Parquet file, atomically, and return the number of rows (see write_batches)."""
+    return write_batches(store, path, table.schema, table.to_batches(), metadata)
+
+
+def read_table(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one Parquet file; the partition folders are not turned into columns."""
+    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+        return file.read(columns=list(columns) if columns is not None else None)
+
+
+def iter_batches(
+    store: Store, path: str, columns: Sequence[str] | None = None, batch_rows: int = 1024
+) -> Iterator[pa.RecordBatch]:
+    """Yield one Parquet file in bounded batches."""
+    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+        yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns is not None else None)
+
+
+def waveforms(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return a `waveform` column as float32 (n, 3, samples); absent samples are NaN."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
+    result: np.ndarray[Any, np.dtype[np.float32]] = array.to_numpy_ndarray()
+    return result
+
+
+def embeddings(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return an `embedding` column as float32 (n, dim)."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    values = array.flatten().to_numpy(zero_copy_only=False)
+    dim = column.type.list_size
+    result: np.ndarray[Any, np.dtype[np.float32]] = values.reshape(len(column), dim)
+    return result
+
+
+def tensor_array(values: np.ndarray[Any, np.dtype[np.float32]]) -> pa.Array:
+    """Return float32 (n, 3, samples) as a fixed-shape tensor array with named dimensions."""
+    kind = pa.fixed_shape_tensor(pa.float32(), values.shape[1:], dim_names=("component", "sample"))
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+    storage = pa.FixedSizeListArray.from_arrays(flat, values[0].size if len(values) else int(np.prod(values.shape[1:])))
+    return pa.ExtensionArray.from_storage(kind, storage)
+
+
+def rows_hash(table: pa.Table) -> str:
+    """Return a hash of a table's rows and column names, independent of chunking and file layout."""
+    sink = pa.BufferOutputStream()
+    plain = table.replace_schema_metadata(None).combine_chunks()
+    with pa.ipc.new_stream(sink, plain.schema) as stream:
+        stream.write_table(plain)
+    return content_hash(sink.getvalue().to_pybytes())
+
+
+def _cast(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    return table.replace_schema_metadata(schema.metadata)
+
+
+def _chain(first: pa.RecordBatch, rest: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest

@@ -1,0 +1,255 @@
+"""The one module that knows MLflow: runs with lineage, models in the registry, their aliases.
+
+Stages call it from the driver or from rank 0 only. `mlflow` is imported late: it takes seconds, and workers need none.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pipelines import __version__
+from pipelines.config import flatten
+from pipelines.errors import InputError
+from pipelines.workspace import Workspace
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+CHAMPION = "champion"
+CANDIDATE = "candidate"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where runs go: the tracking URI and the experiment's name."""
+
+    uri: str
+    experiment: str
+    artifact_location: str | None = None
+
+    def client(self) -> Any:
+        """Return an MlflowClient for the URI."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def experiment_id(self) -> str:
+        """Return the experiment's id; it is created where it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        client = self.client()
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(client.create_experiment(self.experiment, artifact_location=self.artifact_location))
+            except MlflowException:
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+
+def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None) -> Tracking:
+    """Return the tracking for a workspace and check that it answers.
+
+    Args:
+        workspace: gives the default: `mlflow.db` and `mlartifacts/` inside a local workspace.
+        uri: the --mlflow flag; else MLFLOW_TRACKING_URI.
+        experiment: its name; default: firnline and the workspace's last path component.
+
+    Raises:
+        InputError: no URI for a bucket workspace, or the server does not answer.
+    """
+    name = experiment or f"firnline {workspace.url.rstrip('/').rpartition('/')[2]}"
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    if uri is None:
+        if not workspace.store.is_local:
+            raise InputError(f"the workspace {workspace.url} is a bucket: give --mlflow URI or MLFLOW_TRACKING_URI")
+        root = Path(workspace.url)
+        root.mkdir(parents=True, exist_ok=True)
+        return Tracking(
+            uri=f"sqlite:///{root / 'mlflow.db'}", experiment=name, artifact_location=(root / "mlartifacts").as_uri()
+        )
+    _check_answers(uri)
+    return Tracking(uri=uri, experiment=name)
+
+
+def _check_answers(uri: str) -> None:
+    import requests
+
+    scheme = urlparse(uri).scheme
+    if scheme in ("http", "https"):
+        try:
+            answer = requests.get(f"{uri.rstrip('/')}/health", timeout=10)
+        except requests.RequestException as error:
+            raise InputError(f"MLflow at {_without_password(uri)} does not answer: {type(error).__name__}") from None
+        if answer.status_code != 200:
+            raise InputError(f"MLflow at {_without_password(uri)} answers {answer.status_code} to /health")
+    elif scheme in ("sqlite", "postgresql", "mysql", "mssql"):
+        return
+    else:
+        raise InputError(f"MLflow URI {uri!r}: give http(s)://, sqlite:/// or another database URI")
+
+
+def _without_password(uri: str) -> str:
+    parsed = urlparse(uri)
+    return uri if parsed.password is None else uri.replace(f":{parsed.password}@", ":***@")
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """An MLflow run that a stage writes to."""
+
+    tracking: Tracking
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a step, in one request."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        for start in range(0, len(entries), 1000):
+            self.tracking.client().log_batch(self.run_id, metrics=entries[start : start + 1000])
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, 100 a request; values longer than MLflow takes are cut."""
+        from mlflow.entities import Param
+
+        entries = [Param(name, str(value)[:6000]) for name, value in params.items()]
+        for start in range(0, len(entries), 100):
+            self.tracking.client().log_batch(self.run_id, params=entries[start : start + 100])
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, 100 a request."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(name, str(value)[:8000]) for name, value in tags.items()]
+        for start in range(0, len(entries), 100):
+            self.tracking.client().log_batch(self.run_id, tags=entries[start : start + 100])
+
+    def log_text(self, text: str, path: str) -> None:
+        """Log a text artifact under a path."""
+        self.tracking.client().log_text(self.run_id, text, path)
+
+    def log_bytes(self, content: bytes, path: str) -> None:
+        """Log a binary artifact (a figure) under a path."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="firnline-") as temporary:
+            file = Path(temporary) / name
+            file.write_bytes(content)
+            self.tracking.client().log_artifact(self.run_id, str(file), folder or None)
+
+    def log_table(self, rows: Mapping[str, Sequence[Any]], path: str) -> None:
+        """Log columns as a JSON table artifact that MLflow's compare view shows."""
+        self.tracking.client().log_table(self.run_id, {name: list(values) for name, values in rows.items()}, path)
+
+
+@contextlib.contextmanager
+def stage_run(
+    tracking: Tracking,
+    stage: str,
+    config: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, str],
+    parent: StageRun | None = None,
+    name: str | None = None,
+) -> Iterator[StageRun]:
+    """Open a run for a stage, with its resolved configuration as parameters and its inputs' fingerprints as tags.
+
+    Args:
+        tracking: where the run goes.
+        stage: detect, tune, train, label, report.
+        config: resolved sections ({"train": {...}}), logged flat.
+        inputs: fingerprints of what the stage reads; logged as `firnline.input.<name>`, so lineage can be walked back.
+        parent: the run that this one is nested in.
+        name: the run's name; default: the stage's.
+
+    The run ends FINISHED, FAILED where the body raised, KILLED where it was interrupted.
+    """
+    tags = {
+        "mlflow.runName": name or stage,
+        "mlflow.source.name": f"firnline {stage}",
+        "firnline.stage": stage,
+        "firnline.version": __version__,
+        **{f"firnline.input.{key}": value for key, value in inputs.items()},
+    }
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.run_id
+    client = tracking.client()
+    run = StageRun(tracking, client.create_run(tracking.experiment_id(), tags=tags).info.run_id)
+    run.log_params(dict(flatten(config)))
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run.run_id, status=status)
+
+
+def register_model(run: StageRun, model_uri: str, model_name: str, *, tags: Mapping[str, str]) -> str:
+    """Register a logged model under a name and return its version."""
+    from mlflow.exceptions import MlflowException
+
+    client = run.tracking.client()
+    with contextlib.suppress(MlflowException):
+        client.create_registered_model(model_name)
+    version = client.create_model_version(model_name, source=model_uri, run_id=run.run_id, tags=dict(tags))
+    return str(version.version)
+
+
+def alias_version(tracking: Tracking, model_name: str, alias: str) -> Any | None:
+    """Return the model version an alias points to; None where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return tracking.client().get_model_version_by_alias(model_name, alias)
+    except MlflowException:
+        return None
+
+
+def set_alias(tracking: Tracking, model_name: str, alias: str, version: str) -> None:
+    """Point an alias at a version."""
+    tracking.client().set_registered_model_alias(model_name, alias, version)
+
+
+def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
+    """Download a `models:/` or `runs:/` artifact into a folder and return its local path.
+
+    Raises:
+        InputError: there is no such model or artifact.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(
+            mlflow.artifacts.download_artifacts(
+                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking.uri, registry_uri=tracking.uri
+            )
+        )
+    except (MlflowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"the model {uri} cannot be read from MLflow: {reason}") from None
+
+
+@contextlib.contextmanager
+def fluent_run(run: StageRun) -> Iterator[Any]:
+    """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module."""
+    import mlflow
+
+    mlflow.set_tracking_uri(run.tracking.uri)
+    mlflow.set_registry_uri(run.tracking.uri)
+    mlflow.set_experiment(experiment_id=run.tracking.experiment_id())
+    with mlflow.start_run(run_id=run.run_id):
+        yield mlflow

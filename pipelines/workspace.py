@@ -1,0 +1,125 @@
+"""The workspace: where a run's configuration, plan, markers and tables lie, on a disk or in a bucket.
+
+`workspace.json` holds the layout version and the shard interval; `config/<stage>.yaml` what each stage ran with.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import config as configuration
+from pipelines.errors import InputError
+from pipelines.ledger import stage_has_markers
+from pipelines.storage import Store, open_store
+
+LAYOUT_VERSION = 1
+
+# The folders that a stage's --replace removes: its own tables, state and markers and those derived from them.
+STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
+    "detect": ("events", "ledger/detect"),
+    "train": ("train",),
+    "label": ("embeddings", "labels", "clustering", "ledger/embed", "ledger/label"),
+    "report": ("catalog", "report", "ledger/report"),
+}
+DERIVED_STAGES: dict[str, tuple[str, ...]] = {
+    "detect": ("train", "label", "report"),
+    "train": ("label", "report"),
+    "label": ("report",),
+    "report": (),
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An opened workspace."""
+
+    store: Store
+
+    @property
+    def url(self) -> str:
+        """Return the workspace's absolute path or URL."""
+        return self.store.url
+
+    def read_state(self) -> dict[str, Any]:
+        """Return the content of workspace.json ({} in a new workspace)."""
+        try:
+            state: dict[str, Any] = json.loads(self.store.read("workspace.json"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise InputError(f"{self.store.full('workspace.json')} is not valid JSON") from None
+        return state
+
+    def update_state(self, **values: Any) -> None:
+        """Add values to workspace.json."""
+        state = {"layout_version": LAYOUT_VERSION} | self.read_state() | values
+        self.store.write("workspace.json", (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+
+    def stored_config(self, stage: str) -> dict[str, Any]:
+        """Return the configuration a stage ran with here ({} if it never ran)."""
+        path = f"config/{stage}.yaml"
+        try:
+            text = self.store.read(path).decode()
+        except FileNotFoundError:
+            return {}
+        return configuration.read_yaml(text, name=self.store.full(path))
+
+    def store_config(self, stage: str, config: configuration.Config) -> None:
+        """Write the resolved configuration of a stage."""
+        text = configuration.to_yaml(configuration.stage_config(config, stage))
+        self.store.write(f"config/{stage}.yaml", text.encode())
+
+    def claim(self, stage: str, config: configuration.Config, *, replace: bool) -> None:
+        """Make the workspace ready for a stage: check for a conflicting configuration, then store the new one.
+
+        Raises:
+            InputError: the stage has results made with another configuration and `replace` is False; names the key.
+        """
+        stored = self.stored_config(stage)
+        if stored and (has_results := stage_has_markers(self.store, stage)):
+            was = configuration.stage_output_keys(configuration.resolve(stored), stage)
+            now = configuration.stage_output_keys(config, stage)
+            differing = [key for key in now if now[key] != was.get(key)]
+            if differing and has_results and not replace:
+                key = differing[0]
+                raise InputError(
+                    f"{key} is {now[key]!r} but {self.url} holds {stage} results made with {was.get(key)!r}; "
+                    "use another workspace, the stored value, or --replace"
+                )
+        if replace:
+            self.remove_stage(stage)
+        self.update_state()
+        self.store_config(stage, config)
+
+    def remove_stage(self, stage: str) -> None:
+        """Remove a stage's tables and markers and those derived from them (markers first: no marker without data)."""
+        for name in (*reversed(DERIVED_STAGES.get(stage, ())), stage):
+            for folder in sorted(STAGE_FOLDERS.get(name, ()), key=lambda folder: not folder.startswith("ledger/")):
+                self.store.remove_folder(folder)
+
+
+def open_workspace(url: str, *, create: bool) -> Workspace:
+    """Open a workspace and check its layout version; with `create`, check too that it can be written.
+
+    Raises:
+        InputError: it does not exist (without `create`), cannot be written, or was written by a newer Firnline.
+    """
+    store = open_store(url)
+    workspace = Workspace(store)
+    if create:
+        if store.is_local and Path(store.url).is_file():
+            raise InputError(f"the workspace {store.url} is a file; name a folder")
+        existed = not store.is_local or Path(store.url).exists()
+        store.check_writable()
+        if not existed:
+            Path(store.url).rmdir()
+    state = workspace.read_state()
+    if not state and not create:
+        raise InputError(f"{store.url} is not a workspace: it has no workspace.json")
+    version = state.get("layout_version", LAYOUT_VERSION)
+    if not isinstance(version, int) or version > LAYOUT_VERSION:
+        raise InputError(
+            f"{store.url} has layout version {version}, newer than the {LAYOUT_VERSION} this program knows"
+        )
+    return workspace
