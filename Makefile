@@ -1,0 +1,76 @@
+# `make help` lists the targets. Everything is installed into $(VENV); nothing else on the machine is touched.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PY := $(VENV)/bin/python
+
+# The first Python of 3.11 or later that can make virtual environments; override with `make install PYTHON=...`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.PHONY: help install install-dev demo test lint types bench chaos test-ceph lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+install: $(VENV)/.installed ## the virtual environment (.venv), with the locked versions
+
+install-dev: $(VENV)/.installed-dev ## the same with what the tests need
+
+$(VENV)/pyvenv.cfg:
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "make install: no Python 3.11 or later with venv and ensurepip found; install one (Debian and Ubuntu: apt-get install python3 python3-venv), or name it: make install PYTHON=/path/to/python3" >&2; \
+		exit 2; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "make install: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or later is needed" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/pyvenv.cfg requirements.lock pyproject.toml
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@
+
+# ARCHIVE= takes an archive of one's own; its workspace gets a name of its own, so that no two archives ever share one.
+demo: install ## the whole chain on a small synthetic archive, or on ARCHIVE=...; results in runs/demo, or in WORKSPACE=...
+	@archive="$${ARCHIVE:-}"; workspace="$${WORKSPACE:-}"; \
+	if [ -z "$$archive" ]; then \
+		archive=runs/demo-archive; workspace="$${workspace:-runs/demo}"; config=configs/demo.yaml; \
+		$(PY) -m jobs.synthesize "$$archive" --config "$$config"; \
+	else \
+		config=configs/first-look.yaml; \
+		workspace="$${workspace:-runs/$$(basename "$$archive")-$$(printf %s "$$archive" | cksum | cut -d' ' -f1)}"; \
+	fi; \
+	$(PY) -m jobs.run "$$archive" "$$workspace" --config "$${CONFIG:-$$config}"
+
+test: lint ## set up, lint, check types, run all the tests
+	$(PY) -m pytest
+
+lint: install-dev ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: install-dev ## the comparisons of benchmarks/, with the figures they give on this machine
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) "$$script"; done
+
+chaos: install-dev ## kill worker, driver and node twenty times each; the events must come out the same
+	FIRNLINE_CHAOS_ROUNDS=20 $(PY) -m pytest -m "chaos" --timeout=7200
+
+test-ceph: install-dev ## the storage tests against a real Ceph object store, with faults in front
+	$(PY) -m pytest -m "ceph" --timeout=1800
+
+lock: ## resolve all versions anew into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
+	{ echo "# All versions of an install with tests, resolved by \`make lock\` (Python 3.11, Linux); used as pip constraints."; \
+	  echo "# torch brings its own CUDA packages where its build for the machine needs them."; \
+	  build/lock/bin/python -m pip freeze --exclude firnline --exclude pip --exclude setuptools \
+	  | grep -vE '^(nvidia-|cuda-|triton==)' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock
+	rm -rf build/lock
+
+clean: ## remove build outputs and caches; .venv and runs/ stay
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
