@@ -436,7 +436,8 @@ def _take_rows(partition: Partition, numbers: NDArray[np.int64]) -> Array:
         first, end = np.searchsorted(numbers, [rows.start, rows.stop])
         return block[numbers[first:end] - rows.start]
 
-    return np.concatenate(partition.map_blocks(work))
+    taken: Array = np.concatenate(partition.map_blocks(work))
+    return taken
 
 
 # What the driver does with the steps' results.

@@ -71,8 +71,8 @@ def suggest_k(scores: Sequence[KScores]) -> tuple[int, str]:
     chosen = max(stable, key=lambda score: (score.silhouette, -score.k))
     others = "alone" if len(stable) == 1 else f"with k = {', '.join(str(s.k) for s in stable if s is not chosen)}"
     return chosen.k, (
-        f"k = {chosen.k}: two halves of the sample agree on it (ARI {chosen.ari_halves:.2f}; {others} within {STABLE:g} "
-        f"of the best), and of these it has the highest silhouette ({chosen.silhouette:.3f})"
+        f"k = {chosen.k}: the two halves of the sample agree on it with ARI {chosen.ari_halves:.2f} ({others} within "
+        f"{STABLE:g} of the best), and of these it has the highest silhouette ({chosen.silhouette:.3f})"
     )
 
 
