@@ -218,6 +218,17 @@ def alias_version(tracking: Tracking, model_name: str, alias: str) -> Any | None
         return None
 
 
+def last_trained_version(tracking: Tracking, model_name: str) -> Any | None:
+    """Return the newest version of a model that a run of this experiment registered; None where there is none."""
+    client = tracking.client()
+    experiment_id = tracking.experiment_id()
+    versions = client.search_model_versions(f"name='{model_name}'", max_results=1000)
+    for version in sorted(versions, key=lambda version: int(version.version), reverse=True):
+        if version.run_id and client.get_run(version.run_id).info.experiment_id == experiment_id:
+            return version
+    return None
+
+
 def set_alias(tracking: Tracking, model_name: str, alias: str, version: str) -> None:
     """Point an alias at a version."""
     tracking.client().set_registered_model_alias(model_name, alias, version)
