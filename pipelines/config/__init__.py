@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pipelines.config.archive import ArchiveSettings
 from pipelines.config.base import Section
 from pipelines.config.detection import DetectionSettings, ShardSettings, WindowSettings
+from pipelines.config.label import KMeansSettings, LabelSettings, LabelsSettings
 from pipelines.config.mlflow import MlflowSettings
 from pipelines.config.run import RunSettings
 from pipelines.errors import InputError
@@ -40,6 +41,9 @@ class Config(Section):
     detection: DetectionSettings = DetectionSettings()
     window: WindowSettings = WindowSettings()
     shards: ShardSettings = ShardSettings()
+    label: LabelSettings = LabelSettings()
+    kmeans: KMeansSettings = KMeansSettings()
+    labels: LabelsSettings = LabelsSettings()
     mlflow: MlflowSettings = MlflowSettings()
     run: RunSettings = RunSettings()
 
