@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.encoders.networks import NetworkConfig, SpectrogramPicture
-from pipelines.encoders.preparation import standardise
+from .networks import NetworkConfig, SpectrogramPicture
+from .preparation import standardise
 
 FEATURE_NAMES = (
     "log_duration",
@@ -41,7 +41,7 @@ def hand_features(x_BCS: Tensor, rate_hz: float, lead_samples: int) -> Tensor:
     the samples after the onset, above the ground noise before it.
 
     Args:
-        x_BCS: raw windows, absent samples NaN.
+        x_BCS: prepared windows.
         rate_hz: sampling rate.
         lead_samples: samples before the onset.
 

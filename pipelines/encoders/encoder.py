@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
-from pipelines.encoders.networks import NetworkConfig, SpectrogramNetwork, WaveformNetwork
+from .baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
+from .networks import NetworkConfig, SpectrogramNetwork, WaveformNetwork
+from .preparation import prepare
 
 NETWORKS: dict[str, type[nn.Module]] = {"spectrogram": SpectrogramNetwork, "waveform": WaveformNetwork}
 """Encoders that the contrastive training trains."""
@@ -91,7 +92,8 @@ class Encoder:
             for start in range(0, len(waveforms), EMBED_BATCH):
                 # Ray and Arrow hand out read-only arrays, which torch warns of: this copies one batch.
                 batch = torch.from_numpy(np.array(waveforms[start : start + EMBED_BATCH], dtype=np.float32))
-                parts.append(self.network(batch.to(device)).float().cpu())
+                prepared = prepare(batch.to(device), self.config.lead_samples)
+                parts.append(self.network(prepared).float().cpu())
         return torch.cat(parts).numpy()
 
     def to_bytes(self) -> bytes:

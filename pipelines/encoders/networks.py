@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.encoders.preparation import (
+from .preparation import (
     band_matrix,
     frame_length_for,
     lend_components,
@@ -100,17 +100,14 @@ class SpectrogramPicture(nn.Module):
 
     @torch.no_grad()
     def forward(self, x_BCS: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the picture (window, 4, band, frame) and log10 of each window's RMS (window,).
+        """Return the picture (window, 2, band, frame) and log10 of each window's RMS (window,).
 
-        The first two channels are the log power of horizontals and vertical about the window's mean, in its standard
-        deviations; the other two the same in powers of ten relative to the ground noise before the onset.
+        The channels are the horizontals' and the vertical's power in powers of ten over the noise before the onset.
         """
         standard, present, alive, log_rms = standardise(x_BCS)
         log_power = log_spectrogram(standard, present, alive, self.bands, self.fft_length, self.hop)
-        spread = log_power.std((1, 2, 3), keepdim=True).clamp(min=1e-3)
-        whole = (log_power - log_power.mean((1, 2, 3), keepdim=True)) / spread
-        noise = log_power[..., : self.num_noise_frames].mean(-1, keepdim=True)
-        return torch.cat([whole, log_power - noise], dim=1), log_rms
+        noise = log_power[..., : self.num_noise_frames].mean((1, 2, 3), keepdim=True)
+        return log_power - noise, log_rms
 
 
 class SpectrogramNetwork(nn.Module):
@@ -121,7 +118,7 @@ class SpectrogramNetwork(nn.Module):
         self.config = config
         self.picture = SpectrogramPicture(config)
         width = config.width
-        self.stem = nn.Conv2d(4, width, 5, stride=(2, 2), padding=2, bias=False)
+        self.stem = nn.Conv2d(2, width, 5, stride=(2, 2), padding=2, bias=False)
         self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
         self.trunk = _stages(2, width, (1, 2, 4), (1, 2, 2), 3, config.blocks)
         # The band axis is kept by the pooling: where in frequency a thing happens is what it is.
@@ -129,7 +126,7 @@ class SpectrogramNetwork(nn.Module):
         self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, config.dim)
 
     def forward(self, x_BCS: Tensor) -> Tensor:
-        """Return the embedding (window, dim) of raw windows (window, 3, sample), absent samples NaN."""
+        """Return the embedding (window, dim) of prepared windows (window, 3, sample)."""
         picture, log_rms = self.picture(x_BCS)
         y = functional.relu(self.stem_norm(self.stem(picture)))
         y = self.trunk(y)
@@ -153,7 +150,7 @@ class WaveformNetwork(nn.Module):
         self.out = nn.Linear(2 * 4 * width + config.log_amplitude, config.dim)
 
     def forward(self, x_BCS: Tensor) -> Tensor:
-        """Return the embedding (window, dim) of raw windows (window, 3, sample), absent samples NaN."""
+        """Return the embedding (window, dim) of prepared windows (window, 3, sample)."""
         with torch.no_grad():
             standard, _, alive, log_rms = standardise(x_BCS)
             standard = lend_components(standard, alive)

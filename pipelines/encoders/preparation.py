@@ -51,6 +51,54 @@ def standardise(x_BCS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return standard, present_BCS & alive_BC[..., None], alive_BC, log_rms_B
 
 
+def prepare(x_BCS: Tensor, lead_samples: int) -> Tensor:
+    """Take out of raw windows what is the ground's and the instrument's: offset, microseism, colour of the noise.
+
+    The spectrum of a window is divided by that of its noise before the onset. One noise spectrum, the mean over the
+    components, serves all three, so that polarisation is kept. What is slower than that spectrum resolves is taken
+    out. This is done once, before any augmentation; the windows keep their amplitude.
+
+    Args:
+        x_BCS: (window, 3, sample) raw windows, absent samples NaN.
+        lead_samples: samples before the onset; the last quarter is left out, since an emergent onset reaches into it.
+
+    Returns:
+        The same shape, absent samples and dead components NaN.
+    """
+    standard, present, _, log_rms = standardise(x_BCS)
+    num_samples = standard.shape[-1]
+    length = noise_length_for(num_samples, lead_samples)
+    usable = max(length, lead_samples * 3 // 4)
+    taper = torch.hann_window(length, dtype=standard.dtype, device=standard.device)
+    frames = standard[..., :usable].unfold(-1, length, max(1, length // 4))
+    frames = (frames - frames.mean(-1, keepdim=True)) * taper
+    # A dead frame (all absent) says nothing about the noise: only frames that hold data are averaged.
+    weight = (frames.abs().amax(-1, keepdim=True) > 0).to(standard.dtype)
+    power = (torch.fft.rfft(frames).abs().square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    power = power / taper.square().sum()
+    floor = 1e-6 * power.amax(-1, keepdim=True) + 1e-12
+    log_power = torch.log((power + floor)[:, None])
+    num_bins = num_samples // 2 + 1
+    fine = torch.nn.functional.interpolate(log_power, size=num_bins, mode="linear", align_corners=True)
+    # Below the second bin of the noise spectrum the noise is not resolved.
+    bin_number = torch.linspace(0, length / 2, num_bins, dtype=standard.dtype, device=standard.device)
+    high_pass = 0.5 - 0.5 * torch.cos(math.pi * (bin_number - 0.5).clamp(0, 1))
+    edge = max(1, num_samples // 50)
+    ramp = 0.5 - 0.5 * torch.cos(math.pi * torch.linspace(0, 1, edge, dtype=standard.dtype, device=standard.device))
+    window = torch.ones(num_samples, dtype=standard.dtype, device=standard.device)
+    window[:edge] = ramp
+    window[-edge:] = ramp.flip(0)
+    spectrum = torch.fft.rfft(standard * window) * (torch.exp(-0.5 * fine) * high_pass)
+    white = torch.fft.irfft(spectrum, n=num_samples) * torch.pow(10, log_rms)[:, None, None]
+    return torch.where(present, white, white.new_tensor(math.nan))
+
+
+def noise_length_for(num_samples: int, lead_samples: int) -> int:
+    """Return the samples of a frame of the noise spectrum: a power of two that fits the lead several times."""
+    longest = max(16, min(lead_samples // 2, num_samples // 8))
+    return int(2 ** math.floor(math.log2(longest)))
+
+
 def lend_components(x_BCX: Tensor, alive_BC: Tensor) -> Tensor:
     """Replace each absent component by the present one that is nearest in kind, so that its absence does not show.
 

@@ -1,0 +1,223 @@
+"""Section `augmentation`: how often and how strongly each augmentation changes a view."""
+
+from typing import Annotated, TypeVar
+
+from pydantic import Field, model_validator
+
+from pipelines.config.base import Section
+
+Range = tuple[float, float]
+Probability = Annotated[float, Field(ge=0, le=1)]
+S = TypeVar("S", bound="_Ranged")
+
+
+class _Ranged(Section):
+    """An augmentation's parameters; every pair is [smallest, largest]."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "_Ranged":
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and value[0] > value[1]:
+                raise ValueError(f"{name} is {list(value)}, give [smallest, largest]")
+        return self
+
+
+def _above_zero(settings: S, name: str) -> S:
+    value = getattr(settings, name)
+    if value[0] <= 0:
+        raise ValueError(f"{name} is {list(value)}, both ends must be above 0")
+    return settings
+
+
+class TimeShiftSettings(_Ranged):
+    """Moves the window in time."""
+
+    probability: Probability = 1.0
+    """Share of views that it changes."""
+    lead_share: Range = (-0.5, 0.5)
+    """Shift in units of the window's lead, within 0.9, so that the onset stays inside."""
+
+    @model_validator(mode="after")
+    def _inside(self) -> "TimeShiftSettings":
+        if max(abs(value) for value in self.lead_share) > 0.9:
+            raise ValueError(f"lead_share is {list(self.lead_share)}, it must stay within 0.9 of the lead")
+        return self
+
+
+class CropSettings(_Ranged):
+    """Keeps a stretch that holds the onset; the rest becomes absent."""
+
+    probability: Probability = 0.0
+    """Share of views that it changes."""
+    share: Range = (0.6, 1.0)
+    """Kept share of the window."""
+
+    @model_validator(mode="after")
+    def _share(self) -> "CropSettings":
+        if not 0 < self.share[0] <= self.share[1] <= 1:
+            raise ValueError(f"share is {list(self.share)}, it must lie above 0 and be at most 1")
+        return self
+
+
+class TimeMaskSettings(_Ranged):
+    """Makes short stretches absent."""
+
+    probability: Probability = 0.3
+    """Share of views that it changes."""
+    num_masks: int = Field(2, ge=1, le=16)
+    """Stretches (count)."""
+    width: Range = (0.01, 0.08)
+    """Width of a stretch as a share of the window."""
+
+
+class PolaritySettings(_Ranged):
+    """Turns the sign."""
+
+    probability: Probability = 0.5
+    """Share of views that it changes."""
+
+
+class RotationSettings(_Ranged):
+    """Turns the horizontals about the vertical."""
+
+    probability: Probability = 0.5
+    """Share of views that it changes."""
+    degrees: Range = (0.0, 360.0)
+    """Angle in degrees."""
+
+
+class TimeStretchSettings(_Ranged):
+    """Plays the window faster or slower about its onset."""
+
+    probability: Probability = 0.5
+    """Share of views that it changes."""
+    factor: Range = (0.7, 1.4)
+    """Speed (ratio), drawn by octaves."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "TimeStretchSettings":
+        return _above_zero(self, "factor")
+
+
+class BandPassSettings(_Ranged):
+    """Keeps a random band."""
+
+    probability: Probability = 0.3
+    """Share of views that it changes."""
+    low: Range = (0.01, 0.08)
+    """Lower corner in units of the Nyquist frequency, drawn by octaves."""
+    high: Range = (0.4, 1.0)
+    """Upper corner in units of the Nyquist frequency, drawn by octaves."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "BandPassSettings":
+        return _above_zero(_above_zero(self, "low"), "high")
+
+
+class BandStopSettings(_Ranged):
+    """Weakens a random band."""
+
+    probability: Probability = 0.3
+    """Share of views that it changes."""
+    centre: Range = (0.05, 0.8)
+    """Centre in units of the Nyquist frequency, drawn by octaves."""
+    octaves: Range = (0.3, 1.0)
+    """Width in octaves."""
+
+    @model_validator(mode="after")
+    def _positive(self) -> "BandStopSettings":
+        return _above_zero(_above_zero(self, "centre"), "octaves")
+
+
+class SpectralResponseSettings(_Ranged):
+    """Multiplies the spectrum by a smooth random response."""
+
+    probability: Probability = 0.8
+    """Share of views that it changes."""
+    db: Range = (2.0, 6.0)
+    """Standard deviation of the response in dB."""
+    knots: int = Field(8, ge=2, le=64)
+    """Independent values over the six octaves below the Nyquist frequency (count)."""
+
+
+class SpectralMaskSettings(_Ranged):
+    """Takes out narrow bands."""
+
+    probability: Probability = 0.3
+    """Share of views that it changes."""
+    num_masks: int = Field(2, ge=1, le=16)
+    """Bands (count)."""
+    width: Range = (0.01, 0.05)
+    """Width of a band in units of the Nyquist frequency."""
+
+
+class GainSettings(_Ranged):
+    """Multiplies the window by a factor."""
+
+    probability: Probability = 0.5
+    """Share of views that it changes."""
+    db: Range = (-6.0, 6.0)
+    """Gain of the window in dB."""
+    component_db: Range = (-6.0, 6.0)
+    """Further gain of each component in dB."""
+
+
+class ColouredNoiseSettings(_Ranged):
+    """Adds Gaussian noise whose power falls with frequency."""
+
+    probability: Probability = 0.5
+    """Share of views that it changes."""
+    snr_db: Range = (-3.0, 15.0)
+    """RMS of the window over that of the noise in dB."""
+    exponent: Range = (0.0, 1.5)
+    """Power of the frequency with which the noise's power falls."""
+
+
+class RealNoiseSettings(_Ranged):
+    """Adds the noise before another window's onset."""
+
+    probability: Probability = 0.5
+    """Share of views that it changes."""
+    snr_db: Range = (-3.0, 15.0)
+    """RMS of the window over that of the noise in dB."""
+
+
+class ComponentDropSettings(_Ranged):
+    """Makes components absent, never the last one."""
+
+    probability: Probability = 0.3
+    """Share of views that it changes."""
+    max_components: int = Field(2, ge=1, le=2)
+    """Components that may be dropped (count)."""
+
+
+class AmplitudeModulationSettings(_Ranged):
+    """Swells and shrinks the window by a slow sine."""
+
+    probability: Probability = 0.3
+    """Share of views that it changes."""
+    depth: Range = (0.0, 0.4)
+    """Depth of the modulation (ratio)."""
+    cycles: Range = (0.5, 3.0)
+    """Cycles over the window (count)."""
+
+
+class AugmentationSettings(Section):
+    """Every augmentation; `train.augmentation` says which families are used."""
+
+    time_shift: TimeShiftSettings = TimeShiftSettings()
+    crop: CropSettings = CropSettings()
+    time_mask: TimeMaskSettings = TimeMaskSettings()
+    polarity: PolaritySettings = PolaritySettings()
+    rotation: RotationSettings = RotationSettings()
+    time_stretch: TimeStretchSettings = TimeStretchSettings()
+    band_pass: BandPassSettings = BandPassSettings()
+    band_stop: BandStopSettings = BandStopSettings()
+    spectral_response: SpectralResponseSettings = SpectralResponseSettings()
+    spectral_mask: SpectralMaskSettings = SpectralMaskSettings()
+    gain: GainSettings = GainSettings()
+    coloured_noise: ColouredNoiseSettings = ColouredNoiseSettings()
+    real_noise: RealNoiseSettings = RealNoiseSettings()
+    component_drop: ComponentDropSettings = ComponentDropSettings()
+    amplitude_modulation: AmplitudeModulationSettings = AmplitudeModulationSettings()
