@@ -10,11 +10,15 @@ import yaml
 from pydantic import ValidationError
 
 from pipelines.config.archive import ArchiveSettings
+from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.base import Section
 from pipelines.config.detection import DetectionSettings, ShardSettings, WindowSettings
 from pipelines.config.label import KMeansSettings, LabelSettings, LabelsSettings
 from pipelines.config.mlflow import MlflowSettings
+from pipelines.config.report import CatalogSettings, ExploreSettings, ReportSettings
 from pipelines.config.run import RunSettings
+from pipelines.config.train import TrainSettings
+from pipelines.config.tune import TuneSettings
 from pipelines.errors import InputError
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
@@ -24,7 +28,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "train": ("train", "augmentation", "labels", "mlflow"),
     "label": ("label", "kmeans", "labels", "mlflow"),
     "report": ("report", "catalog"),
-    "explore": ("explore",),
+    "explore": ("explore", "labels"),
     "compare": ("mlflow",),
     "status": (),
 }
@@ -41,10 +45,16 @@ class Config(Section):
     detection: DetectionSettings = DetectionSettings()
     window: WindowSettings = WindowSettings()
     shards: ShardSettings = ShardSettings()
+    tune: TuneSettings = TuneSettings()
+    train: TrainSettings = TrainSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     label: LabelSettings = LabelSettings()
     kmeans: KMeansSettings = KMeansSettings()
     labels: LabelsSettings = LabelsSettings()
     mlflow: MlflowSettings = MlflowSettings()
+    report: ReportSettings = ReportSettings()
+    catalog: CatalogSettings = CatalogSettings()
+    explore: ExploreSettings = ExploreSettings()
     run: RunSettings = RunSettings()
 
 
