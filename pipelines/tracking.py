@@ -243,12 +243,11 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    # The arguments of download_artifacts do not reach the lookup of a model's version.
+    mlflow.set_tracking_uri(tracking.uri)
+    mlflow.set_registry_uri(tracking.uri)
     try:
-        return Path(
-            mlflow.artifacts.download_artifacts(
-                artifact_uri=uri, dst_path=str(folder), tracking_uri=tracking.uri, registry_uri=tracking.uri
-            )
-        )
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the model {uri} cannot be read from MLflow: {reason}") from None

@@ -422,10 +422,10 @@ def weigh_candidates(partition: Partition, num_candidates: int) -> NDArray[np.in
     return np.bincount(partition.candidate, minlength=num_candidates)
 
 
-def sample_rows(partition: Partition, seed: int, share: float) -> tuple[NDArray[np.int64], Array]:
-    """Return the rows drawn with a probability, as (row numbers, rows)."""
+def sample_rows(partition: Partition, seed: int, share: float) -> tuple[NDArray[np.uint64], Array]:
+    """Return the rows drawn with a probability, as (event keys, rows)."""
     drawn = np.flatnonzero(uniform(partition.keys, seed, _SAMPLE_SALT) < share)
-    return partition.first_row + drawn, _take_rows(partition, drawn)
+    return partition.keys[drawn], _take_rows(partition, drawn)
 
 
 _SAMPLE_SALT = -1
@@ -434,10 +434,10 @@ _SAMPLE_SALT = -1
 def _take_rows(partition: Partition, numbers: NDArray[np.int64]) -> Array:
     def work(block: Array, rows: slice) -> Array:
         first, end = np.searchsorted(numbers, [rows.start, rows.stop])
-        return block[numbers[first:end] - rows.start]
+        taken: Array = block[numbers[first:end] - rows.start]
+        return taken
 
-    taken: Array = np.concatenate(partition.map_blocks(work))
-    return taken
+    return np.concatenate(partition.map_blocks(work))
 
 
 # What the driver does with the steps' results.

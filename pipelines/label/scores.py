@@ -85,8 +85,8 @@ PROTOCOL = {
     "test.ari": "adjusted Rand index of classes and clusters at the k used, test half",
     "test.knn_accuracy": "15 nearest neighbours (cosine) learned on the validation half, scored on the test half",
     "test.linear_accuracy": "logistic regression learned on the validation half, scored on the test half",
-    "test.knn_station_accuracy": "15 nearest neighbours: each station's test half by the other stations' validation half",
-    "test.linear_station_accuracy": "logistic regression: each station's test half by the other stations' validation half",
+    "test.knn_station_accuracy": "15 nearest neighbours: each station's test half by the others' validation half",
+    "test.linear_station_accuracy": "logistic regression: each station's test half by the others' validation half",
     "validation.purity": "purity at the k used within the validation half: for searches, never for publication",
     "validation.hungarian_accuracy": "Hungarian accuracy at k = number of classes within the validation half: for "
     "searches, never for publication",
@@ -138,7 +138,7 @@ def _probes(rows: LabelledRows, seed: int) -> dict[str, float]:
         chosen = np.sort(np.random.default_rng(seed).choice(chosen, MAX_PROBE_ROWS, replace=False))
     embeddings, labels = rows.embeddings[chosen], rows.labels[chosen]
     validation, stations = rows.validation[chosen], rows.stations[chosen]
-    values = {}
+    values: dict[str, float] = {}
     for name, predict in (("knn", knn_predict), ("linear", linear_predict)):
         by_event = probe_by_event(predict, embeddings, labels, validation)
         by_station = probe_by_station(predict, embeddings, labels, validation, stations)

@@ -1,0 +1,397 @@
+"""The labelling stage: embed every event, cluster the embeddings, name the clusters, write a label for every event.
+
+events/ -> embeddings/ -> clustering/<fingerprint>.npz -> labels/
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import ray
+import yaml
+from numpy.typing import NDArray
+
+from pipelines import tables
+from pipelines.cluster import ray_session
+from pipelines.config import Config, stage_config
+from pipelines.errors import InputError
+from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
+from pipelines.label.kselection import KScores, score_k, suggest_k
+from pipelines.label.naming import ClusterName, names_by_majority, numbers_by_reference, numbers_by_size
+from pipelines.label.scores import PROTOCOL, UNASSIGNED, LabelledRows, Scores, score_labelling
+from pipelines.label.stage_embed import embed_shards, embedding_fingerprint
+from pipelines.label.stage_inputs import (
+    HandLabels,
+    RegisteredEncoder,
+    Shard,
+    check_enough_events,
+    check_windows,
+    list_event_shards,
+    load_encoder,
+    read_cluster_names,
+    read_hand_labels,
+)
+from pipelines.label.stage_kmeans import Model, fit_model, survey_embeddings
+from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
+from pipelines.ledger import fingerprint
+from pipelines.storage import Store, content_hash
+from pipelines.tracking import StageRun, Tracking, stage_run
+from pipelines.workspace import Workspace, open_workspace
+
+ALGORITHM_VERSION = 1
+"""Raised by hand when the same embeddings and settings give another clustering or other labels."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSummary:
+    """What labelling found."""
+
+    num_events: int
+    num_embedded: int
+    """Shards embedded by this run; the others were already."""
+    num_written: int
+    """Label files written by this run."""
+    cluster_sizes: dict[int, int]
+    """Events by cluster number."""
+    cluster_names: dict[int, str]
+    scores: dict[str, float]
+    """Metrics as logged to MLflow; {} without hand labels."""
+    run_id: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inputs:
+    shards: Sequence[Shard]
+    registered: RegisteredEncoder
+    hand: HandLabels | None
+    user_names: dict[int, str | None]
+    names_hash: str
+    reference: Store | None
+
+
+def label_events(
+    workspace: Workspace, config: Config, tracking: Tracking, *, replace: bool = False, address: str | None = None
+) -> LabelSummary:
+    """Embed, cluster and label every event of a workspace, and log the run.
+
+    Raises:
+        InputError: what is wrong with the input or the configuration, before anything is written.
+        StageFailed: a shard failed after its retries.
+    """
+    store = workspace.store
+    shards = list_event_shards(store)
+    check_enough_events(store, shards, config.kmeans.k * config.kmeans.overcluster)
+    registered = load_encoder(config, tracking)
+    check_windows(store, shards, registered.encoder)
+    user_names, names_hash = read_cluster_names(config.labels.names)
+    reference = _open_reference(config.label.reference)
+    with ray_session(address) as session:
+        inputs = _Inputs(
+            shards=shards,
+            registered=registered,
+            hand=read_hand_labels(store, shards, config),
+            user_names=user_names,
+            names_hash=names_hash,
+            reference=reference,
+        )
+        _say_hand_labels(inputs.hand, config)
+        workspace.claim("label", config, replace=replace)
+        lineage = _lineage(inputs, config)
+        with stage_run(tracking, "label", stage_config(config, "label"), inputs=lineage) as run:
+            return _label(store, inputs, config, run, num_cpus=session.num_cpus)
+
+
+def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, *, num_cpus: int) -> LabelSummary:
+    encoder = inputs.registered.encoder
+    num_workers = config.label.num_workers or num_cpus
+    num_embedders = num_workers
+    if config.label.use_gpu:
+        num_embedders = config.label.num_workers or max(1, _num_gpus())
+    num_embedded = embed_shards(store, inputs.shards, encoder, config.label, num_workers=num_embedders)
+    print(f"embedded {num_embedded} of {len(inputs.shards)} shards; the others were done before", flush=True)
+
+    num_classes = len(set(inputs.hand.label_of.values())) if inputs.hand else 0
+    model, model_hash = _clustering(store, inputs, config, run, num_workers, num_classes)
+    label_of = inputs.hand.label_of if inputs.hand else {}
+    count = count_clusters(store, inputs.shards, model, label_of, inputs.reference)
+    numbers = (
+        numbers_by_size(count.counts) if inputs.reference is None else numbers_by_reference(count.shared, count.counts)
+    )
+    sizes = {int(number): int(size) for number, size in sorted(zip(numbers, count.counts, strict=True))}
+    named = _name_clusters(inputs, config, count.labelled, numbers)
+    names = {number: entry.name for number, entry in named.items() if entry.name}
+    mark = fingerprint(
+        {
+            "clustering": model_hash,
+            "numbers": numbers.tolist(),
+            "names": names,
+            "labels": inputs.hand.content_hash if inputs.hand else "",
+            "tolerance_seconds": config.labels.tolerance_seconds,
+            "algorithm_version": ALGORITHM_VERSION,
+        }
+    )
+    naming = Naming(numbers=numbers, names=names)
+    num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
+    scores = _score(inputs, config, count.labelled, numbers)
+    _log(run, store, inputs, config, model, model_hash, count, numbers, named, scores)
+    _say(sizes, named, scores)
+    return LabelSummary(
+        num_events=int(count.counts.sum()),
+        num_embedded=num_embedded,
+        num_written=num_written,
+        cluster_sizes=sizes,
+        cluster_names=names,
+        scores=scores.metrics() if scores else {},
+        run_id=run.run_id,
+    )
+
+
+def _clustering(
+    store: Store, inputs: _Inputs, config: Config, run: StageRun, num_workers: int, num_classes: int
+) -> tuple[Model, str]:
+    """Return the clustering of these embeddings: the stored one, else a new one, stored for a rerun."""
+    marks = [embedding_fingerprint(shard, inputs.registered.encoder, config.label) for shard in inputs.shards]
+    name = fingerprint(
+        {
+            "embeddings": content_hash("".join(f"{s.path('embeddings')}{m}" for s, m in _zip(inputs, marks)).encode()),
+            "kmeans": config.kmeans.output_keys(),
+            "num_classes": num_classes,
+            "algorithm_version": ALGORITHM_VERSION,
+        }
+    )
+    path = f"clustering/{name}.npz"
+    sweep = config.label.sweep_k
+    if store.exists(path) and not sweep:
+        content = store.read(path)
+        return Model.from_bytes(content), content_hash(content)
+    surveys = survey_embeddings(store, inputs.shards, config.kmeans)
+    model, (keys, sample) = fit_model(
+        store,
+        surveys,
+        config.kmeans,
+        num_workers=num_workers,
+        num_classes=num_classes if num_classes > 1 else None,
+        progress=_print_progress,
+        sample_events=config.label.sweep_events if sweep else 0,
+    )
+    content = model.to_bytes()
+    store.write(path, content)
+    for item in store.walk("clustering"):
+        if item.path != path:
+            store.remove(item.path)
+    if sweep:
+        _compare_k(run, config, keys, sample)
+    return model, content_hash(content)
+
+
+def _zip(inputs: _Inputs, marks: Sequence[str]) -> list[tuple[Shard, str]]:
+    return list(zip(inputs.shards, marks, strict=True))
+
+
+def _compare_k(run: StageRun, config: Config, keys: NDArray[np.uint64], sample: NDArray[Any]) -> None:
+    """Score several k on the sample, a task each; each k is a child run."""
+    remote: Any = ray.remote(score_k)
+    sample_ref, keys_ref = ray.put(sample), ray.put(keys)
+    settings = config.kmeans
+    tried = [k for k in config.label.sweep_k if k < len(keys) // 2]
+    tasks = [remote.remote(sample_ref, keys_ref, k, seed=settings.seed, restarts=settings.restarts) for k in tried]
+    scores: list[KScores] = ray.get(tasks)
+    if not scores:
+        return
+    suggested, reason = suggest_k(scores)
+    for score in scores:
+        values = {name: value for name, value in asdict(score).items() if np.isfinite(value)}
+        with stage_run(
+            run.tracking, "label", {"kmeans": {"k": score.k}}, inputs={}, parent=run, name=f"k = {score.k}"
+        ) as child:
+            child.log_metrics({f"k.{name}": value for name, value in values.items()})
+    columns = {name: [getattr(score, name) for score in scores] for name in KScores.__dataclass_fields__}
+    run.log_table(columns, "k/scores.json")
+    run.log_bytes(draw_k_scores(scores, suggested, settings.k), "k/scores.png")
+    text = f"{reason}. Used: kmeans.k = {settings.k}. Scores are of a sample of {len(keys)} events."
+    run.log_text(text + "\n", "k/suggestion.txt")
+    run.set_tags({"firnline.suggested_k": suggested})
+    print(text, flush=True)
+
+
+def _name_clusters(
+    inputs: _Inputs, config: Config, labelled: Labelled | None, numbers: NDArray[np.int32]
+) -> dict[int, ClusterName]:
+    """Name clusters by the validation half of the hand labels; the user's file overrides."""
+    final = [int(number) for number in numbers]
+    named = {number: ClusterName(name=None, purity=float("nan"), num_labels=0) for number in final}
+    if inputs.hand is not None and labelled is not None:
+        rows = np.array([inputs.hand.validation[event_id] for event_id in labelled.event_ids], dtype=bool)
+        labels = [inputs.hand.label_of[event_id] for event_id in labelled.event_ids[rows]]
+        found = names_by_majority(
+            labels, numbers[labelled.clusters[rows]], max(final) + 1, min_purity=config.labels.min_purity
+        )
+        named = {number: found[number] for number in final}
+    for number, name in inputs.user_names.items():
+        if number in named:
+            named[number] = ClusterName(name=name, purity=named[number].purity, num_labels=named[number].num_labels)
+    return dict(sorted(named.items()))
+
+
+def _score(inputs: _Inputs, config: Config, labelled: Labelled | None, numbers: NDArray[np.int32]) -> Scores | None:
+    if inputs.hand is None or labelled is None:
+        return None
+    ids = labelled.event_ids
+    rows = LabelledRows(
+        labels=np.array([inputs.hand.label_of[event_id] for event_id in ids], dtype=object),
+        clusters=numbers[labelled.clusters],
+        clusters_at_classes=labelled.clusters_at_classes,
+        embeddings=labelled.embeddings,
+        stations=labelled.stations,
+        events=np.array([inputs.hand.event_of[event_id] for event_id in ids], dtype=object),
+        validation=np.array([inputs.hand.validation[event_id] for event_id in ids], dtype=bool),
+    )
+    return score_labelling(rows, bootstrap_draws=config.label.bootstrap_draws, seed=config.kmeans.seed)
+
+
+def _log(
+    run: StageRun,
+    store: Store,
+    inputs: _Inputs,
+    config: Config,
+    model: Model,
+    model_hash: str,
+    count: Count,
+    numbers: NDArray[np.int32],
+    named: Mapping[int, ClusterName],
+    scores: Scores | None,
+) -> None:
+    run.set_tags(
+        {
+            "firnline.model": inputs.registered.uri,
+            "firnline.model_run": inputs.registered.run_id,
+            "firnline.encoder": inputs.registered.encoder.content_hash,
+            "firnline.clustering": model_hash,
+        }
+    )
+    run.log_metrics(
+        {
+            "num_events": float(count.counts.sum()),
+            "num_clusters": float(len(count.counts)),
+            "inertia": model.inertia,
+            "inertia_per_event": model.inertia / max(int(count.counts.sum()), 1),
+            "iterations": float(len(model.inertia_history)),
+            "converged": float(model.converged),
+        }
+    )
+    run.log_bytes(draw_inertia(model.inertia_history), "clusters/inertia.png")
+    sizes = dict(zip(numbers.tolist(), count.counts.tolist(), strict=True))
+    run.log_table(
+        {
+            "cluster": list(named),
+            "events": [sizes[number] for number in named],
+            "name": [entry.name or "" for entry in named.values()],
+            "purity": [entry.purity for entry in named.values()],
+            "hand_labels": [entry.num_labels for entry in named.values()],
+        },
+        "clusters/clusters.json",
+    )
+    # The same form that labels.names reads, for the user to edit.
+    run.log_text(yaml.safe_dump({number: entry.name for number, entry in named.items()}), "clusters/names.yaml")
+    run.log_bytes(_gallery(store, inputs, count, numbers, named), "clusters/gallery.png")
+    if scores is None:
+        return
+    run.log_metrics(scores.metrics())
+    columns = (*scores.classes, UNASSIGNED)
+    title = "test half of the hand labels; clusters named by the validation half"
+    run.log_bytes(draw_confusion(scores.matrix, scores.classes, columns, title), "scores/confusion.png")
+    run.log_table(
+        {"hand label": list(scores.classes)}
+        | {name: scores.matrix[:, column].tolist() for column, name in enumerate(columns)},
+        "scores/confusion.json",
+    )
+    lines = [f"{name} = {value:.4f}: {PROTOCOL[name]}" for name, value in scores.values.items() if name in PROTOCOL]
+    run.log_text("\n".join(lines) + "\n", "scores/protocol.txt")
+
+
+def _gallery(
+    store: Store, inputs: _Inputs, count: Count, numbers: NDArray[np.int32], named: Mapping[int, ClusterName]
+) -> bytes:
+    """Draw the three events nearest to each centroid, of the sixteen largest clusters."""
+    shown = set(np.argsort(-count.counts, kind="stable")[:16].tolist())
+    wanted: dict[str, list[tuple[int, float, str]]] = {}
+    taken: dict[int, int] = {}
+    for cluster, distance, event_id, path in count.nearest:
+        if cluster in shown and taken.get(cluster, 0) < 3:
+            taken[cluster] = taken.get(cluster, 0) + 1
+            wanted.setdefault(path, []).append((cluster, distance, event_id))
+    windows: dict[int, list[tuple[float, str, NDArray[Any]]]] = {}
+    for path, events in wanted.items():
+        ids = tables.read_table(store, path, ["event_id"]).column("event_id").to_pylist()
+        rows = {ids.index(event_id): (cluster, distance, event_id) for cluster, distance, event_id in events}
+        start = 0
+        for batch in tables.iter_batches(store, path, ["waveform"], 512):
+            for row in [row for row in rows if start <= row < start + batch.num_rows]:
+                cluster, distance, event_id = rows[row]
+                window = tables.waveforms(batch.column("waveform").slice(row - start, 1))[0]
+                windows.setdefault(int(numbers[cluster]), []).append((distance, event_id, window))
+            start += batch.num_rows
+    titled = {
+        f"{number} {named[number].name or ''}".strip(): [
+            (event_id, window) for _, event_id, window in sorted(events, key=lambda event: event[:2])
+        ]
+        for number, events in sorted(windows.items())
+    }
+    return draw_gallery(titled, inputs.registered.encoder.rate_hz)
+
+
+def _lineage(inputs: _Inputs, config: Config) -> dict[str, str]:
+    sources = "".join(f"{shard.path('events')}{shard.source}" for shard in inputs.shards)
+    lineage = {
+        "events": content_hash(sources.encode()),
+        "encoder": inputs.registered.encoder.content_hash,
+        "model": inputs.registered.uri,
+    }
+    if inputs.hand is not None:
+        lineage["labels"] = inputs.hand.content_hash
+    if inputs.names_hash:
+        lineage["names"] = inputs.names_hash
+    if config.label.reference is not None:
+        lineage["reference"] = config.label.reference
+    return lineage
+
+
+def _open_reference(url: str | None) -> Store | None:
+    if url is None:
+        return None
+    store = open_workspace(url, create=False).store
+    if not tables.list_shards(store, "labels"):
+        raise InputError(f"label.reference {url} holds no labels; give a workspace that has been labelled")
+    return store
+
+
+def _num_gpus() -> int:
+    resources: Any = ray.cluster_resources  # type: ignore[no-untyped-call]
+    return int(resources().get("GPU", 0))
+
+
+def _print_progress(restart: int, iteration: int, inertia: float) -> None:
+    if iteration % 10 == 0:
+        print(f"k-means: restart {restart}, iteration {iteration}, inertia {inertia:.6g}", flush=True)
+
+
+def _say_hand_labels(hand: HandLabels | None, config: Config) -> None:
+    if hand is not None:
+        print(
+            f"hand labels: {len(hand.label_of)} events from {hand.num_rows} rows of {config.labels.path}; "
+            f"{hand.num_unmatched} rows without an event, {hand.num_ambiguous} ambiguous",
+            flush=True,
+        )
+
+
+def _say(sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Scores | None) -> None:
+    print(f"labelled {sum(sizes.values())} events:")
+    for number, size in sizes.items():
+        entry = named[number]
+        ground = f" (purity {entry.purity:.2f} of {entry.num_labels} hand labels)" if entry.num_labels else ""
+        print(f"  cluster {number:>3} {size:>9} events  {entry.name or '-'}{ground}")
+    if scores is not None:
+        for name in ("test.hungarian_accuracy", "test.purity"):
+            print(f"  {name} {scores.intervals[name]}: {PROTOCOL[name]}")
+        print(f"  test.majority_baseline {scores.values['test.majority_baseline']:.3f}")

@@ -1,0 +1,146 @@
+"""Embedding by Ray Data: an actor pool turns each file of events into the file of embeddings beside it."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from pipelines import __version__, tables
+from pipelines.config.label import LabelSettings
+from pipelines.encoders import Encoder, load
+from pipelines.errors import StageFailed
+from pipelines.label.stage_inputs import Shard
+from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, write_marker
+from pipelines.storage import Store
+
+ALGORITHM_VERSION = 1
+"""Raised by hand when the same events and encoder give other embeddings."""
+
+ROWS_A_BATCH = 512
+MEMORY_A_WORKER = 1 << 30
+MOST_BLOCKS = 2000
+"""Ray Data plans a block for each input; with more shards than this a block holds several."""
+
+
+def embedding_fingerprint(shard: Shard, encoder: Encoder, settings: LabelSettings) -> str:
+    """Return what names a shard's marker: it changes with the events, the encoder and the arithmetic."""
+    return fingerprint(
+        {
+            "events": shard.source,
+            "encoder": encoder.content_hash,
+            "precision": settings.precision,
+            "use_gpu": settings.use_gpu,
+            "algorithm_version": ALGORITHM_VERSION,
+        }
+    )
+
+
+def embed_shards(
+    store: Store, shards: Sequence[Shard], encoder: Encoder, settings: LabelSettings, *, num_workers: int
+) -> int:
+    """Embed the shards that are not embedded yet and return how many those were.
+
+    Raises:
+        StageFailed: a shard could not be embedded; the others are done and stay.
+    """
+    marks = list(list_markers(store, "embed"))
+    done = {(mark.network, mark.station, mark.shard, mark.fingerprint) for mark in marks}
+    wanted = {(s.network, s.station, s.name): embedding_fingerprint(s, encoder, settings) for s in shards}
+    left = [
+        asdict(shard) | {"fingerprint": mark}
+        for shard, mark in zip(shards, wanted.values(), strict=True)
+        if (shard.network, shard.station, shard.name, mark) not in done
+    ]
+    if left:
+        failed = [f"{row['name']}: {row['error']}" for row in _embed(store, left, encoder, settings, num_workers)]
+        if failed:
+            raise StageFailed(f"{len(failed)} of {len(left)} shards could not be embedded, first {failed[0]}")
+    for mark in marks:
+        key = (mark.network, mark.station, mark.shard)
+        if wanted.get(key) != mark.fingerprint:
+            store.remove(marker_path("embed", mark))
+            if key not in wanted:
+                store.remove(tables.shard_path("embeddings", *key))
+    return len(left)
+
+
+def _embed(
+    store: Store, rows: list[dict[str, Any]], encoder: Encoder, settings: LabelSettings, num_workers: int
+) -> Iterator[dict[str, Any]]:
+    from ray.data import ActorPoolStrategy
+
+    shards: Any = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS))
+    embedded = shards.map(
+        EmbedShard,
+        fn_constructor_args=(store, ray.put(encoder.to("cpu").to_bytes()), settings),
+        compute=ActorPoolStrategy(size=min(num_workers, len(rows))),
+        num_cpus=1,
+        num_gpus=1 if settings.use_gpu else 0,
+        memory=MEMORY_A_WORKER,
+    )
+    return (row for row in embedded.iter_rows() if row["error"])
+
+
+class EmbedShard:
+    """An actor that holds the encoder and embeds one shard a call."""
+
+    def __init__(self, store: Store, encoder: Any, settings: LabelSettings) -> None:
+        torch.set_num_threads(1)
+        self.store = store
+        self.device = "cuda" if settings.use_gpu else "cpu"
+        self.encoder = load(ray.get(encoder)).to(self.device)
+        self.bfloat16 = settings.precision == "bfloat16"
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Embed one shard and write its marker; what went wrong, if anything, is in `error`."""
+        started = time.monotonic()
+        shard = Shard(**{name: row[name] for name in ("network", "station", "name", "source")})
+        try:
+            num_events = tables.write_batches(
+                self.store,
+                shard.path("embeddings"),
+                tables.embeddings_schema(self.encoder.dim),
+                self._batches(shard),
+                {"encoder": self.encoder.content_hash},
+            )
+        except (ValueError, pa.ArrowException, OSError) as error:
+            return row | {"error": " ".join(str(error).split()) or type(error).__name__}
+        name = MarkerName(shard.network, shard.station, shard.name, row["fingerprint"])
+        write_marker(
+            self.store,
+            "embed",
+            name,
+            {
+                "outcome": "done",
+                "inputs": [{"path": shard.path("events"), "source": shard.source}],
+                "encoder": self.encoder.content_hash,
+                "num_events": num_events,
+                "seconds": round(time.monotonic() - started, 3),
+                "code_version": __version__,
+            },
+        )
+        return row | {"error": ""}
+
+    def _batches(self, shard: Shard) -> Iterator[pa.RecordBatch]:
+        schema = tables.embeddings_schema(self.encoder.dim)
+        columns = ["event_id", "waveform"]
+        for batch in tables.iter_batches(self.store, shard.path("events"), columns, ROWS_A_BATCH):
+            arithmetic = torch.autocast(self.device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
+            with arithmetic:
+                embedding = self.encoder.embed(tables.waveforms(batch.column("waveform")))
+            wrong = ~np.isfinite(embedding).all(axis=1)
+            if wrong.any():
+                event_id = batch.column("event_id")[int(wrong.argmax())].as_py()
+                raise ValueError(
+                    f"the encoder gives event {event_id} an embedding that is not finite; check the training run for "
+                    "a diverged loss and give another label.model"
+                )
+            flat = pa.array(embedding.reshape(-1))
+            values = pa.FixedSizeListArray.from_arrays(flat, self.encoder.dim)
+            yield pa.record_batch([batch.column("event_id"), values], schema=schema)

@@ -1,0 +1,317 @@
+"""k-means over Ray: partitions are actors that keep their rows; the driver adds sums and keeps centroids only."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+from ray.exceptions import RayActorError
+
+from pipelines import tables
+from pipelines.config.label import KMeansSettings
+from pipelines.errors import InputError, StageFailed
+from pipelines.label import kmeans
+from pipelines.label.draws import event_keys, uniform
+from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit, fit_space, partition_edges, sample_rows
+from pipelines.label.merging import merge_overlap, merge_ward, overlaps_of
+from pipelines.label.space import Space
+from pipelines.label.stage_inputs import FILES_A_TASK, Shard
+from pipelines.storage import Store
+
+T = TypeVar("T")
+
+MOST_ATTEMPTS = 4
+"""How often a fit starts again after a worker with its rows was lost; every start gives the same centroids."""
+
+_FRACTION_SALT = -3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Rows [first, end) among the rows of one embeddings file that the fit uses."""
+
+    path: str
+    first: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What one file of embeddings holds."""
+
+    path: str
+    num_rows: int
+    num_fitted: int
+    """Rows that kmeans.fraction leaves to the fit."""
+    first_id: str
+    dim: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Everything that labels an embedding: its space, the centroids there, and the cluster of each centroid."""
+
+    space: Space
+    centroids: NDArray[np.float64]
+    """(m, d): m = k, or k times kmeans.overcluster."""
+    clusters: NDArray[np.int32]
+    """(m,): which of the k clusters each centroid belongs to, before they are numbered for good."""
+    inertia: float
+    inertia_history: tuple[float, ...]
+    converged: bool
+    restart_inertias: tuple[float, ...]
+    at_classes: NDArray[np.float64] | None = None
+    """Centroids at k = number of classes of the hand labels; None without labels."""
+
+    def to_bytes(self) -> bytes:
+        """Return the model as an npz archive without pickled objects."""
+        arrays: dict[str, Any] = {
+            "centroids": self.centroids,
+            "clusters": self.clusters,
+            "inertia_history": np.array(self.inertia_history),
+            "restart_inertias": np.array(self.restart_inertias),
+        }
+        optional = {"mean": self.space.mean, "basis": self.space.basis, "at_classes": self.at_classes}
+        arrays |= {name: array for name, array in optional.items() if array is not None}
+        plain = {"normalize": self.space.normalize, "inertia": self.inertia, "converged": self.converged}
+        arrays["plain"] = np.frombuffer(json.dumps(plain, sort_keys=True).encode(), dtype=np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)
+        return buffer.getvalue()
+
+    @staticmethod
+    def from_bytes(content: bytes) -> "Model":
+        """Return the model that `to_bytes` wrote."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+            plain = json.loads(arrays["plain"].tobytes())
+            optional = {name: arrays.get(name) for name in ("mean", "basis", "at_classes")}
+            return Model(
+                space=Space(normalize=plain["normalize"], mean=optional["mean"], basis=optional["basis"]),
+                centroids=arrays["centroids"],
+                clusters=arrays["clusters"],
+                inertia=plain["inertia"],
+                inertia_history=tuple(arrays["inertia_history"].tolist()),
+                converged=plain["converged"],
+                restart_inertias=tuple(arrays["restart_inertias"].tolist()),
+                at_classes=optional["at_classes"],
+            )
+
+
+def survey_embeddings(store: Store, shards: Sequence[Shard], settings: KMeansSettings) -> list[Survey]:
+    """Return what each file of embeddings holds, in event_id order (of the files' first rows)."""
+    groups = [list(shards[start : start + FILES_A_TASK]) for start in range(0, len(shards), FILES_A_TASK)]
+    found = ray.get([_survey.remote(store, group, settings.seed, settings.fraction) for group in groups])
+    surveys = [survey for group in found for survey in group]
+    return sorted(surveys, key=lambda survey: (survey.first_id, survey.path))
+
+
+def fit_model(
+    store: Store,
+    surveys: Sequence[Survey],
+    settings: KMeansSettings,
+    *,
+    num_workers: int,
+    num_classes: int | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+    sample_events: int = 0,
+) -> tuple[Model, tuple[NDArray[np.uint64], NDArray[Any]]]:
+    """Fit the clustering over actors that hold the embeddings, or stream them where they do not fit.
+
+    Returns the model, and event keys (n,) with points (n, d) of about `sample_events` events drawn for a comparison
+    of numbers of clusters.
+
+    Raises:
+        InputError: fewer events, or fewer distinct embeddings, than clusters.
+        StageFailed: workers were lost again and again.
+    """
+    for attempt in range(MOST_ATTEMPTS):
+        actors = _start_partitions(store, surveys, settings, num_workers)
+        try:
+            return _fit(_gather(actors), surveys, settings, num_classes, progress, sample_events)
+        except RayActorError as error:
+            if attempt + 1 == MOST_ATTEMPTS:
+                raise StageFailed(
+                    f"k-means lost a worker {MOST_ATTEMPTS} times ({' '.join(str(error).split())[:200]}); give workers "
+                    "more memory or a smaller kmeans.memory_gb"
+                ) from None
+        except ValueError as error:
+            raise InputError(f"kmeans.k = {settings.k} (x kmeans.overcluster): {error}") from None
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+    raise AssertionError("unreachable")
+
+
+def _fit(
+    gather: kmeans.Gather,
+    surveys: Sequence[Survey],
+    settings: KMeansSettings,
+    num_classes: int | None,
+    progress: Callable[[int, int, float], None] | None,
+    sample_events: int,
+) -> tuple[Model, tuple[NDArray[np.uint64], NDArray[Any]]]:
+    space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
+    fits = _fits(gather, settings, settings.k * settings.overcluster, progress)
+    chosen = best(fits)
+    clusters = _merge(gather, chosen, settings)
+    at_classes = None
+    if num_classes is not None:
+        same = num_classes == settings.k and settings.overcluster == 1
+        at_classes = chosen.centroids if same else best(_fits(gather, settings, num_classes, None)).centroids
+    model = Model(
+        space=space,
+        centroids=chosen.centroids,
+        clusters=clusters,
+        inertia=chosen.inertia,
+        inertia_history=chosen.inertia_history,
+        converged=chosen.converged,
+        restart_inertias=tuple(clustering.inertia for clustering in fits),
+        at_classes=at_classes,
+    )
+    share = sample_events / sum(survey.num_fitted for survey in surveys)
+    sampled = gather(sample_rows, settings.seed, share) if sample_events else []
+    keys = np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64)
+    rows = np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32)
+    return model, (keys, rows)
+
+
+def _fits(
+    gather: kmeans.Gather, settings: KMeansSettings, k: int, progress: Callable[[int, int, float], None] | None
+) -> list[Clustering]:
+    return fit(
+        gather,
+        k,
+        seed=settings.seed,
+        restarts=settings.restarts,
+        max_iterations=settings.max_iterations,
+        tolerance=settings.tolerance,
+        seeding_rounds=settings.seeding_rounds,
+        progress=progress,
+    )
+
+
+def _merge(gather: kmeans.Gather, clustering: Clustering, settings: KMeansSettings) -> NDArray[np.int32]:
+    if settings.overcluster == 1:
+        return np.arange(settings.k, dtype=np.int32)
+    if settings.merge == "ward":
+        return merge_ward(clustering.centroids, clustering.counts, settings.k)
+    return merge_overlap(overlaps_of(gather, clustering.centroids), clustering.counts, settings.k)
+
+
+class PartitionActor:
+    """A worker that keeps one partition and runs steps on it."""
+
+    def __init__(
+        self, store: Store, spans: list[Span], first_row: int, rows_a_block: int, settings: KMeansSettings, keep: bool
+    ) -> None:
+        keys = np.concatenate([_fitted_keys(store, span, settings) for span in spans])
+        self.partition = Partition(
+            lambda: _read_blocks(store, spans, rows_a_block, settings), keys, first_row, keep=keep
+        )
+
+    def run(self, step: Callable[..., T], *arguments: Any) -> T:
+        """Return `step(partition, *arguments)`."""
+        return step(self.partition, *arguments)
+
+
+def _start_partitions(store: Store, surveys: Sequence[Survey], settings: KMeansSettings, num_workers: int) -> list[Any]:
+    num_rows = sum(survey.num_fitted for survey in surveys)
+    actor: Any = ray.remote(PartitionActor)
+    actors = []
+    for first, end in partition_edges(num_rows, num_workers):
+        num_bytes = (end - first) * surveys[0].dim * 4
+        keep = num_bytes <= settings.memory_gb * 1e9
+        # What the rounds remember of a row: key, distance, candidate, label, and temporary copies.
+        memory = (end - first) * 48 + (2 * num_bytes if keep else 1 << 28)
+        spans = list(_spans(surveys, first, end))
+        size = block_rows(num_rows)
+        actors.append(actor.options(num_cpus=1, memory=memory).remote(store, spans, first, size, settings, keep))
+    return actors
+
+
+def _gather(actors: Sequence[Any]) -> kmeans.Gather:
+    def gather(step: Callable[..., T], *arguments: Any) -> list[T]:
+        shared = [ray.put(value) if isinstance(value, np.ndarray) else value for value in arguments]
+        results: list[T] = ray.get([actor.run.remote(step, *shared) for actor in actors])
+        return results
+
+    return gather
+
+
+def _spans(surveys: Sequence[Survey], first: int, end: int) -> Iterator[Span]:
+    """Yield what rows [first, end) of all fitted rows are in each file."""
+    start = 0
+    for survey in surveys:
+        inside_first, inside_end = max(first - start, 0), min(end - start, survey.num_fitted)
+        if inside_first < inside_end:
+            yield Span(path=survey.path, first=inside_first, end=inside_end)
+        start += survey.num_fitted
+
+
+def _fitted(ids: pa.Array, settings: KMeansSettings) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    keys = event_keys(ids)
+    if settings.fraction == 1.0:
+        return keys, np.ones(len(keys), dtype=bool)
+    return keys, uniform(keys, settings.seed, _FRACTION_SALT) < settings.fraction
+
+
+def _fitted_keys(store: Store, span: Span, settings: KMeansSettings) -> NDArray[np.uint64]:
+    ids = tables.read_table(store, span.path, ["event_id"]).column("event_id").combine_chunks()
+    keys, fitted = _fitted(ids, settings)
+    return keys[fitted][span.first : span.end]
+
+
+def _read_blocks(
+    store: Store, spans: Sequence[Span], rows_a_block: int, settings: KMeansSettings
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the spans' embeddings in blocks of a fixed number of rows, the last one shorter."""
+    pending: list[NDArray[np.float32]] = []
+    held = 0
+    columns = ["embedding"] if settings.fraction == 1.0 else ["event_id", "embedding"]
+    for span in spans:
+        start = 0
+        for batch in tables.iter_batches(store, span.path, columns, rows_a_block):
+            rows = tables.embeddings(batch.column("embedding"))
+            if settings.fraction != 1.0:
+                rows = rows[_fitted(batch.column("event_id"), settings)[1]]
+            inside = rows[max(span.first - start, 0) : max(span.end - start, 0)]
+            start += len(rows)
+            while len(inside):
+                piece = inside[: rows_a_block - held]
+                pending.append(piece)
+                held += len(piece)
+                inside = inside[len(piece) :]
+                if held == rows_a_block:
+                    yield np.concatenate(pending)
+                    pending, held = [], 0
+            if start >= span.end:
+                break
+    if held:
+        yield np.concatenate(pending)
+
+
+@ray.remote
+def _survey(store: Store, shards: list[Shard], seed: int, fraction: float) -> list[Survey]:
+    settings = KMeansSettings(seed=seed, fraction=fraction)
+    found = []
+    for shard in shards:
+        path = shard.path("embeddings")
+        with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+            ids = file.read(columns=["event_id"]).column("event_id").combine_chunks()
+            dim = file.schema_arrow.field("embedding").type.list_size
+        found.append(
+            Survey(
+                path=path,
+                num_rows=len(ids),
+                num_fitted=int(_fitted(ids, settings)[1].sum()),
+                first_id=ids[0].as_py(),
+                dim=dim,
+            )
+        )
+    return found
