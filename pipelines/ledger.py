@@ -77,3 +77,9 @@ def stage_has_markers(store: Store, stage: str) -> bool:
     """Whether any shard of a stage is done."""
     ledgers = {"label": ("embed", "label")}.get(stage, (stage,))
     return any(next(list_markers(store, ledger), None) is not None for ledger in ledgers)
+
+
+def stage_fingerprint(store: Store, stage: str) -> str:
+    """Return one fingerprint for all that a stage has done: what a later stage logs as its input."""
+    names = sorted((name.partition, name.shard, name.fingerprint) for name in list_markers(store, stage))
+    return fingerprint({"stage": stage, "shards": names})

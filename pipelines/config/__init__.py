@@ -3,6 +3,7 @@
 Each stage knows the sections it runs with (`STAGE_SECTIONS`); those are stored as `config/<stage>.yaml`.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -73,10 +74,33 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         raise InputError(_sentence(error)) from None
 
 
+class _Yaml12Loader(yaml.SafeLoader):
+    """YAML with the booleans of version 1.2: `on` and `off` are words, as the keys detection.on and off need."""
+
+
+class _Yaml12Dumper(yaml.SafeDumper):
+    """Writes `on` and `off` without quotes."""
+
+
+for _yaml in (_Yaml12Loader, _Yaml12Dumper):
+    _yaml.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:bool"]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML with the booleans of version 1.2."""
+    return yaml.load(text, Loader=_Yaml12Loader)
+
+
 def read_yaml(text: str, *, name: str) -> dict[str, Any]:
     """Parse a configuration file's text; InputError names the file."""
     try:
-        content = yaml.safe_load(text)
+        content = load_yaml(text)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{name} is not valid YAML: {problem}") from None
@@ -92,7 +116,7 @@ def read_flags(flags: Iterable[tuple[str, str]]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for dotted, text in flags:
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
         except yaml.YAMLError:
             value = text
         place = nested
@@ -125,7 +149,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Return the YAML text of resolved sections."""
-    text: str = yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    text: str = yaml.dump(dict(values), Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
     return text
 
 

@@ -1,0 +1,48 @@
+"""Find the events of an archive: STA/LTA over sharded miniSEED, one Parquet file of windows a shard.
+
+firnline detect ARCHIVE WORKSPACE
+firnline detect s3://bucket/archive s3://bucket/workspace --config configs/neumayer.yaml --mlflow http://mlflow:5000
+firnline detect runs/demo/archive runs/demo/workspace --detection.on 4 --detection.trigger_components ZNE
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import Arguments, print_config, run_job
+from pipelines.cluster import ray_session
+from pipelines.detect.stage import check_archive, detect_events, read_responses
+from pipelines.storage import check_readable, open_store
+from pipelines.tracking import open_tracking
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline detect` and return its exit code."""
+    return run_job("detect", ["ARCHIVE", "WORKSPACE"], argv, detect)
+
+
+def detect(arguments: Arguments) -> None:
+    """Check the archive, claim the workspace, detect."""
+    workspace = arguments.workspace(1, create=True)
+    config = arguments.config("detect", workspace)
+    archive = open_store(arguments.positional[0], anonymous=config.archive.anonymous)
+    check_readable(archive, what="archive")
+    manifest = check_archive(archive, workspace, config)
+    responses, stationxml_hash = read_responses(config)
+    tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
+    print_config(config, "detect")
+    workspace.claim("detect", config, replace=arguments.replace)
+    with ray_session(arguments.address) as session:
+        detect_events(
+            archive,
+            workspace,
+            config,
+            manifest,
+            responses,
+            stationxml_hash,
+            tracking=tracking,
+            num_workers=config.shards.num_workers or session.num_cpus,
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The manifest: every usable file of the archive with what it holds, kept in the workspace and refreshed by each run.
+
+One row a file and channel group. In layouts that name channel and date in the path nothing is opened; in the others
+(`flat`) the headers are read once, and again only where size or tag has changed.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.archive.layouts import code_matcher, detect_layout, folder_filter, path_parser
+from pipelines.archive.reading import spans
+from pipelines.archive.records import decode
+from pipelines.config.archive import ArchiveSettings
+from pipelines.errors import InputError
+from pipelines.storage import Store, StoredObject
+
+MANIFEST_PATH = "plan/manifest.parquet"
+LAYOUT_KEY = b"firnline.layout"
+INDEX_THREADS = 4
+PROBES = 64
+PROBE_BYTES = 2**20
+ANY = "*"
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("size", pa.int64()),
+        ("etag", pa.string()),
+        ("network", pa.string()),
+        ("station", pa.string()),
+        ("location", pa.string()),
+        ("band", pa.string()),
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("reason", pa.string()),
+    ]
+)
+
+
+@dataclass
+class Manifest:
+    """The archive's files.
+
+    Attributes:
+        layout: the layout that was used, never `auto`.
+        table: rows as in SCHEMA; `location` and `band` are `*` where the path does not say, `reason` tells why a file
+            cannot be used (its other columns are then empty).
+        num_listed: objects that were listed.
+        num_unfit: objects whose path does not fit the layout.
+        unfit: the first few of those.
+    """
+
+    layout: str
+    table: pa.Table
+    num_listed: int = 0
+    num_unfit: int = 0
+    unfit: list[str] = field(default_factory=list)
+
+    def usable(self) -> pa.Table:
+        """Return the rows of files that can be used."""
+        return self.table.filter(pc.is_null(self.table["reason"]))
+
+    def unusable(self) -> list[tuple[str, str]]:
+        """Return (key, reason) of files whose headers cannot be read."""
+        rows = self.table.filter(pc.is_valid(self.table["reason"]))
+        return list(zip(rows["key"].to_pylist(), rows["reason"].to_pylist(), strict=True))
+
+
+def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table | None = None) -> Manifest:
+    """List the archive and return the manifest of what the settings select.
+
+    Args:
+        archive: where the recordings are.
+        settings: layout and selection.
+        before: an earlier manifest of the same layout, so that unchanged headers are not read again.
+
+    Raises:
+        InputError: the archive is empty, or holds nothing that can be read and is selected.
+    """
+    listed = list(archive.walk(keep_folder=folder_filter(settings.layout, settings.start, settings.end)))
+    if not listed:
+        raise InputError(f"the archive {archive.url} is empty")
+    layout = settings.layout
+    if layout == "auto":
+        layout = detect_layout(item.path for item in listed)
+    if layout == "flat":
+        return _indexed(archive, listed, settings, before)
+    try:
+        manifest = _named(listed, layout, settings)
+    except ValueError as error:
+        raise InputError(f"archive.layout {layout!r}: {error}") from None
+    if not manifest.table.num_rows:
+        raise InputError(
+            f"the archive {archive.url} holds nothing to read: of {len(listed)} files {manifest.num_unfit} do not fit "
+            f"archive.layout {layout!r} and the others are not selected"
+        )
+    return manifest
+
+
+def probe(archive: Store, table: pa.Table) -> set[float]:
+    """Return the sampling rates (Hz) in the first readable file of a manifest, out of 64 spread over it.
+
+    Raises:
+        InputError: none of them holds a readable sample.
+    """
+    rows = np.unique(np.linspace(0, table.num_rows - 1, min(PROBES, table.num_rows)).astype(int))
+    problem = ""
+    for row in rows:
+        item = StoredObject(*(table[name][int(row)].as_py() for name in ("key", "size", "etag")))
+        # The beginning tells enough of a large file; a compressed one is read whole.
+        whole = item.size <= PROBE_BYTES or item.path.endswith(".gz")
+        decoded = decode(archive.read(item.path) if whole else archive.read(item.path, 0, PROBE_BYTES))
+        if decoded.runs:
+            return {run.rate_hz for run in decoded.runs}
+        problem = problem or f"{item.path}: {decoded.problems[0] if decoded.problems else 'no samples in it'}"
+    raise InputError(f"nothing in the archive {archive.url} can be read, e.g. {problem}")
+
+
+def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
+    """Return (layout, table) of the manifest kept in a workspace; None where there is none."""
+    try:
+        content = workspace.read(MANIFEST_PATH)
+    except FileNotFoundError:
+        return None
+    table = pq.read_table(pa.BufferReader(content))
+    return (table.schema.metadata or {}).get(LAYOUT_KEY, b"").decode(), table.replace_schema_metadata(None)
+
+
+def write_manifest(workspace: Store, manifest: Manifest) -> None:
+    """Keep a manifest in a workspace."""
+    with workspace.atomic_file(MANIFEST_PATH) as temporary:
+        table = manifest.table.replace_schema_metadata({LAYOUT_KEY: manifest.layout.encode()})
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def selection(settings: ArchiveSettings) -> tuple[int | None, int | None]:
+    """Return archive.start and archive.end in nanoseconds since 1970."""
+    return (
+        None if settings.start is None else round(settings.start.timestamp() * 1e6) * 1000,
+        None if settings.end is None else round(settings.end.timestamp() * 1e6) * 1000,
+    )
+
+
+def _named(listed: list[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
+    parse = path_parser(layout)
+    network, station = code_matcher(settings.network), code_matcher(settings.station)
+    location, channel = code_matcher(settings.location), code_matcher(settings.channel)
+    first, last = selection(settings)
+    spill = round(settings.spill_seconds * 1e9)
+    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    num_unfit = 0
+    unfit: list[str] = []
+    for item in listed:
+        info = parse(item.path)
+        if info is None or info.start_ns is None or info.end_ns is None:
+            num_unfit += 1
+            if len(unfit) < 5:
+                unfit.append(item.path)
+            continue
+        if not (network(info.network or "") and station(info.station or "")):
+            continue
+        if (info.location is not None and not location(info.location)) or (
+            info.channel is not None and not channel(info.channel)
+        ):
+            continue
+        if (last is not None and info.start_ns - spill >= last) or (first is not None and info.end_ns + spill <= first):
+            continue
+        columns["key"].append(item.path)
+        columns["size"].append(item.size)
+        columns["etag"].append(item.etag)
+        columns["network"].append(info.network)
+        columns["station"].append(info.station)
+        columns["location"].append(ANY if info.location is None else info.location)
+        columns["band"].append(ANY if info.channel is None else info.channel[:2])
+        columns["start_ns"].append(info.start_ns - spill)
+        columns["end_ns"].append(info.end_ns + spill)
+        columns["reason"].append(None)
+    return Manifest(layout, pa.table(columns, schema=SCHEMA), len(listed), num_unfit, unfit)
+
+
+def _indexed(
+    archive: Store, listed: list[StoredObject], settings: ArchiveSettings, before: pa.Table | None
+) -> Manifest:
+    known: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
+    for row in before.to_pylist() if before is not None else []:
+        known.setdefault((row["key"], row["size"], row["etag"]), []).append(row)
+
+    def index(item: StoredObject) -> list[dict[str, Any]]:
+        rows = known.get((item.path, item.size, item.etag))
+        return rows if rows is not None else list(_headers(archive, item))
+
+    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+        rows = [row for found in pool.map(index, listed) for row in found]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    manifest = Manifest("flat", table, len(listed))
+    if not manifest.usable().num_rows:
+        key, reason = manifest.unusable()[0]
+        raise InputError(f"nothing in the archive {archive.url} can be read, e.g. {key}: {reason}")
+    # The index covers all, the selection only what this run reads.
+    manifest.table = _select(table, settings)
+    if not manifest.usable().num_rows:
+        raise InputError(f"archive.network, station, location, start and end select nothing in {archive.url}")
+    return manifest
+
+
+def _headers(archive: Store, item: StoredObject) -> Iterator[dict[str, Any]]:
+    base = {"key": item.path, "size": item.size, "etag": item.etag}
+    groups: dict[tuple[str, str, str, str], tuple[int, int]] = {}
+    reason: str | None = None
+    for span in spans(archive, item):
+        if span.channel is None:
+            reason = reason or span.problem
+            continue
+        codes = span.channel
+        group = (codes.network, codes.station, codes.location, codes.channel[:2])
+        begin, end = groups.get(group, (span.start_ns, span.end_ns))
+        groups[group] = (min(begin, span.start_ns), max(end, span.end_ns))
+    for (network, station, location, band), (begin, end) in groups.items():
+        yield base | {
+            "network": network,
+            "station": station,
+            "location": location,
+            "band": band,
+            "start_ns": begin,
+            "end_ns": end,
+            "reason": None,
+        }
+    if not groups:
+        yield base | {"reason": reason or "no samples in it"}
+
+
+def _select(table: pa.Table, settings: ArchiveSettings) -> pa.Table:
+    first, last = selection(settings)
+    network, station = code_matcher(settings.network), code_matcher(settings.station)
+    location = code_matcher(settings.location)
+    keep = []
+    for row in table.select(["network", "station", "location", "start_ns", "end_ns", "reason"]).to_pylist():
+        keep.append(
+            row["reason"] is not None
+            or (
+                network(row["network"])
+                and station(row["station"])
+                and location(row["location"])
+                and (last is None or row["start_ns"] < last)
+                and (first is None or row["end_ns"] > first)
+            )
+        )
+    return table.filter(pa.array(keep, pa.bool_()))

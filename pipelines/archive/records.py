@@ -1,0 +1,307 @@
+"""Decode miniSEED 2 and 3 into runs of samples whose times are exactly those of the record headers.
+
+libmseed (through pymseed) does the decoding. Its trace list joins a record to the run before it only where the header
+time continues the run to within 2 ns, so a run's sample i lies at `start_ns + i / rate` and nothing is averaged over
+records. Damaged records are left out one by one and reported; every other sample of the file is returned.
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from pymseed import clear_error_messages, configure_logging, sourceid2nslc
+from pymseed.clib import clibmseed, ffi
+
+JOIN_TOLERANCE_SECONDS = 2e-9
+RATE_TOLERANCE_HZ = 1e-7
+
+_SAMPLE_DTYPES: dict[bytes, np.dtype[Any]] = {
+    b"i": np.dtype(np.int32),
+    b"f": np.dtype(np.float32),
+    b"d": np.dtype(np.float64),
+}
+_HEADER = re.compile(rb"MS\x03|[0-9 \x00]{6}[DRQM][ \x00]")
+_GZIP_MAGIC = b"\x1f\x8b"
+_MAX_PROBLEMS = 20
+
+
+class Channel(NamedTuple):
+    """A channel's codes, as in its records; `location` is "" where absent."""
+
+    network: str
+    station: str
+    location: str
+    channel: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Contiguous samples of one channel: sample i lies at `start_ns + i / rate_hz`.
+
+    Attributes:
+        channel: codes.
+        rate_hz: sampling rate in Hz, to six significant digits.
+        version: publication version (miniSEED 3), or 1 to 4 for the quality codes R, D, Q, M (miniSEED 2).
+        start_ns: time of the first sample in nanoseconds since 1970 (UTC).
+        origin_ns: start of the whole run in its file, before any clipping; orders runs that overlap.
+        data: (samples,) int32, float32 or float64.
+    """
+
+    channel: Channel
+    rate_hz: float
+    version: int
+    start_ns: int
+    origin_ns: int
+    data: np.ndarray[Any, Any]
+
+    @property
+    def end_ns(self) -> int:
+        """Return the time one sample interval after the last sample."""
+        return sample_time(self.start_ns, len(self.data), self.rate_hz)
+
+    def clip(self, start_ns: int, end_ns: int) -> "Run | None":
+        """Return the part in `[start_ns, end_ns)`, sharing memory; None where there is none."""
+        first = max(index_at(self.start_ns, self.rate_hz, start_ns), 0)
+        last = min(index_at(self.start_ns, self.rate_hz, end_ns), len(self.data))
+        if last <= first:
+            return None
+        if first == 0 and last == len(self.data):
+            return self
+        begin = sample_time(self.start_ns, first, self.rate_hz)
+        return Run(self.channel, self.rate_hz, self.version, begin, self.origin_ns, self.data[first:last])
+
+
+@dataclass
+class Decoded:
+    """What a file held.
+
+    Attributes:
+        runs: runs of samples, in no particular order.
+        problems: what could not be used and why, at most 20 sentences.
+        num_problems: how many there were.
+    """
+
+    runs: list[Run] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    num_problems: int = 0
+
+    def report(self, problem: str) -> None:
+        """Add a problem; the text of the first 20 is kept, all are counted."""
+        self.num_problems += 1
+        if len(self.problems) < _MAX_PROBLEMS:
+            self.problems.append(problem)
+
+
+def sample_time(start_ns: int, index: int, rate_hz: float) -> int:
+    """Return `start_ns + index / rate_hz` in whole nanoseconds, without the rounding of large floats."""
+    seconds, rest = divmod(index, rate_hz)
+    return start_ns + round(seconds) * 1_000_000_000 + round(rest / rate_hz * 1e9)
+
+
+def nominal_rate(rate_hz: float) -> float:
+    """Return a header's sampling rate to six significant digits: what makes two rates the same channel group."""
+    return float(f"{rate_hz:.6g}")
+
+
+def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = None) -> Decoded:
+    """Decode a whole file, gzipped or not.
+
+    Args:
+        buffer: its bytes.
+        start_ns: samples before this time are dropped.
+        end_ns: samples at or after this time are dropped.
+    """
+    decoded = Decoded()
+    if buffer[:2] == _GZIP_MAGIC:
+        buffer = _gunzip(buffer, decoded)
+    if not buffer:
+        decoded.report("the file is empty")
+        return decoded
+    with _trace_list() as traces:
+        if not _read_all(traces, buffer):
+            traces.clear()
+            _read_record_by_record(traces, buffer, decoded)
+        decoded.runs.extend(_runs(traces.head, start_ns, end_ns, decoded))
+    if not decoded.runs and not decoded.num_problems and start_ns is None and end_ns is None:
+        decoded.report("no samples in it")
+    return decoded
+
+
+def whole_records(buffer: bytes) -> int:
+    """Return how many bytes at the beginning of a buffer are whole records, for reading a large file in pieces."""
+    pointer = ffi.from_buffer(buffer)
+    version = ffi.new("uint8_t *")
+    offset, size = 0, len(buffer)
+    while offset < size:
+        length = clibmseed.ms3_detect(pointer + offset, size - offset, version)
+        if length <= 0 or offset + length > size:
+            break
+        offset += length
+    return offset
+
+
+def _gunzip(buffer: bytes, decoded: Decoded) -> bytes:
+    pieces: list[bytes] = []
+    rest = buffer
+    while rest[:2] == _GZIP_MAGIC:
+        stream = zlib.decompressobj(wbits=31)
+        try:
+            pieces.append(stream.decompress(rest))
+        except zlib.error as error:
+            decoded.report(f"gzip: {error}")
+            break
+        if not stream.eof:
+            decoded.report("gzip: the file ends early")
+        rest = stream.unused_data
+    return b"".join(pieces)
+
+
+class _TraceList:
+    """A libmseed trace list that is freed with its block."""
+
+    def __init__(self) -> None:
+        self.head = ffi.new("MS3TraceList **")
+        self.clear()
+
+    def clear(self) -> None:
+        self.free()
+        self.head[0] = clibmseed.mstl3_init(ffi.NULL)
+
+    def free(self) -> None:
+        if self.head[0] != ffi.NULL:
+            clibmseed.mstl3_free(self.head, 0)
+
+    def __enter__(self) -> "_TraceList":
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self.free()
+        clear_error_messages()
+
+
+def _trace_list() -> _TraceList:
+    return _TraceList()
+
+
+@numba.cfunc("float64(voidptr)", cache=True)
+def _time_tolerance(record: Any) -> float:
+    return JOIN_TOLERANCE_SECONDS
+
+
+@numba.cfunc("float64(voidptr)", cache=True)
+def _rate_tolerance(record: Any) -> float:
+    return RATE_TOLERANCE_HZ
+
+
+_TOLERANCE = ffi.new("MS3Tolerance *")
+_TOLERANCE.time = ffi.cast("double (*)(MS3Record *)", _time_tolerance.address)
+_TOLERANCE.samprate = ffi.cast("double (*)(MS3Record *)", _rate_tolerance.address)
+configure_logging()
+
+
+def _read_all(traces: _TraceList, buffer: bytes) -> bool:
+    """Read every record of a buffer at once; False where any of its bytes is not a good record."""
+    flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC
+    pointer = ffi.from_buffer(buffer)
+    count = clibmseed.mstl3_readbuffer(traces.head, pointer, len(buffer), 1, flags, _TOLERANCE, 0)
+    return bool(count > 0)
+
+
+def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded) -> None:
+    """Read what is readable of a damaged buffer, going on at the next header after each damaged part."""
+    flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC
+    pointer = ffi.from_buffer(buffer)
+    record = ffi.new("MS3Record **")
+    offset, size = 0, len(buffer)
+    damaged_from: int | None = None
+    reason = ""
+    try:
+        while offset < size:
+            code = clibmseed.msr3_parse(pointer + offset, size - offset, record, flags, 0)
+            if code == clibmseed.MS_NOERROR and record[0].reclen > 0:
+                if damaged_from is not None:
+                    decoded.report(f"bytes {damaged_from} to {offset}: {reason}")
+                    damaged_from = None
+                clibmseed.mstl3_addmsr_recordptr(traces.head[0], record[0], ffi.NULL, 1, 1, flags, _TOLERANCE)
+                offset += record[0].reclen
+                continue
+            if damaged_from is None:
+                damaged_from, reason = offset, _why(code)
+            following = _HEADER.search(buffer, offset + 1)
+            offset = following.start() if following else size
+        if damaged_from is not None:
+            decoded.report(f"bytes {damaged_from} to {size}: {reason}")
+    finally:
+        clibmseed.msr3_free(record)
+
+
+def _why(code: int) -> str:
+    if code > 0:
+        return "a record is cut short"
+    text: str = ffi.string(clibmseed.ms_errorstr(code)).decode()
+    known: dict[int, str] = {
+        clibmseed.MS_NOTSEED: "not miniSEED",
+        clibmseed.MS_INVALIDCRC: "the record's checksum does not match",
+        clibmseed.MS_GENERROR: "the record cannot be parsed or its samples cannot be decoded",
+    }
+    return known.get(code, text)
+
+
+def _runs(head: Any, start_ns: int | None, end_ns: int | None, decoded: Decoded) -> Iterator[Run]:
+    trace = head[0].traces.next[0]
+    while trace != ffi.NULL:
+        codes = _channel(trace, decoded)
+        segment = trace.first if codes is not None else ffi.NULL
+        while segment != ffi.NULL:
+            if codes is not None:
+                run = _run(codes, int(trace.pubversion), segment, start_ns, end_ns, decoded)
+                if run is not None:
+                    yield run
+            segment = segment.next
+        trace = trace.next[0]
+
+
+def _channel(trace: Any, decoded: Decoded) -> Channel | None:
+    source = ffi.string(trace.sid).decode("ascii", "replace")
+    try:
+        return Channel(*(code or "" for code in sourceid2nslc(source)))
+    except Exception as error:
+        decoded.report(f"source identifier {source!r}: {error}")
+        return None
+
+
+def _run(
+    codes: Channel, version: int, segment: Any, start_ns: int | None, end_ns: int | None, decoded: Decoded
+) -> Run | None:
+    dtype = _SAMPLE_DTYPES.get(segment.sampletype)
+    count, rate, begin = int(segment.numsamples), float(segment.samprate), int(segment.starttime)
+    if count <= 0:
+        return None
+    if dtype is None:
+        decoded.report(f"{'.'.join(codes)}: the samples are text")
+        return None
+    if not rate > 0:
+        decoded.report(f"{'.'.join(codes)}: sampling rate {rate:g} Hz")
+        return None
+    rate = nominal_rate(rate)
+    first = 0 if start_ns is None else index_at(begin, rate, start_ns)
+    last = count if end_ns is None else min(count, index_at(begin, rate, end_ns))
+    first = max(first, 0)
+    if last <= first:
+        return None
+    view = np.frombuffer(ffi.buffer(segment.datasamples, count * dtype.itemsize), dtype)
+    return Run(codes, rate, version, sample_time(begin, first, rate), begin, view[first:last].copy())
+
+
+def index_at(start_ns: int, rate_hz: float, time_ns: int) -> int:
+    """Return the index of the first sample at or after a time, of samples at `start_ns + i / rate_hz`."""
+    index = int(np.ceil((time_ns - start_ns) * (rate_hz / 1e9)))
+    while sample_time(start_ns, index - 1, rate_hz) >= time_ns:
+        index -= 1
+    while sample_time(start_ns, index, rate_hz) < time_ns:
+        index += 1
+    return index

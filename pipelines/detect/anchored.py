@@ -1,0 +1,272 @@
+"""The anchored pass: the events of one channel group and one UTC day, the same whatever else is read.
+
+All recursive state starts afresh at anchors: a segment's first sample and every 00:00 UTC. The pass of an anchor
+begins one warm-up (`DetectionSettings.warmup_seconds`) earlier, or where the segment begins, and owns the events
+whose onset lies between its anchor and the next. An event open at the next anchor is followed to its end by the pass
+that it began in; whether an onset just after an anchor begins an event or belongs to one before it is read off the
+anchor's own warm-up. An event's end and peak are followed for at most five times the longest trigger. So a day's
+events depend on the archive from the warm-up to the end of its last event, and on nothing else.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import ceil
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from pipelines.archive.continuity import Segment
+from pipelines.archive.records import sample_time
+from pipelines.config.detection import DetectionSettings, WindowSettings
+from pipelines.detect.kernel import Triggers, design_bandpass, scan
+from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
+
+Array = np.ndarray[Any, Any]
+
+DAY_NS = 86_400_000_000_000
+COMPONENTS = "ENZ"
+# An event that triggers keep joining is followed for this many times the longest trigger.
+FOLLOWED_TRIGGERS = 5
+# Room for the resampling filter (10 samples of the lower rate) and for the rules of continuity.
+SLACK_SECONDS = 60.0
+# Of equal onsets the vertical names the event, then north, then east.
+_PRECEDENCE = {2: 0, 1: 1, 0: 2}
+
+
+class Onset(NamedTuple):
+    """An event before its window is cut.
+
+    Attributes:
+        onset_ns, end_ns: first and last triggered sample.
+        component: row of the trigger component (0 E, 1 N, 2 Z).
+        peak: largest STA/LTA.
+    """
+
+    onset_ns: int
+    end_ns: int
+    component: int
+    peak: float
+
+
+@dataclass
+class Pass:
+    """What one anchored pass found.
+
+    Attributes:
+        onsets: events owned, in order of onset.
+        blanked_seconds: by component row, time in the owned interval in which nothing can trigger after a gap.
+        covered_seconds: by component row, time in the owned interval with samples.
+        gaps: by component row, how many gaps begin in the owned interval.
+    """
+
+    onsets: list[Onset] = field(default_factory=list)
+    blanked_seconds: dict[int, float] = field(default_factory=dict)
+    covered_seconds: dict[int, float] = field(default_factory=dict)
+    gaps: dict[int, int] = field(default_factory=dict)
+
+
+def follow_seconds(detection: DetectionSettings) -> float:
+    """Return how long after its onset an event is followed at most, however long triggers keep joining it."""
+    return FOLLOWED_TRIGGERS * detection.max_seconds + detection.merge_seconds
+
+
+def context_seconds(detection: DetectionSettings, window: WindowSettings) -> tuple[float, float]:
+    """Return the seconds that are read before the anchor and after the owned interval.
+
+    The first covers the warm-up and the window's lead; the second the triggers that join an event, those that overlap
+    it on another component, and the window; both the resampling filter and the rules of continuity.
+    """
+    return (
+        max(detection.warmup_seconds, window.lead_seconds) + SLACK_SECONDS,
+        max(2 * follow_seconds(detection) + detection.max_seconds, window.length_seconds) + SLACK_SECONDS,
+    )
+
+
+def find_onsets(
+    segments: Mapping[int, Sequence[Segment]],
+    detection: DetectionSettings,
+    rate_hz: float,
+    *,
+    anchor_ns: int,
+    start_ns: int,
+    end_ns: int,
+) -> Pass:
+    """Return the events of the anchor's pass with an onset in `[start_ns, end_ns)`.
+
+    Args:
+        segments: segments by component row, from the anchor's warm-up to the end of the context after `end_ns`.
+        detection: settings.
+        rate_hz: sampling rate of the channel group in Hz.
+        anchor_ns: 00:00 UTC of the day.
+        start_ns, end_ns: the owned interval, inside the day.
+
+    Raises:
+        ValueError: the band does not fit the sampling rate.
+    """
+    result = Pass()
+    sections = design_bandpass(*detection.band_hz, detection.corners, rate_hz)
+    num_lta = round(detection.lta_seconds * rate_hz)
+    warmup_ns = round(detection.warmup_seconds * 1e9)
+    spans: list[Onset] = []
+    for row, pieces in segments.items():
+        if COMPONENTS[row] not in detection.trigger_components:
+            continue
+        for segment in pieces:
+            if segment.end_ns <= anchor_ns or segment.start_ns >= end_ns:
+                continue
+            first = segment.index_from(anchor_ns - warmup_ns)
+            triggers = scan(
+                segment.data[first:],
+                sections,
+                num_sta=max(round(detection.sta_seconds * rate_hz), 1),
+                num_lta=max(num_lta, 1),
+                on=detection.on,
+                off=detection.off,
+                max_len=round(detection.max_seconds * rate_hz),
+                classic=detection.method == "classic",
+            )
+            spans += _merge(triggers, segment, first, row, detection, rate_hz)
+    events = _unite(spans, round(follow_seconds(detection) * 1e9))
+    result.onsets = [event for event in events if start_ns <= event.onset_ns < end_ns]
+    return result
+
+
+def _merge(
+    triggers: Triggers, segment: Segment, first: int, row: int, detection: DetectionSettings, rate_hz: float
+) -> list[Onset]:
+    """Drop short triggers, then join each to the one before it where it begins soon after that one's end."""
+    kept = np.flatnonzero((triggers.off - triggers.on) / rate_hz >= detection.min_seconds)
+    merge = detection.merge_seconds * rate_hz
+    follow = round(follow_seconds(detection) * rate_hz)
+    groups: list[tuple[int, int, float]] = []
+    before = 0
+    for on, off, peak in zip(
+        triggers.on[kept].tolist(), triggers.off[kept].tolist(), triggers.peak[kept].tolist(), strict=True
+    ):
+        if groups and on - before < merge:
+            group_on, _, group_peak = groups[-1]
+            if on - group_on <= follow:
+                groups[-1] = (group_on, min(off, group_on + follow), max(group_peak, peak))
+        else:
+            groups.append((on, off, peak))
+        before = off
+    return [Onset(segment.time_at(first + on), segment.time_at(first + off), row, peak) for on, off, peak in groups]
+
+
+def _unite(spans: Sequence[Onset], follow_ns: int) -> list[Onset]:
+    """Make overlapping triggers of several components one event with the earliest onset."""
+    united: list[Onset] = []
+    reach = 0
+    for span in sorted(spans, key=lambda span: (span.onset_ns, _PRECEDENCE[span.component])):
+        if united and span.onset_ns <= reach:
+            event = united[-1]
+            if span.onset_ns - event.onset_ns <= follow_ns:
+                end_ns = min(max(event.end_ns, span.end_ns), event.onset_ns + follow_ns)
+                united[-1] = event._replace(end_ns=end_ns, peak=max(event.peak, span.peak))
+            reach = max(reach, span.end_ns)
+        else:
+            united.append(span)
+            reach = span.end_ns
+    return united
+
+
+def account(
+    result: Pass, row: int, pieces: Sequence[Segment], num_lta: int, rate_hz: float, start_ns: int, end_ns: int
+) -> None:
+    """Add to a pass the coverage, blanked time and gaps of one component in an interval."""
+    covered = blanked = 0
+    for segment in pieces:
+        covered += _shared(segment.start_ns, segment.end_ns, start_ns, end_ns)
+        blank_until = min(sample_time(segment.start_ns, num_lta, rate_hz), segment.end_ns)
+        blanked += _shared(segment.start_ns, blank_until, start_ns, end_ns)
+    ends = [segment.end_ns for segment in pieces[:-1]]
+    result.covered_seconds[row] = covered / 1e9
+    result.blanked_seconds[row] = blanked / 1e9
+    result.gaps[row] = sum(start_ns <= end < end_ns for end in ends)
+
+
+def _shared(begin: int, end: int, start_ns: int, end_ns: int) -> int:
+    return max(0, min(end, end_ns) - max(begin, start_ns))
+
+
+class Windows(NamedTuple):
+    """Windows cut around onsets.
+
+    Attributes:
+        waveforms: float32 (n, 3, samples), rows E/1, N/2, Z; NaN where absent.
+        window_start_ns: (n,) int64, time of the first sample.
+        snr_db, peak_amplitude, missing_fraction: (n,) float32.
+    """
+
+    waveforms: Array
+    window_start_ns: Array
+    snr_db: Array
+    peak_amplitude: Array
+    missing_fraction: Array
+
+
+def cut_windows(
+    segments: Mapping[int, Sequence[Segment]],
+    onsets: Sequence[Onset],
+    window: WindowSettings,
+    rate_hz: float,
+    factors: Mapping[int, float],
+) -> Windows:
+    """Cut and resample the windows of some onsets.
+
+    Args:
+        segments: segments by component row.
+        onsets: events.
+        window: settings.
+        rate_hz: source sampling rate in Hz.
+        factors: by component row, what samples are multiplied with (1 for counts, 1 / sensitivity for m/s).
+    """
+    num_source = source_samples(window.num_samples, rate_hz, window.rate_hz)
+    margin = resampling_margin(rate_hz, window.rate_hz)
+    lead = round(window.lead_seconds * rate_hz)
+    starts = np.array([sample_time(onset.onset_ns, -lead, rate_hz) for onset in onsets], np.int64)
+    source = np.full((len(onsets), 3, num_source), np.nan)
+    for row, pieces in segments.items():
+        near = _Neighbourhood(pieces)
+        for index, start in enumerate(starts):
+            first = sample_time(int(start), -margin, rate_hz)
+            found = near.touching(first, sample_time(first, num_source, rate_hz))
+            source[index, row] = cut(found, first, num_source, rate_hz)
+        source[:, row] *= factors.get(row, 1.0)
+    waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32)
+    num_lead = round(window.lead_seconds * window.rate_hz)
+    num_signal = np.array([ceil((o.end_ns - o.onset_ns) / 1e9 * window.rate_hz) for o in onsets], np.int64)
+    component = np.array([o.component for o in onsets], np.int64)
+    snr_db, peak = amplitudes(waveforms, component, num_lead, num_signal)
+    missing = np.isnan(waveforms).mean(axis=(1, 2))
+    return Windows(waveforms, starts, snr_db.astype(np.float32), peak.astype(np.float32), missing.astype(np.float32))
+
+
+class _Neighbourhood:
+    """Segments of one component that touch an interval, found by bisection."""
+
+    def __init__(self, pieces: Sequence[Segment]) -> None:
+        self.pieces = pieces
+        self.starts = np.array([segment.start_ns for segment in pieces], np.int64)
+        self.ends = np.array([segment.end_ns for segment in pieces], np.int64)
+
+    def touching(self, start_ns: int, end_ns: int) -> Sequence[Segment]:
+        slack = DAY_NS // 86400
+        first = int(np.searchsorted(self.ends, start_ns - slack, "right"))
+        last = int(np.searchsorted(self.starts, end_ns + slack, "left"))
+        return self.pieces[first:last]
+
+
+def component_row(channel: str) -> int | None:
+    """Return the row of a channel code in a window (0 E or 1, 1 N or 2, 2 Z or 3); None for other channels."""
+    return {"E": 0, "1": 0, "N": 1, "2": 1, "Z": 2, "3": 2}.get(channel[-1:])
+
+
+def split_days(start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:
+    """Return (00:00 UTC, start, end) for each UTC day of an interval."""
+    days = []
+    anchor = start_ns - start_ns % DAY_NS
+    while anchor < end_ns:
+        days.append((anchor, max(start_ns, anchor), min(end_ns, anchor + DAY_NS)))
+        anchor += DAY_NS
+    return days

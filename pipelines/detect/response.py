@@ -1,0 +1,97 @@
+"""Counts to metres per second: the sensitivity of StationXML, or the full response removed from cut windows."""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipelines.config.detection import WindowSettings
+from pipelines.detect.anchored import Windows
+
+
+@dataclass(frozen=True)
+class Responses:
+    """The inventory's responses; without one, samples stay counts.
+
+    Attributes:
+        inventory: an ObsPy Inventory, or None for counts.
+    """
+
+    inventory: Any = None
+
+    def missing(self, codes: tuple[str, str, str, str], channels: Iterable[str]) -> str:
+        """Return the first channel without a sensitivity, "" where all have one or none is needed."""
+        if self.inventory is None:
+            return ""
+        return next((channel for channel in channels if not self._entries(codes, channel)), "")
+
+    def factors(self, codes: tuple[str, str, str, str], channels: Mapping[int, str], time_ns: int) -> dict[int, float]:
+        """Return by component row what counts are multiplied with: 1, or 1 / sensitivity at a time."""
+        if self.inventory is None:
+            return {}
+        return {row: 1.0 / self._sensitivity(codes, channel, time_ns) for row, channel in channels.items()}
+
+    def remove(
+        self, windows: Windows, codes: tuple[str, str, str, str], channels: Mapping[int, str], window: WindowSettings
+    ) -> Windows:
+        """Return the windows with the full response removed where `window.remove_response` asks for it.
+
+        The spectral division of ObsPy's `Trace.remove_response` (velocity), on windows that were already divided by the
+        sensitivity. A component with an absent sample stays as it is.
+        """
+        if self.inventory is None or not window.remove_response:
+            return windows
+        from obspy import Trace, UTCDateTime
+
+        waveforms = windows.waveforms.copy()
+        for index, start_ns in enumerate(windows.window_start_ns.tolist()):
+            for row, channel in channels.items():
+                samples = waveforms[index, row]
+                if not np.isfinite(samples).all():
+                    continue
+                network, station, location, _ = codes
+                header = {"network": network, "station": station, "location": location, "channel": channel}
+                trace = Trace(samples.astype(np.float64), header)
+                trace.stats.sampling_rate = window.rate_hz
+                trace.stats.starttime = UTCDateTime(ns=start_ns)
+                trace.data *= self._sensitivity(codes, channel, start_ns)
+                trace.remove_response(self.inventory, output="VEL", pre_filt=window.response_prefilt_hz)
+                waveforms[index, row] = trace.data
+        return windows._replace(waveforms=waveforms)
+
+    def _sensitivity(self, codes: tuple[str, str, str, str], channel: str, time_ns: int) -> float:
+        entries = self._entries(codes, channel)
+        seconds = time_ns / 1e9
+        for begin, end, value in entries:
+            if begin <= seconds < end:
+                return value
+        return entries[0][2]
+
+    def _entries(self, codes: tuple[str, str, str, str], channel: str) -> list[tuple[float, float, float]]:
+        network, station, location, _ = codes
+        found = self.inventory.select(network=network, station=station, location=location, channel=channel)
+        return [
+            (
+                entry.start_date.timestamp if entry.start_date else -np.inf,
+                entry.end_date.timestamp if entry.end_date else np.inf,
+                float(entry.response.instrument_sensitivity.value),
+            )
+            for net in found
+            for sta in net
+            for entry in sta
+            if entry.response is not None
+            and entry.response.instrument_sensitivity is not None
+            and entry.response.instrument_sensitivity.value
+        ]
+
+
+def read_stationxml(content: bytes) -> Any:
+    """Return the ObsPy inventory in a StationXML file's bytes; ValueError where it is none."""
+    from obspy import read_inventory
+
+    try:
+        return read_inventory(io.BytesIO(content), format="STATIONXML")
+    except Exception as error:
+        raise ValueError(f"not a StationXML file: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -1,0 +1,387 @@
+"""The detection stage: plan the shards, detect those without a marker over Ray Data, account for all of them."""
+
+import json
+import pickle
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines import tables
+from pipelines.archive.manifest import (
+    Manifest,
+    build_manifest,
+    probe,
+    read_manifest,
+    selection,
+    write_manifest,
+)
+from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.detect.anchored import context_seconds
+from pipelines.detect.response import Responses, read_stationxml
+from pipelines.detect.stage_plan import Shard, choose_interval, plan_shards
+from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask
+from pipelines.errors import InputError, StageFailed
+from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, stage_fingerprint
+from pipelines.storage import Store, StoredObject, content_hash, open_store
+from pipelines.tracking import Tracking, stage_run
+from pipelines.workspace import Workspace
+
+# Raised by hand whenever the rows that the stage writes change.
+ALGORITHM_VERSION = 1
+
+ATTEMPTS = 2
+TASK_MEMORY_BYTES = 3 * 2**29
+MOST_DAYS_PER_BATCH = 8
+PROGRESS_SECONDS = 5.0
+PROGRESS_PATH = "ledger/detect/progress.json"
+DAY_NS = 86_400_000_000_000
+
+
+@dataclass
+class Plan:
+    """What a run has to do.
+
+    Attributes:
+        manifest: the archive's files.
+        interval: hour, day, week or month.
+        files: the usable rows of the manifest as objects.
+        pending: shards without a marker.
+        num_shards: shards in all.
+        stale: markers of shards that are to be redone or no longer exist.
+    """
+
+    manifest: Manifest
+    interval: str
+    files: list[StoredObject]
+    pending: list[Shard]
+    num_shards: int
+    stale: list[MarkerName]
+
+
+@dataclass
+class Summary:
+    """What a run did; sums only, whatever the archive's size."""
+
+    shards: int = 0
+    events: int = 0
+    covered_seconds: float = 0.0
+    gaps: int = 0
+    by_station: Counter[str] = field(default_factory=Counter)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    num_quarantined: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def check_archive(archive: Store, workspace: Workspace, config: Config) -> Manifest:
+    """List the archive and check that it can be read with this configuration, before anything is written.
+
+    Raises:
+        InputError: empty, unreadable, nothing selected, or a band above every Nyquist frequency.
+    """
+    if config.detection.units == "m/s" and config.archive.stationxml is None:
+        raise InputError("detection.units m/s needs archive.stationxml")
+    if config.window.remove_response and config.detection.units != "m/s":
+        raise InputError("window.remove_response needs detection.units m/s")
+    kept = read_manifest(workspace.store)
+    before = kept[1] if kept is not None and kept[0] == "flat" else None
+    manifest = build_manifest(archive, config.archive, before)
+    rates = probe(archive, manifest.usable())
+    high = config.detection.band_hz[1]
+    if high >= max(rates) / 2:
+        raise InputError(
+            f"detection.band_hz reaches {high:g} Hz but the recordings have {max(rates):g} samples/s: "
+            f"the upper corner must be below {max(rates) / 2:g} Hz"
+        )
+    return manifest
+
+
+def read_responses(config: Config) -> tuple[Responses, str]:
+    """Return the responses of archive.stationxml and the file's content hash ("" without one)."""
+    if config.detection.units == "counts" or config.archive.stationxml is None:
+        return Responses(), ""
+    folder, _, name = config.archive.stationxml.rpartition("/")
+    try:
+        content = open_store(folder or ".").read(name)
+        return Responses(read_stationxml(content)), content_hash(content)
+    except (OSError, ValueError) as error:
+        raise InputError(f"archive.stationxml {config.archive.stationxml} cannot be read: {error}") from None
+
+
+def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationxml_hash: str) -> Plan:
+    """Compare the archive's shards with the ledger."""
+    table = manifest.usable()
+    interval: str = config.shards.interval
+    if interval == "auto":
+        interval = workspace.read_state().get("shard_interval") or choose_interval(table)
+    before, after = context_seconds(config.detection, config.window)
+    first, last = selection(config.archive)
+    keys = stage_output_keys(config, "detect")
+    settings = {key: value for key, value in keys.items() if not key.startswith(("shards.", "archive.stationxml"))}
+    settings |= {"algorithm": ALGORITHM_VERSION, "stationxml": stationxml_hash}
+    done = set(list_markers(workspace.store, "detect"))
+    kept: set[MarkerName] = set()
+    pending: list[Shard] = []
+    for shard in plan_shards(
+        table,
+        interval,
+        before_ns=round(before * 1e9),
+        after_ns=round(after * 1e9),
+        settings=settings,
+        start_ns=first,
+        end_ns=last,
+    ):
+        if shard.name in done:
+            kept.add(shard.name)
+        else:
+            pending.append(shard)
+    names = table.select(["key", "size", "etag"]).to_pydict()
+    files = [StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True)]
+    return Plan(manifest, interval, files, pending, len(kept) + len(pending), sorted(done - kept, key=str))
+
+
+def remove_stale(workspace: Store, plan: Plan) -> None:
+    """Remove the markers that no longer hold, then the tables of shards that no longer exist."""
+    pending = {(shard.name.partition, shard.name.shard) for shard in plan.pending}
+    for name in plan.stale:
+        workspace.remove(marker_path("detect", name))
+        if (name.partition, name.shard) not in pending:
+            workspace.remove(tables.shard_path("events", name.network, name.station, name.shard))
+
+
+def detect_events(
+    archive: Store,
+    workspace: Workspace,
+    config: Config,
+    manifest: Manifest,
+    responses: Responses,
+    stationxml_hash: str,
+    *,
+    tracking: Tracking | None,
+    num_workers: int,
+) -> Summary:
+    """Detect every shard that has no marker yet, and print what was found.
+
+    Args:
+        archive, workspace: where from and where to.
+        config: resolved configuration.
+        manifest: from `check_archive`.
+        responses, stationxml_hash: from `read_responses`.
+        tracking: MLflow; None logs nothing.
+        num_workers: shards that are detected at the same time.
+
+    Raises:
+        StageFailed: a shard failed twice; all others are done.
+    """
+    plan = make_plan(manifest, workspace, config, stationxml_hash)
+    workspace.update_state(shard_interval=plan.interval, archive=archive.url, layout=manifest.layout)
+    write_manifest(workspace.store, manifest)
+    remove_stale(workspace.store, plan)
+    done = plan.num_shards - len(plan.pending)
+    print(f"detect: {len(plan.files)} files ({manifest.layout}); {plan.num_shards} {plan.interval} shards, {done} done")
+    _print_unusable(manifest)
+    summary = Summary()
+    if plan.pending:
+        began = time.time()
+        _run(archive, workspace.store, config, plan, responses, summary, num_workers)
+        _log(workspace, config, manifest, summary, tracking, time.time() - began)
+    _print(summary)
+    if summary.failed:
+        shard, reason = summary.failed[0]
+        more = f" and {len(summary.failed) - 1} more" if len(summary.failed) > 1 else ""
+        raise StageFailed(f"shard {shard}{more} failed after {ATTEMPTS} attempts: {reason}")
+    return summary
+
+
+def batches(plan: Plan, num_workers: int) -> Iterator[BatchTask]:
+    """Yield the pending shards as tasks: successive shards of one group, so that files are read once.
+
+    The cut into tasks has no influence on any row.
+    """
+    days = sum((shard.end_ns - shard.start_ns) / DAY_NS for shard in plan.pending)
+    most_days = max(1.0, min(MOST_DAYS_PER_BATCH, days / (4 * num_workers)))
+    batch: list[Shard] = []
+    for shard in plan.pending:
+        if batch and not _continues(batch, shard, most_days):
+            yield _batch(batch, plan.files)
+            batch = []
+        batch.append(shard)
+    if batch:
+        yield _batch(batch, plan.files)
+
+
+def _continues(batch: list[Shard], shard: Shard, most_days: float) -> bool:
+    last = batch[-1]
+    return (
+        (shard.name.partition, shard.location, shard.band) == (last.name.partition, last.location, last.band)
+        and shard.start_ns == last.end_ns
+        and (shard.end_ns - batch[0].start_ns) / DAY_NS <= most_days
+    )
+
+
+def _batch(shards: list[Shard], files: list[StoredObject]) -> BatchTask:
+    rows = sorted({row for shard in shards for row in shard.files})
+    place = {row: index for index, row in enumerate(rows)}
+    tasks = tuple(
+        ShardTask(shard.name, shard.start_ns, shard.end_ns, tuple(place[row] for row in shard.files))
+        for shard in shards
+    )
+    return BatchTask(shards[0].location, shards[0].band, tasks, tuple(files[row] for row in rows))
+
+
+def _run(
+    archive: Store,
+    workspace: Store,
+    config: Config,
+    plan: Plan,
+    responses: Responses,
+    summary: Summary,
+    num_workers: int,
+) -> None:
+    import ray
+
+    shared = ray.put((archive, workspace, config, responses))
+    tasks = batches(plan, num_workers)
+    began = time.time()
+    reported = 0.0
+    # Rounds bound what the driver holds; each round is one Ray Data execution over shard descriptions.
+    while round_ := list(islice(tasks, 20_000)):
+        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+        results = rows.flat_map(
+            _Detector(shared),
+            num_cpus=1,
+            memory=TASK_MEMORY_BYTES,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
+        )
+        for row in results.iter_rows():
+            _fold(summary, json.loads(row["marker"]))
+            if time.time() - reported > PROGRESS_SECONDS:
+                reported = time.time()
+                _write_progress(workspace, plan, summary, began, running=num_workers)
+    _write_progress(workspace, plan, summary, began, running=0)
+
+
+class _Detector:
+    """What a Ray task runs: every shard of a batch, each tried twice."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, str]]:
+        import ray
+
+        archive, workspace, config, responses = ray.get(self.shared)
+        batch: BatchTask = pickle.loads(row["task"])
+        detector = BatchDetector(archive, workspace, config, batch, responses)
+        for shard in batch.shards:
+            for attempt in range(1, ATTEMPTS + 1):
+                try:
+                    content = detector.run(shard)
+                    break
+                except Exception as error:
+                    content = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+                    detector = BatchDetector(archive, workspace, config, batch, responses)
+                    time.sleep(attempt)
+            marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": _station(shard.name)} | content
+            yield {"marker": json.dumps({key: value for key, value in marker.items() if key != "inputs"})}
+
+
+def _station(name: MarkerName) -> str:
+    return f"{name.network}.{name.station}"
+
+
+def _fold(summary: Summary, marker: dict[str, Any]) -> None:
+    if "error" in marker:
+        summary.failed.append((marker["name"], marker["error"]))
+        return
+    summary.shards += 1
+    summary.events += marker["counts"]["events"]
+    summary.by_station[marker["station"]] += marker["counts"]["events"]
+    summary.gaps += marker["gaps"]
+    summary.covered_seconds += sum(entry["seconds"] for entry in marker["coverage"])
+    for entry in marker["quarantined"]:
+        if entry["key"] not in summary.quarantined:
+            summary.num_quarantined += 1
+            if len(summary.quarantined) < 1000:
+                summary.quarantined[entry["key"]] = entry["reasons"][0]
+    summary.skipped.update(marker["skipped"])
+
+
+def _write_progress(workspace: Store, plan: Plan, summary: Summary, began: float, *, running: int) -> None:
+    progress = {
+        "planned": plan.num_shards,
+        "pending_at_start": len(plan.pending),
+        "done_since": summary.shards,
+        "failed": [{"shard": shard, "reason": reason} for shard, reason in summary.failed[:1000]],
+        "num_failed": len(summary.failed),
+        "running": running,
+        "started": began,
+        "updated": time.time(),
+        "interval": plan.interval,
+        "unusable_files": len(plan.manifest.unusable()),
+    }
+    workspace.write(PROGRESS_PATH, (json.dumps(progress, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _log(
+    workspace: Workspace,
+    config: Config,
+    manifest: Manifest,
+    summary: Summary,
+    tracking: Tracking | None,
+    seconds: float,
+) -> None:
+    if tracking is None:
+        return
+    inputs = {"archive": _manifest_fingerprint(manifest.table)}
+    with stage_run(tracking, "detect", stage_config(config, "detect"), inputs=inputs) as run:
+        run.set_tags({"firnline.output.events": stage_fingerprint(workspace.store, "detect")})
+        run.log_metrics(
+            {
+                "events": summary.events,
+                "shards": summary.shards,
+                "failed_shards": len(summary.failed),
+                "quarantined_files": summary.num_quarantined + len(manifest.unusable()),
+                "covered_channel_days": summary.covered_seconds / 86400,
+                "gaps": summary.gaps,
+                "seconds": seconds,
+            }
+        )
+
+
+def _manifest_fingerprint(table: pa.Table) -> str:
+    return fingerprint({"files": tables.rows_hash(table.select(["key", "size", "etag"]))})
+
+
+def _print_unusable(manifest: Manifest) -> None:
+    if manifest.num_unfit:
+        print(f"detect: {manifest.num_unfit} files do not fit the layout, e.g. {manifest.unfit[0]}")
+    unusable = manifest.unusable()
+    _print_some([f"{key}: {reason}" for key, reason in unusable], f"{len(unusable)} files are no seismograms")
+
+
+def _print(summary: Summary) -> None:
+    stations = ", ".join(f"{name} {count}" for name, count in sorted(summary.by_station.items())[:20])
+    days = summary.covered_seconds / 86400
+    found = f"{summary.events} events" if summary.events else "no event found"
+    print(
+        f"detect: {found} in {summary.shards} shards ({days:.2f} channel-days)" + (f": {stations}" if stations else "")
+    )
+    quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
+    _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
+    _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
+
+
+def _print_some(lines: Iterable[str], title: str) -> None:
+    lines = list(lines)
+    if lines:
+        print(f"detect: {title}")
+        for line in lines[:10]:
+            print(f"    {line}")
+        if len(lines) > 10:
+            print(f"    and {len(lines) - 10} more; the ledger lists all")

@@ -1,0 +1,339 @@
+"""Detect the events of successive shards of one channel group: read, assemble, scan, cut. Plain functions, no Ray."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines import __version__, tables
+from pipelines.archive.continuity import Segment, assemble
+from pipelines.archive.layouts import code_matcher
+from pipelines.archive.manifest import ANY, selection
+from pipelines.archive.reading import FileReader
+from pipelines.archive.records import Run, nominal_rate
+from pipelines.config import Config
+from pipelines.detect.anchored import (
+    Onset,
+    Pass,
+    account,
+    component_row,
+    context_seconds,
+    cut_windows,
+    find_onsets,
+    split_days,
+)
+from pipelines.detect.response import Responses
+from pipelines.ledger import MarkerName, write_marker
+from pipelines.storage import Store, StoredObject
+
+ONSETS_AT_A_TIME = 128
+_BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A shard as it is sent to a worker."""
+
+    name: MarkerName
+    start_ns: int
+    end_ns: int
+    files: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class BatchTask:
+    """Successive shards of one channel group, and the files that they reach."""
+
+    location: str
+    band: str
+    shards: tuple[ShardTask, ...]
+    files: tuple[StoredObject, ...]
+
+
+@dataclass
+class Group:
+    """A channel group on one day.
+
+    Attributes:
+        codes: network, station, location, band and instrument code.
+        rate_hz: sampling rate in Hz.
+        channels: channel code by component row.
+        segments: segments by component row.
+        found: the anchored pass.
+        notes: what was done to get the segments, by channel.
+    """
+
+    codes: tuple[str, str, str, str]
+    rate_hz: float
+    channels: dict[int, str]
+    segments: dict[int, list[Segment]]
+    found: Pass = field(default_factory=Pass)
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Day:
+    """All channel groups of a station's files on one day, and what could not be used."""
+
+    groups: list[Group]
+    quarantined: dict[str, list[str]]
+    skipped: list[str]
+
+
+class BatchDetector:
+    """Runs a batch's shards one after the other; files and days that successive shards share are read once."""
+
+    def __init__(
+        self, archive: Store, workspace: Store, config: Config, batch: BatchTask, responses: Responses
+    ) -> None:
+        self.archive, self.workspace, self.config, self.batch = archive, workspace, config, batch
+        self.responses = responses
+        self.readers: dict[int, FileReader] = {}
+        self.day_start: int | None = None
+        self.day: Day | None = None
+        before, after = context_seconds(config.detection, config.window)
+        self.before_ns, self.after_ns = round(before * 1e9), round(after * 1e9)
+        first, last = selection(config.archive)
+        self.first_ns = first if first is not None else -(2**62)
+        self.last_ns = last if last is not None else 2**62
+
+    def run(self, shard: ShardTask) -> dict[str, Any]:
+        """Detect one shard: write its rows, then its marker; return the marker's content."""
+        began = time.perf_counter()
+        report: dict[str, Any] = {"coverage": {}, "quarantined": {}, "skipped": set(), "events": 0}
+        path = tables.shard_path("events", shard.name.network, shard.name.station, shard.name.shard)
+        schema = tables.events_schema(self.config.window.num_samples)
+        rows = tables.write_batches(self.workspace, path, schema, self._batches(shard, report))
+        if not rows:
+            self.workspace.remove(path)
+        content = self._content(shard, report, rows, time.perf_counter() - began)
+        write_marker(self.workspace, "detect", shard.name, content)
+        return content
+
+    def _content(self, shard: ShardTask, report: dict[str, Any], rows: int, seconds: float) -> dict[str, Any]:
+        coverage = report["coverage"]
+        quarantined = [{"key": key, "reasons": reasons} for key, reasons in sorted(report["quarantined"].items())]
+        outcome = "events" if rows else "no events" if coverage else "no data"
+        inputs = [self.batch.files[index] for index in shard.files]
+        return {
+            "outcome": outcome,
+            "start": _iso(shard.start_ns),
+            "end": _iso(shard.end_ns),
+            "inputs": [{"key": item.path, "size": item.size, "etag": item.etag} for item in inputs],
+            "quarantined": quarantined,
+            "skipped": sorted(report["skipped"]),
+            "coverage": [
+                {"day": day, "channel": channel} | values for (day, channel), values in sorted(coverage.items())
+            ],
+            "gaps": sum(values["gaps"] for values in coverage.values()),
+            "counts": {"events": rows},
+            "seconds": round(seconds, 3),
+            "version": __version__,
+        }
+
+    def _batches(self, shard: ShardTask, report: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+        for anchor_ns, start_ns, end_ns in split_days(shard.start_ns, shard.end_ns):
+            day = self._day(anchor_ns)
+            self._record(day, anchor_ns, start_ns, end_ns, report)
+            owned = [
+                (onset, _event_id(group, onset), group)
+                for group in day.groups
+                for onset in group.found.onsets
+                if start_ns <= onset.onset_ns < end_ns
+            ]
+            owned.sort(key=lambda item: item[:2])
+            for first in range(0, len(owned), ONSETS_AT_A_TIME):
+                yield self._rows(owned[first : first + ONSETS_AT_A_TIME], shard.name.shard)
+
+    def _record(self, day: Day, anchor_ns: int, start_ns: int, end_ns: int, report: dict[str, Any]) -> None:
+        date = _iso(anchor_ns)[:10]
+        for group in day.groups:
+            seen = find_coverage(group, start_ns, end_ns, self.config.detection.lta_seconds)
+            for row, values in seen.items():
+                if values["seconds"] > 0:
+                    code = f"{group.codes[2]}.{group.channels[row]}.{group.rate_hz:g}"
+                    report["coverage"][(date, code)] = values | group.notes.get(group.channels[row], {})
+        for key, reasons in day.quarantined.items():
+            report["quarantined"][key] = reasons
+        report["skipped"].update(day.skipped)
+
+    def _day(self, anchor_ns: int) -> Day:
+        """Return the pass of a day over all that this batch owns of it."""
+        if self.day is not None and self.day_start == anchor_ns:
+            return self.day
+        self.day = None
+        owned = [
+            (start, end)
+            for shard in self.batch.shards
+            for anchor, start, end in split_days(shard.start_ns, shard.end_ns)
+            if anchor == anchor_ns
+        ]
+        start_ns, end_ns = min(start for start, _ in owned), max(end for _, end in owned)
+        self.day = self._detect_day(anchor_ns, start_ns, end_ns)
+        self.day_start = anchor_ns
+        return self.day
+
+    def _detect_day(self, anchor_ns: int, start_ns: int, end_ns: int) -> Day:
+        low = max(anchor_ns - self.before_ns, self.first_ns)
+        high = min(end_ns + self.after_ns, self.last_ns)
+        runs, day = self._read(low, high)
+        by_group: dict[tuple[tuple[str, str, str, str], float], dict[str, list[Run]]] = {}
+        for run in runs:
+            codes = (run.channel.network, run.channel.station, run.channel.location, run.channel.channel[:2])
+            key = (codes, nominal_rate(run.rate_hz))
+            by_group.setdefault(key, {}).setdefault(run.channel.channel, []).append(run)
+        for (codes, rate_hz), channels in sorted(by_group.items(), key=lambda item: item[0]):
+            group = self._assemble(codes, rate_hz, channels, day)
+            if group is None:
+                continue
+            group.found = find_onsets(
+                group.segments, self.config.detection, rate_hz, anchor_ns=anchor_ns, start_ns=start_ns, end_ns=end_ns
+            )
+            day.groups.append(group)
+        return day
+
+    def _read(self, low: int, high: int) -> tuple[list[Run], Day]:
+        day = Day([], {}, [])
+        runs: list[Run] = []
+        needed = {index for shard in self.batch.shards for index in shard.files}
+        for index in sorted(needed):
+            reader = self.readers.get(index)
+            if reader is None:
+                reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
+            if not reader.may_hold(low, high):
+                reader.forget()
+                continue
+            decoded = reader.read(low, high)
+            if decoded.num_problems:
+                more = decoded.num_problems - len(decoded.problems)
+                day.quarantined[reader.item.path] = decoded.problems + ([f"and {more} more"] if more else [])
+            runs += [
+                clipped for run in decoded.runs if (clipped := run.clip(low, high)) is not None and self._wanted(run)
+            ]
+        return runs, day
+
+    def _wanted(self, run: Run) -> bool:
+        archive, batch = self.config.archive, self.batch
+        name = batch.shards[0].name
+        codes = run.channel
+        return (
+            codes.network == name.network
+            and codes.station == name.station
+            and (batch.location in (ANY, codes.location))
+            and (batch.band in (ANY, codes.channel[:2]))
+            and code_matcher(archive.location)(codes.location)
+            and code_matcher(archive.channel)(codes.channel)
+        )
+
+    def _assemble(
+        self, codes: tuple[str, str, str, str], rate_hz: float, channels: dict[str, list[Run]], day: Day
+    ) -> Group | None:
+        name = f"{'.'.join(codes)} at {rate_hz:g} Hz"
+        detection = self.config.detection
+        if detection.band_hz[1] >= rate_hz / 2:
+            day.skipped.append(f"{name}: detection.band_hz reaches {detection.band_hz[1]:g} Hz, not below Nyquist")
+            return None
+        group = Group(codes, rate_hz, {}, {})
+        for channel in sorted(channels, key=lambda code: _BY_PRECEDENCE.get(code[-1:], 9)):
+            row = component_row(channel)
+            if row is None:
+                day.skipped.append(f"{name}: {channel} is no component E, N, Z, 1, 2 or 3")
+                continue
+            if row in group.channels:
+                day.skipped.append(f"{name}: {channel} is the same component as {group.channels[row]}")
+                continue
+            continuity = assemble(
+                channels[channel], rate_hz=rate_hz, tolerance_samples=self.config.archive.time_tolerance_samples
+            )
+            group.channels[row] = channel
+            group.segments[row] = continuity.segments
+            counts = {
+                "duplicate_samples": continuity.duplicate_samples,
+                "conflicting_samples": continuity.conflicting_samples,
+                "superseded_samples": continuity.superseded_samples,
+                "bad_samples": continuity.bad_samples,
+            }
+            group.notes[channel] = {key: value for key, value in counts.items() if value}
+        missing = self.responses.missing(codes, group.channels.values())
+        if missing:
+            day.skipped.append(f"{name}: archive.stationxml has no sensitivity for {missing}")
+            return None
+        return group if group.segments else None
+
+    def _rows(self, owned: Sequence[tuple[Onset, str, Group]], shard: str) -> pa.RecordBatch:
+        window = self.config.window
+        count = len(owned)
+        waveforms = np.full((count, 3, window.num_samples), np.nan, np.float32)
+        starts = np.zeros(count, np.int64)
+        snr_db, peak, missing = (np.zeros(count, np.float32) for _ in range(3))
+        for group in dict.fromkeys(id(item[2]) for item in owned):
+            places = [place for place, item in enumerate(owned) if id(item[2]) == group]
+            mine = owned[places[0]][2]
+            onsets = [owned[place][0] for place in places]
+            factors = self.responses.factors(mine.codes, mine.channels, onsets[0].onset_ns)
+            cut = cut_windows(mine.segments, onsets, window, mine.rate_hz, factors)
+            cut = self.responses.remove(cut, mine.codes, mine.channels, window)
+            waveforms[places], starts[places] = cut.waveforms, cut.window_start_ns
+            snr_db[places], peak[places], missing[places] = cut.snr_db, cut.peak_amplitude, cut.missing_fraction
+        present = np.asarray(np.isfinite(waveforms).any(axis=2))
+        onset_ns = np.array([onset.onset_ns for onset, _, _ in owned], np.int64)
+        end_ns = np.array([onset.end_ns for onset, _, _ in owned], np.int64)
+        channels = [
+            [group.channels.get(row) if present[index, row] else None for row in range(3)]
+            for index, (_, _, group) in enumerate(owned)
+        ]
+        columns: Mapping[str, Any] = {
+            "event_id": [name for _, name, _ in owned],
+            "network": [group.codes[0] for _, _, group in owned],
+            "station": [group.codes[1] for _, _, group in owned],
+            "location": [group.codes[2] for _, _, group in owned],
+            "channels": channels,
+            "onset": onset_ns,
+            "window_start": starts,
+            "duration_s": ((end_ns - onset_ns) / 1e9).astype(np.float32),
+            "peak_ratio": np.array([onset.peak for onset, _, _ in owned], np.float32),
+            "snr_db": snr_db,
+            "peak_amplitude": peak,
+            "units": [self.config.detection.units] * count,
+            "sampling_rate": np.full(count, window.rate_hz),
+            "source_sampling_rate": np.array([group.rate_hz for _, _, group in owned]),
+            "missing_fraction": missing,
+            "trigger_channel": [group.channels[onset.component] for onset, _, group in owned],
+            "shard": [shard] * count,
+        }
+        schema = tables.events_schema(window.num_samples)
+        arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]
+        return pa.RecordBatch.from_arrays([*arrays, tables.tensor_array(waveforms)], schema=schema)
+
+
+def find_coverage(group: Group, start_ns: int, end_ns: int, lta_seconds: float) -> dict[int, dict[str, Any]]:
+    """Return by component row the seconds with samples, those blanked after gaps, and how many gaps begin there."""
+    found = Pass()
+    for row, segments in group.segments.items():
+        account(found, row, segments, round(lta_seconds * group.rate_hz), group.rate_hz, start_ns, end_ns)
+    return {
+        row: {
+            "seconds": round(found.covered_seconds[row], 6),
+            "blanked_seconds": round(found.blanked_seconds[row], 6),
+            "gaps": found.gaps[row],
+        }
+        for row in group.segments
+    }
+
+
+def _event_id(group: Group, onset: Onset) -> str:
+    """Return `NET.STA.LOC.BI.RATE.YYYYMMDDTHHMMSS.nnnnnnnnn`: the channel group and the onset in UTC."""
+    network, station, location, band = group.codes
+    seconds, rest = divmod(onset.onset_ns, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{network}.{station}.{location}.{band}.{group.rate_hz:g}.{moment:%Y%m%dT%H%M%S}.{rest:09d}"
+
+
+def _iso(time_ns: int) -> str:
+    seconds, rest = divmod(time_ns, 1_000_000_000)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{rest:09d}Z" if rest else f"{text}Z"

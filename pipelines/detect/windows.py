@@ -1,0 +1,133 @@
+"""Cut windows of one common rate around onsets, whatever the components' sampling and gaps."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from math import ceil
+from typing import Any
+
+import numpy as np
+from scipy.signal import resample_poly
+
+from pipelines.archive.continuity import Segment
+from pipelines.archive.records import sample_time
+
+Array = np.ndarray[Any, Any]
+
+# resample_poly's default filter reaches this many samples of the lower rate to both sides.
+FILTER_REACH = 10
+
+
+def resampling_ratio(source_hz: float, rate_hz: float) -> Fraction:
+    """Return target over source rate as a fraction that a polyphase filter can work with (denominator up to 1000)."""
+    return Fraction(rate_hz / source_hz).limit_denominator(1000)
+
+
+def resampling_margin(source_hz: float, rate_hz: float) -> int:
+    """Return how many source samples beyond both ends of a window the resampling needs: a multiple of `down`."""
+    ratio = resampling_ratio(source_hz, rate_hz)
+    if ratio == 1:
+        return 0
+    reach = ceil(FILTER_REACH * max(ratio.numerator, ratio.denominator) / ratio.numerator)
+    return ceil(reach / ratio.denominator) * ratio.denominator
+
+
+def cut(segments: Sequence[Segment], start_ns: int, num_samples: int, source_hz: float) -> Array:
+    """Return float64 (num_samples,) at the source rate from the sample nearest to a time on; absent samples are NaN."""
+    out = np.full(num_samples, np.nan)
+    interval_ns = 1e9 / source_hz
+    end_ns = sample_time(start_ns, num_samples, source_hz)
+    for segment in segments:
+        if segment.end_ns <= start_ns - interval_ns or segment.start_ns >= end_ns + interval_ns:
+            continue
+        if segment.start_ns >= start_ns:
+            place, first = round((segment.start_ns - start_ns) / interval_ns), 0
+        else:
+            place, first = 0, segment.index_from(round(start_ns - interval_ns / 2))
+        count = min(num_samples - place, len(segment.data) - first)
+        if count > 0:
+            out[place : place + count] = segment.data[first : first + count]
+    return out
+
+
+def resample(values: Array, source_hz: float, rate_hz: float, num_samples: int) -> Array:
+    """Resample rows that carry `resampling_margin` extra samples at both ends.
+
+    Args:
+        values: float64 (..., source samples); NaN where absent.
+        source_hz, rate_hz: rates in Hz.
+        num_samples: samples of the result.
+
+    Returns:
+        float64 (..., num_samples), sample j at j / rate_hz after the end of the first margin. A sample is NaN where any
+        sample that its filter touches is absent.
+    """
+    ratio = resampling_ratio(source_hz, rate_hz)
+    if ratio == 1:
+        return values[..., :num_samples]
+    up, down = ratio.numerator, ratio.denominator
+    margin = resampling_margin(source_hz, rate_hz)
+    absent = np.isnan(values)
+    offset = _first_present(values)
+    filled = np.where(absent, 0.0, values - offset)
+    smooth = resample_poly(filled, up, down, axis=-1)
+    first = margin * up // down
+    reach = ceil(FILTER_REACH * max(up, down) / up)
+    counts = np.concatenate([np.zeros((*absent.shape[:-1], 1), np.int64), np.cumsum(absent, axis=-1)], axis=-1)
+    centre = margin + np.arange(num_samples) * down / up
+    low = np.clip(np.floor(centre - reach).astype(np.int64), 0, values.shape[-1])
+    high = np.clip(np.ceil(centre + reach).astype(np.int64) + 1, 0, values.shape[-1])
+    touched = counts[..., high] - counts[..., low] > 0
+    result: Array = np.where(touched, np.nan, smooth[..., first : first + num_samples] + offset)
+    return result
+
+
+def _first_present(values: Array) -> Array:
+    """Return the first finite value of each row, shape (..., 1); zero for a row without any."""
+    present = np.isfinite(values)
+    index = np.argmax(present, axis=-1)[..., None]
+    picked = np.take_along_axis(values, index, axis=-1)
+    return np.where(np.isfinite(picked), picked, 0.0)
+
+
+def source_samples(num_samples: int, source_hz: float, rate_hz: float) -> int:
+    """Return how many source samples `resample` needs, margins included."""
+    ratio = resampling_ratio(source_hz, rate_hz)
+    if ratio == 1:
+        return num_samples
+    return ceil(num_samples * ratio.denominator / ratio.numerator) + 2 * resampling_margin(source_hz, rate_hz)
+
+
+def amplitudes(waveforms: Array, component: Array, num_lead: int, num_signal: Array) -> tuple[Array, Array]:
+    """Return signal-to-noise ratio in dB and peak amplitude on the component that triggered.
+
+    Args:
+        waveforms: (n, 3, samples); NaN where absent.
+        component: (n,) int, row of each window's trigger component.
+        num_lead: samples before the onset: the noise.
+        num_signal: (n,) int, samples from the onset to the end of the trigger: the signal.
+
+    Returns:
+        (n,) `20 log10(rms signal / rms noise)`, NaN where either is absent or zero, and (n,) the largest deviation from
+        the noise's mean from the onset on.
+    """
+    traces = waveforms[np.arange(len(waveforms)), component].astype(np.float64)
+    noise, after = traces[:, :num_lead], traces[:, num_lead:]
+    noise_mean = _nan_mean(noise)
+    noise_rms = np.sqrt(_nan_mean((noise - noise_mean[:, None]) ** 2))
+    centred = after - np.where(np.isnan(noise_mean), _nan_mean(after), noise_mean)[:, None]
+    within = np.arange(after.shape[1])[None, :] < np.maximum(num_signal, 1)[:, None]
+    signal_rms = np.sqrt(_nan_mean(np.where(within, centred, np.nan) ** 2))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        snr_db = 20 * np.log10(signal_rms / noise_rms)
+    snr_db[~np.isfinite(snr_db)] = np.nan
+    peak = np.max(np.where(np.isnan(centred), 0.0, np.abs(centred)), axis=1, initial=0.0)
+    return snr_db, peak
+
+
+def _nan_mean(values: Array) -> Array:
+    present = np.isfinite(values)
+    count = present.sum(axis=1)
+    total = np.where(present, values, 0.0).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        result: Array = total / np.where(count == 0, np.nan, count)
+    return result
