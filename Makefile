@@ -68,7 +68,7 @@ lock: ## resolve all versions anew into requirements.lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
 	{ echo "# All versions of an install with tests, resolved by \`make lock\` (Python 3.11, Linux); used as pip constraints."; \
 	  echo "# torch brings its own CUDA packages where its build for the machine needs them."; \
-	  build/lock/bin/python -m pip freeze --exclude firnline --exclude pip --exclude setuptools \
+	  build/lock/bin/python -m pip freeze --all --exclude firnline --exclude pip \
 	  | grep -vE '^(nvidia-|cuda-|triton==)' | sed -E 's/^(torch==[0-9.]+)\+.*/\1/'; } > requirements.lock
 	rm -rf build/lock
 

@@ -115,8 +115,23 @@ def local_cores() -> int:
     return max(1, int(joblib.cpu_count()))
 
 
+def private_ray_environment() -> dict[str, str]:
+    """Return the variables under which a new Ray asks for our token and listens on loopback alone."""
+    return {
+        **token_environment(),
+        # With its clusters "disabled" Ray gives the node the loopback address, and all its servers listen there.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Metrics would be served without the token; on impossible ports their servers do not start.
+        "RAY_enable_metrics_collection": "0",
+        "AUTOSCALER_METRIC_PORT": "-1",
+        "DASHBOARD_METRIC_PORT": "-1",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
 def token_environment() -> dict[str, str]:
-    """Return the variables that give a child process (such as `ray start`) token authentication and our token."""
+    """Return the variables that give a process token authentication: the user's token, or a new private one."""
     environment = {"RAY_AUTH_MODE": "token"}
     if os.environ.get("RAY_AUTH_TOKEN"):
         environment["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"]
@@ -125,21 +140,19 @@ def token_environment() -> dict[str, str]:
     return environment
 
 
-def require_token_authentication() -> None:
-    """Turn token authentication on for this process and its children, with the user's token or a new private one."""
-    _apply_authentication(token_environment())
-
-
 def use_token_if_available() -> None:
-    """Send the user's token to a cluster that somebody else started, unless `RAY_AUTH_MODE` says what to do."""
-    if os.environ.get("RAY_AUTH_MODE"):
+    """Send the user's token to a cluster that somebody else started, unless `RAY_AUTH_MODE` turns that off."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode not in ("", "token"):
         return
     configured = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
     if configured or _default_token_file().is_file():
-        require_token_authentication()
+        _apply_environment(token_environment())
+    elif mode:
+        raise InputError("RAY_AUTH_MODE is token, but there is no token; put the cluster's in RAY_AUTH_TOKEN_PATH.")
 
 
-def _apply_authentication(environment: dict[str, str]) -> None:
+def _apply_environment(environment: dict[str, str]) -> None:
     os.environ.update(environment)
     raylet: Any = importlib.import_module("ray._raylet")
     # Ray read its settings when it was imported, perhaps before this.
@@ -202,14 +215,11 @@ def _private_folder() -> Path:
 
 
 def _start(cores: int, *, include_dashboard: bool, worker_logs: bool) -> Path:
-    require_token_authentication()
-    os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
-    os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    # With its clusters "disabled" Ray gives the node the loopback address, and all its servers listen there alone.
-    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    _apply_environment(private_ray_environment())
     import ray
     from ray._private import ray_constants
 
+    # The variable of this name may have come after Ray's import.
     ray_constants.ENABLE_RAY_CLUSTER = False
     folder = _private_folder()
     try:
@@ -222,8 +232,6 @@ def _start(cores: int, *, include_dashboard: bool, worker_logs: bool) -> Path:
             logging_level=logging.WARNING,
             log_to_driver=worker_logs,
             _temp_dir=str(folder / "ray"),
-            # The metrics ports are the only ones that would answer without the token.
-            _system_config={"enable_metrics_collection": False},
         )
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise StageFailed(
@@ -263,17 +271,51 @@ def _join(address: str, *, worker_logs: bool) -> None:
 
 
 def _refuse_deaf_address(address: str) -> None:
-    host, _, port = address.rpartition(":")
+    """Raise InputError where nothing answers; Ray itself would try for minutes."""
     if address == "auto":
         return
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
     if not host or not port.isdigit():
         raise InputError(f"--address is {address!r}; give host:port of a Ray cluster, or auto.")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
     except OSError as error:
         raise InputError(
             f"--address {address} does not answer ({error}); give host:port of a running Ray cluster."
         ) from error
+    if host in ("localhost", "127.0.0.1", "::1"):
+        _stay_on_loopback_with(int(port))
+    _refuse_wrong_token(address)
+
+
+def _refuse_wrong_token(address: str) -> None:
+    """Raise InputError where the cluster refuses our token, at once; whatever else is wrong, Ray says itself."""
+    grpc: Any = importlib.import_module("grpc")
+    raylet: Any = importlib.import_module("ray._raylet")
+    loader = raylet.AuthenticationTokenLoader.instance()
+    header = loader.get_token_for_http_header() if loader.has_token() else {}
+    with grpc.insecure_channel(address) as channel:
+        question = channel.unary_unary("/ray.rpc.InternalKVGcsService/InternalKVExists")
+        try:
+            question(b"", timeout=CONNECT_SECONDS, metadata=[(name.lower(), value) for name, value in header.items()])
+        except grpc.RpcError as error:
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                raise InputError(
+                    f"--address {address} refuses the token; set RAY_AUTH_TOKEN_PATH to the file with its token."
+                ) from None
+
+
+def _stay_on_loopback_with(port: int) -> None:
+    """Keep Ray from replacing the loopback address by this machine's, where its server listens on loopback alone."""
+    from ray._private import ray_constants
+
+    services: Any = importlib.import_module("ray._private.services")
+    try:
+        socket.create_connection((services.get_node_ip_address(), port), timeout=CONNECT_SECONDS).close()
+    except OSError:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _refuse_other_cluster(address: str | None) -> None:

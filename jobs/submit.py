@@ -1,0 +1,272 @@
+"""Send a job to a Ray cluster through its Jobs server, follow its log, and end with its exit code.
+
+    firnline submit --address http://127.0.0.1:8265 run s3://bucket/archive s3://bucket/workspace --config mine.yaml
+
+The server is `--address` or RAY_API_SERVER_ADDRESS; its token comes from RAY_AUTH_TOKEN_PATH, RAY_AUTH_TOKEN or
+~/.ray/auth_token. Firnline's own code and the content of --config are sent, and nothing else of this machine. Ctrl-C
+stops following, not the job.
+
+flags of submit (before or after JOB; all others are the job's):
+  --address URL    the Jobs server, http(s)://host:port
+  --python PATH    the cluster's Python that has the locked packages (default: python)
+"""
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from jobs.command_line import JOBS, read_config_file, run_job
+from pipelines.cluster import use_token_if_available
+from pipelines.config import flatten
+from pipelines.errors import InputError, StageFailed
+
+NOT_SUBMITTED = {"submit": "it is this command", "explore": "it is a page for the person at this machine"}
+PACKAGES = ("pipelines", "jobs")
+UPLOAD_LIMIT_BYTES = 512 << 20
+"""What a Jobs server accepts as a working folder."""
+
+SENT_VARIABLES = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_REQUEST_CHECKSUM_CALCULATION",
+    "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "MLFLOW_TRACKING_URI",
+)
+"""Where things are, never who we are: a job's environment can be read in Ray's dashboard, so credentials stay here."""
+
+LOST_SECONDS = 600.0
+"""How long a Jobs server may be away before following ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What is sent: the job, its words as the nodes will read them, and notes for the person who sends it."""
+
+    job: str
+    words: list[str]
+    config_text: str | None = None
+    config_name: str = "config.yaml"
+    notes: list[str] = field(default_factory=list)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline submit`."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(f"usage: firnline submit JOB ... [flags of JOB]\n\n{(__doc__ or '').strip()}")
+        return 0 if words else 2
+    return run_job("submit", [], [], lambda _: submit(words))
+
+
+def submit(words: Sequence[str]) -> int:
+    """Send the job and return its exit code."""
+    own, rest = take_flags(words, ("address", "python"))
+    address = own.get("address") or os.environ.get("RAY_API_SERVER_ADDRESS")
+    if not address:
+        raise InputError("no Jobs server: give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS")
+    if urlsplit(address).scheme not in ("http", "https"):
+        raise InputError(f"--address is {address}; submit needs the Jobs server, http(s)://host:port")
+    submission = prepare(rest)
+    client = connect(address)
+    for note in submission.notes:
+        print(f"firnline submit: {note}", file=sys.stderr)
+    with working_folder(submission) as folder:
+        job_id = client.submit_job(
+            entrypoint=entrypoint(submission, own.get("python", "python")),
+            runtime_env={"working_dir": str(folder), "env_vars": sent_environment()},
+            metadata={"firnline_job": submission.job},
+        )
+    print(f"firnline submit: {submission.job} is {job_id} on {address}", file=sys.stderr)
+    return follow(client, job_id, address)
+
+
+def take_flags(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Return the named flags' values, and the other words in order; InputError where a value is missing."""
+    taken: dict[str, str] = {}
+    rest: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in names:
+            rest.append(word)
+            continue
+        following = value if equals else next(remaining, None)
+        if following is None:
+            raise InputError(f"--{name} needs a value")
+        taken[name] = following
+    return taken, rest
+
+
+def prepare(words: Sequence[str]) -> Submission:
+    """Check a job's words on this machine and return them as the nodes will read them.
+
+    Local paths become absolute: on a node the job runs in a folder of Ray's. Raises InputError for an unknown job, an
+    unreadable --config, or a tracking URI with a password in it.
+    """
+    named, rest = take_flags(words, ("config", "mlflow"))
+    if not rest:
+        raise InputError("no JOB given; firnline --help lists them")
+    job, *rest = rest
+    if job not in JOBS:
+        raise InputError(f"unknown job {job!r}; one of {', '.join(name for name in JOBS if name not in NOT_SUBMITTED)}")
+    if job in NOT_SUBMITTED:
+        raise InputError(f"{job} is not submitted: {NOT_SUBMITTED[job]}")
+    sent: list[str] = []
+    notes: list[str] = []
+    after_flag = False
+    for word in rest:
+        is_value = after_flag
+        after_flag = word.startswith("--") and "." in word and "=" not in word
+        if word.startswith("--") or "://" in word or (is_value and not Path(word).is_file()):
+            sent.append(word)
+            continue
+        absolute = os.path.abspath(word)  # noqa: PTH100 - symbolic links are the nodes' to follow
+        sent.append(absolute)
+        notes.append(f"{absolute} must exist on the nodes, as a shared file system gives it to them")
+    config_text = None
+    if "config" in named:
+        content = read_config_file(named["config"])
+        config_text = Path(named["config"]).read_text(encoding="utf-8")
+        for key, value in flatten(content):
+            if isinstance(value, str) and "/" in value and "://" not in value and Path(value).exists():
+                notes.append(f"{key} is {value}: a path of this machine, which must exist on the nodes")
+    if "mlflow" in named:
+        if urlsplit(named["mlflow"]).password:
+            raise InputError(
+                "--mlflow holds a password, which Ray would show with the job; set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD on the nodes instead"
+            )
+        sent += ["--mlflow", named["mlflow"]]
+    name = Path(named["config"]).name if "config" in named else "config.yaml"
+    return Submission(job=job, words=sent, config_text=config_text, config_name=name, notes=notes)
+
+
+def sent_environment() -> dict[str, str]:
+    """Return the variables of this process that a job gets: endpoints and region, no credentials."""
+    values = {name: os.environ[name] for name in SENT_VARIABLES if os.environ.get(name)}
+    return {name: value for name, value in values.items() if "://" not in value or not urlsplit(value).password}
+
+
+def entrypoint(submission: Submission, python: str) -> str:
+    """Return the command line that the cluster runs."""
+    words = [python, "-m", f"jobs.{submission.job}", *submission.words]
+    if submission.config_text is not None:
+        words += ["--config", submission.config_name]
+    return shlex.join(words)
+
+
+@contextmanager
+def working_folder(submission: Submission) -> Iterator[Path]:
+    """Yield a folder with Firnline's code and the configuration: all that leaves this machine."""
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory(prefix="firnline-submit-") as name:
+        folder = Path(name)
+        for package in PACKAGES:
+            shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+        for patterns in (".gitignore", ".rayignore"):
+            if (root / patterns).is_file():
+                shutil.copy(root / patterns, folder)
+        if submission.config_text is not None:
+            (folder / submission.config_name).write_text(submission.config_text, encoding="utf-8")
+        size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        if size > UPLOAD_LIMIT_BYTES:
+            raise InputError(f"the code in {root} has {size >> 20} MiB; a Jobs server takes {UPLOAD_LIMIT_BYTES >> 20}")
+        yield folder
+
+
+def connect(address: str) -> Any:
+    """Return a client of the Jobs server; InputError where it does not answer or refuses our token."""
+    use_token_if_available()
+    # Ray's client lets both variables win over the address that it is given.
+    for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        os.environ.pop(name, None)
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    try:
+        client: Any = JobSubmissionClient(address, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
+        client.list_jobs()
+    except AuthenticationError:
+        raise InputError(
+            f"the Jobs server {address} refuses the token; set RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"the Jobs server {address} does not answer: {str(error).splitlines()[0]}") from None
+    return client
+
+
+def follow(client: Any, job_id: str, address: str) -> int:
+    """Print a job's log as it grows and return its exit code; a Jobs server that is away for a while is waited for."""
+    from ray.job_submission import JobStatus
+
+    log = FollowedLog()
+    last_answer = time.monotonic()
+    try:
+        while True:
+            try:
+                asyncio.run(log.follow(client, job_id))
+                info = client.get_job_info(job_id)
+                last_answer = time.monotonic()
+                if info.status.is_terminal():
+                    break
+            except (OSError, RuntimeError) as error:
+                if time.monotonic() - last_answer > LOST_SECONDS:
+                    raise StageFailed(f"the Jobs server {address} is gone, perhaps with {job_id}: {error}") from None
+            time.sleep(1)
+        log.add(client.get_job_logs(job_id), at=0)
+    except KeyboardInterrupt:
+        print(
+            f"firnline submit: {job_id} goes on; `ray job logs -f {job_id}` follows it again, "
+            f"`ray job stop {job_id}` ends it",
+            file=sys.stderr,
+        )
+        return 130
+    if info.status == JobStatus.SUCCEEDED:
+        return 0
+    print(
+        f"firnline submit: {job_id} {str(info.status).lower()}: {(info.message or '').partition(',')[0]}",
+        file=sys.stderr,
+    )
+    if info.status == JobStatus.STOPPED:
+        return 130
+    # A job without an exit code never ran: its node or its environment failed.
+    return 1 if info.driver_exit_code in (None, 0) else int(info.driver_exit_code)
+
+
+class FollowedLog:
+    """A job's log on its way to standard output: each character once, however often the connection is lost."""
+
+    def __init__(self) -> None:
+        self.printed = 0
+
+    def add(self, text: str, *, at: int) -> None:
+        """Print what is new in `text`, which begins at character `at` of the log."""
+        fresh = text[max(0, self.printed - at) :]
+        sys.stdout.write(fresh)
+        sys.stdout.flush()
+        self.printed = max(self.printed, at + len(text))
+
+    async def follow(self, client: Any, job_id: str) -> None:
+        """Print the log until the server ends it: the job has ended, or the connection is lost."""
+        position = 0
+        async for text in client.tail_job_logs(job_id):
+            self.add(text, at=position)
+            position += len(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
