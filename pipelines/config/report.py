@@ -1,0 +1,127 @@
+"""Sections `report`, `catalog` and `explore`: what the figures show, how the catalogue is written, who may browse."""
+
+from typing import Literal
+
+from pydantic import field_validator
+
+from pipelines.config.base import Section, operational
+
+
+class ReportSettings(Section):
+    """How much the report shows of each cluster, and how it draws the map of the embedding."""
+
+    nearest_per_cluster: int = 2
+    """Gallery events of each cluster that lie nearest to its centroid (count)."""
+
+    random_per_cluster: int = 3
+    """Gallery events of each cluster drawn by a hash of their id (count)."""
+
+    boundary_per_cluster: int = 1
+    """Gallery events of each cluster with the smallest margin to another cluster (count)."""
+
+    max_gallery_events: int = 96
+    """Most gallery events on the page; with many clusters each shows fewer (count)."""
+
+    map_events: int = 2000
+    """Events drawn by a hash of their id for the map and the descriptions of the clusters (count)."""
+
+    map_method: Literal["tsne", "pca"] = "tsne"
+    """Right-hand panel of the map: `tsne` beside the principal components, or `pca` for those alone."""
+
+    seed: int = 0
+    """Seed of the map (no unit)."""
+
+    @field_validator("nearest_per_cluster", "random_per_cluster", "boundary_per_cluster", "max_gallery_events")
+    @classmethod
+    def _not_negative(cls, value: int) -> int:
+        if value < 0:
+            raise ValueError(f"a number of gallery events is {value}, it must be 0 or more")
+        return value
+
+    @field_validator("map_events")
+    @classmethod
+    def _bounded(cls, value: int) -> int:
+        if not 10 <= value <= 20_000:
+            raise ValueError(f"report.map_events is {value}, it must lie between 10 and 20000")
+        return value
+
+
+class CatalogSettings(Section):
+    """Which associated events enter the catalogue, and how QuakeML names them."""
+
+    min_stations: int = 1
+    """Fewest stations that must have detected an event (count)."""
+
+    formats: tuple[Literal["quakeml", "csv", "parquet"], ...] = ("quakeml", "csv", "parquet")
+    """Files written for each month: `quakeml` (.xml), `csv`, `parquet`."""
+
+    authority: str = "local"
+    """Authority in every QuakeML resource identifier, `smi:<authority>/firnline/...`."""
+
+    agency: str | None = None
+    """Agency identifier in QuakeML's creation information; none is written when null."""
+
+    event_types: dict[str, str] = {}
+    """QuakeML event type of a label where the built-in table has none or another, e.g. `{calving: "ice quake"}`."""
+
+    @field_validator("min_stations")
+    @classmethod
+    def _at_least_one(cls, value: int) -> int:
+        if value < 1:
+            raise ValueError(f"catalog.min_stations is {value}, it must be 1 or more")
+        return value
+
+    @field_validator("authority")
+    @classmethod
+    def _identifier(cls, value: str) -> str:
+        allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
+        if len(value) < 3 or not set(value) <= allowed or not value[0].isalnum():
+            raise ValueError(
+                f"catalog.authority is {value!r}, it must be three or more letters, digits, '-', '.' or '_', "
+                "the first a letter or digit, as in 'org.example'"
+            )
+        return value
+
+    @field_validator("agency")
+    @classmethod
+    def _short(cls, value: str | None) -> str | None:
+        if value is not None and not 1 <= len(value) <= 64:
+            raise ValueError(f"catalog.agency has {len(value)} characters, QuakeML allows 1 to 64")
+        return value
+
+    @field_validator("event_types")
+    @classmethod
+    def _known_types(cls, value: dict[str, str]) -> dict[str, str]:
+        from obspy.core.event.header import EventType
+
+        known = set(EventType.keys())
+        for label, event_type in value.items():
+            if event_type not in known:
+                raise ValueError(
+                    f"catalog.event_types maps {label!r} to {event_type!r}, it must be a QuakeML event type "
+                    'such as "ice quake", "earthquake" or "other event"'
+                )
+        return value
+
+
+class ExploreSettings(Section):
+    """Where the explorer listens and where it keeps the hand labels."""
+
+    host: str = operational("127.0.0.1")
+    """Address the explorer listens on; anything but a loopback address lets other machines in."""
+
+    port: int = operational(8765, ge=0, le=65535)
+    """Port the explorer listens on; 0 takes any free one."""
+
+    allowed_hosts: tuple[str, ...] = operational(())
+    """Further host names by which a browser may reach the explorer (as behind a proxy), without a port."""
+
+    labels_path: str | None = operational(None)
+    """CSV file (path or URL) that hand labels are saved to; default `labels.path`, else `hand-labels.csv` in the
+    workspace."""
+
+    label_names: tuple[str, ...] = operational(("icequake", "earthquake", "spike", "tremor", "noise"))
+    """Labels offered as buttons; others can be typed."""
+
+    page_events: int = operational(24, ge=1, le=200)
+    """Events on a page (count)."""

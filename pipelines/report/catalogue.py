@@ -1,0 +1,285 @@
+"""The catalogue: detections of several stations become events, written as QuakeML, CSV and Parquet.
+
+A detection is one row of `events/` with its row of `labels/`. Detections belong together by
+`pipelines.association.associate`. No location is computed, so an event has picks and no origin, which QuakeML 1.2
+allows. QuakeML is written event by event as text: ObsPy's writer holds a month's catalogue as objects, some 20 kB an
+event.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+from xml.sax.saxutils import escape, quoteattr
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from pipelines import association
+
+EVENT_TYPES: Mapping[str, str] = {
+    "icequake": "ice quake",
+    "ice quake": "ice quake",
+    "earthquake": "earthquake",
+    "explosion": "explosion",
+    "quarry blast": "quarry blast",
+    "avalanche": "avalanche",
+    "rockfall": "rockslide",
+    "landslide": "landslide",
+    # QuakeML's word for a detection behind which there is no event of the ground.
+    "spike": "not existing",
+    "noise": "not existing",
+}
+"""QuakeML event type of a label; any other label is an "other event", no label "not reported"."""
+
+_TIME = pa.timestamp("ns", tz="UTC")
+CATALOGUE_SCHEMA = pa.schema(
+    [
+        ("catalog_id", pa.string()),
+        ("onset", _TIME),
+        ("last_onset", _TIME),
+        ("num_stations", pa.int32()),
+        ("num_detections", pa.int32()),
+        ("stations", pa.list_(pa.string())),
+        ("event_ids", pa.list_(pa.string())),
+        ("cluster", pa.int32()),
+        ("cluster_share", pa.float32()),
+        ("label", pa.string()),
+        ("label_source", pa.string()),
+        ("event_type", pa.string()),
+        ("max_snr_db", pa.float32()),
+        ("max_peak_ratio", pa.float32()),
+        ("max_duration_s", pa.float32()),
+        ("peak_amplitude", pa.float32()),
+        ("units", pa.string()),
+    ]
+)
+
+_HEAD = """<?xml version="1.0" encoding="utf-8"?>
+<q:quakeml xmlns="http://quakeml.org/xmlns/bed/1.2" xmlns:q="http://quakeml.org/xmlns/quakeml/1.2">
+"""
+_UNSAFE = re.compile(r"[^A-Za-z0-9_\-.*()~']")
+
+
+def events_opened_before(
+    detections: pd.DataFrame, end_ns: int, taken_until_ns: int, within_seconds: float
+) -> tuple[pd.DataFrame, int]:
+    """Return the detections of the events that open before `end_ns`, and until when the last of them takes detections.
+
+    `detections` reach at least `within_seconds` beyond `end_ns` (ns since 1970-01-01 UTC); those up to
+    `taken_until_ns` belong to an event that opened earlier, elsewhere, and are left out. Since the first detection
+    alone decides how long an event takes others, a record cut anywhere, with this number handed on, gives the events
+    of one pass.
+    """
+    onset_ns = onset_nanoseconds(detections)
+    free = onset_ns > taken_until_ns
+    detections, onset_ns = detections[free], onset_ns[free]
+    if not len(detections):
+        return detections, taken_until_ns
+    events = association.associate(onset_ns, within_seconds)
+    first_ns = pd.Series(onset_ns).groupby(events).transform("min").to_numpy()
+    ours = first_ns < end_ns
+    if not ours.any():
+        return detections[ours], taken_until_ns
+    return detections[ours], int(first_ns[ours].max()) + round(within_seconds * 1e9)
+
+
+def onset_nanoseconds(detections: pd.DataFrame) -> npt.NDArray[np.int64]:
+    """Return the onsets in ns since 1970-01-01 UTC. Shape (detection,)."""
+    times = detections["onset"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[ns]")
+    return np.asarray(times.astype(np.int64))
+
+
+def associated_events(
+    detections: pd.DataFrame, within_seconds: float, min_stations: int, event_types: Mapping[str, str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the events of some detections, and the detections with the `catalog_id` of their event.
+
+    `detections` has the columns of `events/` (without waveform) and of `labels/`. An event is named after its first
+    detection. Its cluster is that of most of its detections, its label the most frequent one among them, hand labels
+    before all others; ties fall to the detection with the largest margin. Events of fewer than `min_stations`
+    stations are left out. Both tables are in order of time.
+    """
+    if not len(detections):
+        return _no_events(), detections.assign(catalog_id=pd.Series(dtype=object))
+    onset_ns = onset_nanoseconds(detections)
+    picks = detections.assign(
+        catalog_id=association.event_names(onset_ns, detections["event_id"].to_numpy(dtype=object), within_seconds),
+        site=detections["network"] + "." + detections["station"],
+    )
+    picks = picks.sort_values(["onset", "event_id"], kind="stable")
+    groups = picks.groupby("catalog_id", sort=False)
+    picks = picks[groups["site"].transform("nunique") >= min_stations]
+    if not len(picks):
+        return _no_events(), picks.drop(columns="site")
+    groups = picks.groupby("catalog_id", sort=False)
+    events = pd.DataFrame(
+        {
+            "onset": groups["onset"].min(),
+            "last_onset": groups["onset"].max(),
+            "num_stations": groups["site"].nunique().astype("int32"),
+            "num_detections": groups.size().astype("int32"),
+            "stations": groups["site"].agg(lambda sites: sorted(set(sites))),
+            "event_ids": groups["event_id"].agg(list),
+            "max_snr_db": groups["snr_db"].max(),
+            "max_peak_ratio": groups["peak_ratio"].max(),
+            "max_duration_s": groups["duration_s"].max(),
+        }
+    )
+    events = events.join(_majority(picks, "cluster"))
+    events["cluster_share"] = (events.pop("votes") / events["num_detections"]).astype("float32")
+    events = events.join(_majority_label(picks))
+    for column in ("label", "label_source"):
+        events[column] = pd.Series([None if pd.isna(name) else name for name in events[column]], events.index, object)
+    # Amplitudes in different units cannot be compared: the unit is that of the strongest detection's instrument.
+    strongest = picks.sort_values(["peak_amplitude", "event_id"], ascending=[False, True]).groupby(
+        "catalog_id", sort=False
+    )
+    events = events.join(strongest[["peak_amplitude", "units"]].first())
+    types = {**EVENT_TYPES, **event_types}
+    events["event_type"] = [
+        "not reported" if label is None else types.get(label, "other event") for label in events["label"].tolist()
+    ]
+    events = events.reset_index().sort_values(["onset", "catalog_id"], kind="stable")
+    return events[CATALOGUE_SCHEMA.names].reset_index(drop=True), picks.drop(columns="site").reset_index(drop=True)
+
+
+def _no_events() -> pd.DataFrame:
+    empty: pd.DataFrame = CATALOGUE_SCHEMA.empty_table().to_pandas()
+    return empty
+
+
+def _majority(picks: pd.DataFrame, column: str) -> pd.DataFrame:
+    votes = (
+        picks.groupby(["catalog_id", column], sort=False)
+        .agg(votes=("event_id", "size"), best=("margin", "max"), first=("event_id", "min"))
+        .reset_index()
+        .sort_values(["votes", "best", "first"], ascending=[False, False, True], kind="stable")
+    )
+    return votes.groupby("catalog_id", sort=False).first()[[column, "votes"]]
+
+
+def _majority_label(picks: pd.DataFrame) -> pd.DataFrame:
+    named = picks[picks["label"].notna()]
+    if not len(named):
+        nothing = pd.Series(None, index=pd.Index(picks["catalog_id"].unique(), name="catalog_id"), dtype=object)
+        return pd.DataFrame({"label": nothing, "label_source": nothing})
+    by_hand = named["label_source"] == "hand"
+    has_hand = named["catalog_id"].isin(set(named.loc[by_hand, "catalog_id"]))
+    named = named[by_hand | ~has_hand]
+    labels = _majority(named, "label")
+    # Where detections of one label come by several ways, hand and propagated say more than the cluster's name.
+    order = {"hand": 0, "propagated": 1, "cluster": 2}
+    chosen = named.join(labels["label"].rename("chosen"), on="catalog_id")
+    chosen = chosen[chosen["label"] == chosen["chosen"]]
+    rank = chosen["label_source"].map(order).fillna(len(order))
+    source = (
+        chosen.assign(rank=rank)
+        .sort_values(["rank", "event_id"])
+        .groupby("catalog_id", sort=False)["label_source"]
+        .first()
+    )
+    result = pd.DataFrame({"label": labels["label"], "label_source": source})
+    result = result.reindex(picks["catalog_id"].unique()).astype(object)
+    result.index.name = "catalog_id"
+    return result.where(result.notna(), None)
+
+
+def catalogue_table(events: pd.DataFrame) -> pa.Table:
+    """Return the events as an Arrow table of `CATALOGUE_SCHEMA`."""
+    table = pa.Table.from_pandas(events, schema=CATALOGUE_SCHEMA, preserve_index=False)
+    return table.replace_schema_metadata(None)
+
+
+def catalogue_csv(events: pd.DataFrame) -> str:
+    """Return the events as CSV: times in ISO 8601 with nine decimals and Z, lists joined by a semicolon."""
+    table = events.copy()
+    for column in ("onset", "last_onset"):
+        table[column] = _iso_times(table[column], "ns")
+    for column in ("stations", "event_ids"):
+        table[column] = [";".join(values) for values in table[column]]
+    text: str = table.to_csv(index=False, lineterminator="\n", float_format="%.7g")
+    return text
+
+
+def _iso_times(times: "pd.Series[pd.Timestamp]", unit: Literal["us", "ns"]) -> list[str]:
+    values = times.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype=f"datetime64[{unit}]")
+    texts: list[str] = np.datetime_as_string(values, unit=unit).tolist()
+    return [text + "Z" for text in texts]
+
+
+def quakeml(
+    month: str,
+    events: pd.DataFrame,
+    picks: pd.DataFrame,
+    authority: str,
+    agency: str | None,
+    method: str,
+) -> Iterator[str]:
+    """Yield a QuakeML 1.2 document in pieces, the same text for the same tables.
+
+    `month` (such as 2009-01) names the document; `picks` has the detections with their `catalog_id`; `method` names
+    the detector's configuration in the picks' method identifier. Times are cut to microseconds. Picks are onsets
+    found by an automatic detector: no phase is claimed. Text that XML cannot hold is left out.
+    """
+    prefix = f"smi:{authority}/firnline"
+    agency_line = f"<creationInfo><agencyID>{_text(agency)}</agencyID></creationInfo>" if agency else ""
+    yield _HEAD
+    yield f'<eventParameters publicID="{prefix}/catalog/{month}">\n'
+    yield (
+        "<comment><text>Detections associated in time only: no origin and no magnitude was computed.</text></comment>\n"
+    )
+    # An event ends before the next one begins, so in order of time its picks stand together.
+    picks = picks.sort_values(["onset", "event_id"], kind="stable")
+    pick_rows = picks.assign(time=_iso_times(picks["onset"], "us") if len(picks) else []).itertuples(index=False)
+    rows: Iterator[Any] = iter(events.itertuples(index=False))
+    for event in rows:
+        name = _identifier(event.catalog_id)
+        yield f'<event publicID="{prefix}/event/{name}">\n'
+        label = "no label" if event.label is None else f"label {event.label} ({event.label_source})"
+        words = (
+            f"cluster {event.cluster} ({event.cluster_share:.0%} of the detections); {label}; "
+            f"{event.num_detections} detection(s) at {event.num_stations} station(s); no origin was computed"
+        )
+        yield f"<comment><text>{_text(words)}</text></comment>\n"
+        for pick in itertools.islice(pick_rows, event.num_detections):
+            yield _pick(pick, prefix, method, agency_line)
+        yield f"<type>{event.event_type}</type>\n"
+        if event.label is not None:
+            certainty = "known" if event.label_source == "hand" else "suspected"
+            yield f"<typeCertainty>{certainty}</typeCertainty>\n"
+        yield agency_line
+        yield "</event>\n"
+    yield agency_line
+    yield "</eventParameters>\n</q:quakeml>\n"
+
+
+def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
+    row = pick._asdict()
+    location = f" locationCode={quoteattr(row['location'])}" if row["location"] else ""
+    label = "" if row["label"] is None or pd.isna(row["label"]) else f"; label {row['label']} ({row['label_source']})"
+    words = (
+        f"event_id {row['event_id']}; STA/LTA {row['peak_ratio']:.2f}; signal-to-noise {row['snr_db']:.1f} dB; "
+        f"duration {row['duration_s']:.2f} s; cluster {row['cluster']}{label}"
+    )
+    return (
+        f'<pick publicID="{prefix}/pick/{_identifier(row["event_id"])}">\n'
+        f"<time><value>{row['time']}</value></time>\n"
+        f"<waveformID networkCode={quoteattr(row['network'])} stationCode={quoteattr(row['station'])}"
+        f"{location} channelCode={quoteattr(row['trigger_channel'])}/>\n"
+        f"<methodID>{prefix}/method/{_identifier(method)}</methodID>\n"
+        "<evaluationMode>automatic</evaluationMode>\n"
+        f"<comment><text>{_text(words)}</text></comment>\n"
+        f"{agency_line}</pick>\n"
+    )
+
+
+def _identifier(name: str) -> str:
+    """Return a name with the characters that a QuakeML identifier cannot hold written as ~ and their code."""
+    return _UNSAFE.sub(lambda match: f"~{ord(match.group()):x}~", name)
+
+
+def _text(words: str | None) -> str:
+    return escape("".join(letter for letter in words or "" if letter >= " " or letter in "\t\n"))

@@ -1,0 +1,108 @@
+"""A two-dimensional map of the embedding: principal components, and t-SNE for the neighbourhoods."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from pipelines.report.figures import CLASS_COLOURS, CLUSTER_MARKERS, cluster_colour, cluster_marker, new_figure, quiet
+
+
+def principal_plane(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
+    """Return the first two principal components and the share of the variance that they hold.
+
+    `embeddings` has shape (event, dimension), with at least two of each; the plane has shape (event, 2). The sign of
+    each component is the one for which its largest loading is positive.
+    """
+    model = PCA(n_components=2, svd_solver="full")
+    plane = model.fit_transform(embeddings.astype(np.float64))
+    largest = np.abs(model.components_).argmax(axis=1)
+    signs = np.sign(model.components_[np.arange(2), largest])
+    return plane * signs, float(model.explained_variance_ratio_.sum())
+
+
+def neighbourhood_plane(embeddings: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
+    """Return a t-SNE plane (van der Maaten & Hinton, 2008) in which near events were near in the embedding.
+
+    `embeddings` has shape (event, dimension), at least four events; the plane has shape (event, 2). Distances between
+    groups that lie apart mean nothing.
+    """
+    data = embeddings.astype(np.float64)
+    components = min(30, *data.shape)
+    reduced = PCA(n_components=components, svd_solver="full").fit_transform(data)
+    perplexity = min(30.0, (len(data) - 1) / 3)
+    model = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", max_iter=500, random_state=seed)
+    return np.asarray(model.fit_transform(reduced), dtype=np.float64)
+
+
+def map_figure(
+    planes: Mapping[str, npt.NDArray[np.float64]],
+    clusters: npt.NDArray[np.int32],
+    cluster_names: Mapping[int, str],
+    classes: npt.NDArray[np.object_] | None = None,
+) -> Figure:
+    """Draw each plane coloured by cluster and, where `classes` are known, the last plane once more coloured by class.
+
+    `planes` maps a title to coordinates of shape (event, 2); `classes` holds a name or None for each event. Call
+    inside `drawing()`.
+    """
+    panels: list[tuple[str, npt.NDArray[np.float64], bool]] = [(title, plane, False) for title, plane in planes.items()]
+    known = classes is not None and any(name is not None for name in classes)
+    if known and panels:
+        panels.append(("the same, by known class", panels[-1][1], True))
+    figure = new_figure(9.6, 9.6 / max(len(panels), 2) + 0.55)
+    all_axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
+    size = float(np.clip(9000 / max(len(clusters), 1), 2.5, 14.0))
+    for axes, (title, plane, by_class) in zip(all_axes, panels, strict=False):
+        quiet(axes)
+        if by_class and classes is not None:
+            names = sorted({name for name in classes if name is not None})
+            groups = [
+                (
+                    name,
+                    classes == name,
+                    CLASS_COLOURS[index % len(CLASS_COLOURS)],
+                    CLUSTER_MARKERS[index % len(CLUSTER_MARKERS)],
+                )
+                for index, name in enumerate(names)
+            ]
+            unknown = np.array([name is None for name in classes])
+            if unknown.any():
+                groups.insert(0, ("not known", unknown, "#b7c1ca", "."))
+        else:
+            groups = [
+                (name, clusters == cluster, cluster_colour(cluster), cluster_marker(cluster))
+                for cluster, name in cluster_names.items()
+            ]
+        for name, members, colour, marker in groups:
+            axes.scatter(
+                plane[members, 0],
+                plane[members, 1],
+                s=size,
+                c=colour,
+                marker=marker,
+                alpha=0.65,
+                linewidths=0,
+                label=name,
+                rasterized=True,
+            )
+        axes.set_title(title, loc="left")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_box_aspect(1)
+        legend = axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(-0.02, -0.01),
+            ncols=3,
+            fontsize=7.2,
+            handletextpad=0.1,
+            columnspacing=1.0,
+            borderaxespad=0.2,
+        )
+        for handle in legend.legend_handles:
+            handle.set_alpha(1.0)
+            handle.set_sizes([18])
+    return figure

@@ -1,0 +1,150 @@
+"""Figures that belong to a page: one style, colours of the clusters, SVG that follows the page's light or dark theme.
+
+Every figure is drawn with Matplotlib's object interface, never with the state of `pyplot`, so that several may be drawn
+in one process. Text stays text in the SVG. Neutral colours are written as CSS variables of the page with a light-theme
+fallback, so the same drawing reads on paper and on a dark screen.
+"""
+
+import io
+import re
+import threading
+from html import escape
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+INK = "#1b2a38"
+MUTED = "#5b6b7a"
+GRID = "#d5dde4"
+PAPER = "#fefdfc"
+_THEME = {
+    INK: "var(--ink,#1b2a38)",
+    MUTED: "var(--muted,#5b6b7a)",
+    GRID: "var(--rule,#d5dde4)",
+    PAPER: "var(--paper,#fefdfc)",
+}
+
+CLUSTER_COLOURS = (
+    "#2f7fc1",
+    "#e07b1a",
+    "#2a9d74",
+    "#c8425a",
+    "#8a63c9",
+    "#a8862b",
+    "#d265ab",
+    "#1fa3b5",
+    "#7c8a97",
+    "#7a9b35",
+)
+CLASS_COLOURS = ("#6b54d3", "#c2570c", "#0d8a7d", "#b8348b", "#6b8e1f", "#8a6a3c", "#3b6fd4", "#c0392b")
+CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+
+# Matplotlib's settings are global to the process; a server draws from several threads.
+_style_lock = threading.Lock()
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "firnline",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "grid.color": GRID,
+    "axes.linewidth": 0.6,
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "axes.unicode_minus": True,
+}
+_FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+
+def cluster_colour(cluster: int) -> str:
+    """Return the colour of a cluster; ten differ, then they repeat."""
+    return CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)]
+
+
+def cluster_marker(cluster: int) -> str:
+    """Return the marker of a cluster: clusters of one colour differ in it."""
+    return CLUSTER_MARKERS[(cluster // len(CLUSTER_COLOURS)) % len(CLUSTER_MARKERS)]
+
+
+class drawing:  # noqa: N801 - reads as a statement: `with drawing(): ...`
+    """Context in which figures of this style are built: holds the process's style for one thread at a time."""
+
+    def __enter__(self) -> None:
+        _style_lock.acquire()
+        self._context = matplotlib.rc_context(_STYLE)
+        self._context.__enter__()
+
+    def __exit__(self, *reason: object) -> None:
+        self._context.__exit__(None, None, None)
+        _style_lock.release()
+
+
+def new_figure(width_inches: float, height_inches: float, *, constrained: bool = True) -> Figure:
+    """Return an empty figure of this size, transparent; `constrained` makes room for its labels by itself."""
+    figure = Figure(figsize=(width_inches, height_inches), layout="constrained" if constrained else None)
+    figure.patch.set_alpha(0.0)
+    return figure
+
+
+def quiet(axes: Axes) -> None:
+    """Make the background of these axes transparent and their grid light, behind the data."""
+    axes.patch.set_alpha(0.0)
+    axes.set_axisbelow(True)
+
+
+def to_svg(figure: Figure, description: str, dpi: int = 150) -> str:
+    """Return the figure as an `<svg>` element for a page, the same bytes at each call.
+
+    `description` becomes the element's accessible name. Raster parts are drawn at `dpi`. Call inside `drawing()`.
+    """
+    FigureCanvasSVG(figure)
+    stream = io.StringIO()
+    figure.savefig(
+        stream, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+    )
+    text = stream.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    # Group names repeat from figure to figure and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"\s*\n\s*", "\n", text)
+    # A hundredth of a point is finer than any screen or printer.
+    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
+    for colour, variable in _THEME.items():
+        text = text.replace(colour, variable)
+    text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?|DejaVu Sans", _FONT_STACK, text)
+    head_end = text.index(">")
+    head = re.sub(r' (width|height)="[^"]*"', "", text[:head_end])
+    head += f' role="img" aria-label="{escape(description, quote=True)}"'
+    head += f' style="width:100%;height:auto;max-width:{96 * 1.3 * figure.get_figwidth():.0f}px"'
+    return head + text[head_end:].strip()
+
+
+def to_png(figure: Figure, dpi: int = 150) -> bytes:
+    """Return the figure as PNG on white, the same bytes at each call. Call inside `drawing()`."""
+    FigureCanvasAgg(figure)
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return stream.getvalue()

@@ -1,0 +1,131 @@
+"""The report's page: one HTML file with its style and figures inside, which opens without a network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+
+import jinja2
+from markupsafe import Markup
+
+from pipelines.report.confusion import ConfusionRow
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterCard:
+    """One cluster in words and numbers."""
+
+    number: int
+    name: str | None
+    colour: str
+    events: int
+    share: float
+    """Share of all events (0 to 1)."""
+    sites: tuple[tuple[str, int], ...]
+    """Stations and their events, most first."""
+    hand: int
+    """Events that carry a hand label."""
+    duration_s: tuple[float, float, float] | None
+    """Quartiles in the sample (s)."""
+    snr_db: tuple[float, float, float] | None
+    """Quartiles in the sample (dB)."""
+    sampled: int
+    """Events of this cluster in the sample."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryItem:
+    """One event of the gallery."""
+
+    event_id: str
+    cluster: int
+    role: str
+    site: str
+    time: str
+    """Onset, UTC."""
+    details: tuple[str, ...]
+    svg: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """A number with the protocol that gives it its meaning."""
+
+    title: str
+    value: str
+    protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusionTable:
+    """A confusion matrix and what it compares."""
+
+    title: str
+    protocol: str
+    columns: tuple[str, ...]
+    rows: tuple[ConfusionRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """Everything the page shows."""
+
+    title: str
+    lede: str
+    facts: tuple[tuple[str, str], ...]
+    """Large numbers under the title: value and what it counts."""
+    clusters: tuple[ClusterCard, ...]
+    gallery: tuple[GalleryItem, ...]
+    statements: tuple[Statement, ...] = ()
+    confusions: tuple[ConfusionTable, ...] = ()
+    no_evaluation: str = ""
+    """Why there is no agreement with known classes, where there is none."""
+    activity_svg: str = ""
+    activity_caption: str = ""
+    coverage_svg: str = ""
+    coverage_caption: str = ""
+    map_svg: str = ""
+    map_caption: str = ""
+    catalogue_words: str = ""
+    catalogue_files: tuple[tuple[str, str], ...] = ()
+    """Links to the catalogue: relative address and name."""
+    lineage: tuple[tuple[str, str], ...] = ()
+    configuration: tuple[tuple[str, str], ...] = ()
+    """Stages and their configuration as YAML."""
+    notes: tuple[str, ...] = field(default=())
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML. All text is escaped; only the figures' SVG is taken as it is."""
+    folder = resources.files("pipelines.report")
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["count"] = lambda value: f"{value:,}".replace(",", "\u202f")
+    environment.filters["percent"] = percent
+    environment.filters["svg"] = Markup
+    template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
+    style = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
+    text: str = template.render(page=page, style=style)
+    return text
+
+
+def percent(share: float) -> str:
+    """Return a share (0 to 1) in per cent, with a decimal where it is below ten.
+
+    >>> percent(0.256), percent(0.0123), percent(0.0)
+    ('26 %', '1.2 %', '0 %')
+    """
+    value = 100 * share
+    digits = 1 if 0 < value < 9.95 else 0
+    return f"{value:.{digits}f}\u00a0%"
+
+
+def enumerate_words(words: Sequence[str]) -> str:
+    """Join words as in a sentence.
+
+    >>> enumerate_words(["a", "b", "c"])
+    'a, b and c'
+    """
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,0 +1,92 @@
+"""What a report needs to know of all labels: counts, times and a few chosen events, folded table by table.
+
+`summarise` reads one table of `labels/`; `merge` joins two summaries. The result is the same however the tables are
+grouped, and its size depends on the number of clusters and stations, not on the number of events.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from pipelines.report.activity import BIN_WIDTHS_S, BinnedCounts, add_onsets, merge_counts, no_counts
+from pipelines.report.gallery import best_candidates, event_hash, gallery_candidates, smallest_hashes
+
+MAX_BINS = 480
+_DAY_S = BIN_WIDTHS_S[4]
+_GROUP = ["cluster", "label", "label_source", "site"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSummary:
+    """Counts and chosen rows of some tables of labels."""
+
+    groups: pd.DataFrame
+    """Events (`events`) by `cluster`, `label`, `label_source` ("" where there is none) and `site` (network.station)."""
+
+    by_cluster: BinnedCounts
+    """Events over time, a series a cluster."""
+
+    by_site: BinnedCounts
+    """Events over time, a series a site, in bins of at least a day."""
+
+    candidates: pd.DataFrame
+    """Candidates for the gallery, see `gallery.best_candidates`, with the `file` that holds them."""
+
+    sample: pd.DataFrame
+    """Rows with the smallest hashes of their id, with the `file` that holds them."""
+
+    files: pd.DataFrame
+    """The tables with rows: `file`, `events`, first and last onset (`first_ns`, `last_ns` since 1970-01-01 UTC)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SummarySize:
+    """How many events a summary chooses."""
+
+    per_role: int
+    """Candidates kept for each cluster and role of the gallery."""
+
+    sample: int
+    """Rows of the sample."""
+
+
+def summarise(labels: pd.DataFrame, file: str, size: SummarySize) -> LabelSummary:
+    """Return the summary of one table with the columns of `labels/`; `file` names it, below its table's folder."""
+    site = labels["network"].astype(str) + "." + labels["station"].astype(str)
+    rows = labels.assign(site=site, file=file, hash=event_hash(labels["event_id"]))
+    groups = (
+        rows.assign(
+            label=rows["label"].fillna("").astype(str), label_source=rows["label_source"].fillna("").astype(str)
+        )
+        .groupby(_GROUP, sort=True)
+        .size()
+        .rename("events")
+        .reset_index()
+    )
+    onset_ns = rows["onset"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[ns]").astype(np.int64)
+    return LabelSummary(
+        groups=groups,
+        by_cluster=add_onsets(no_counts(), onset_ns, rows["cluster"].to_numpy(), MAX_BINS),
+        by_site=add_onsets(no_counts(_DAY_S), onset_ns, rows["site"].to_numpy(dtype=object), MAX_BINS),
+        candidates=best_candidates(gallery_candidates(rows), size.per_role),
+        sample=smallest_hashes(rows, size.sample),
+        files=pd.DataFrame(
+            {"file": [file], "events": [len(rows)], "first_ns": [onset_ns.min()], "last_ns": [onset_ns.max()]}
+            if len(rows)
+            else {"file": [], "events": [], "first_ns": [], "last_ns": []}
+        ),
+    )
+
+
+def merge(first: LabelSummary, second: LabelSummary, size: SummarySize) -> LabelSummary:
+    """Return the summary of the tables of both."""
+    groups = pd.concat([first.groups, second.groups]).groupby(_GROUP, sort=True)["events"].sum().reset_index()
+    return LabelSummary(
+        groups=groups,
+        by_cluster=merge_counts(first.by_cluster, second.by_cluster, MAX_BINS),
+        by_site=merge_counts(first.by_site, second.by_site, MAX_BINS),
+        candidates=best_candidates(pd.concat([first.candidates, second.candidates]), size.per_role),
+        sample=smallest_hashes(pd.concat([first.sample, second.sample]), size.sample),
+        files=pd.concat([first.files, second.files]).sort_values("file", ignore_index=True),
+    )

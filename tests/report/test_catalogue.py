@@ -1,0 +1,182 @@
+"""The catalogue: events from detections, and files that ObsPy and pandas read."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import obspy
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from obspy.io.quakeml.core import _validate
+
+from pipelines import association
+from pipelines.report import catalogue
+
+START = pd.Timestamp("2020-12-31T23:00:00", tz="UTC")
+
+
+def detections(seconds: list[float], **columns: object) -> pd.DataFrame:
+    """Return detections at these times after START, at three stations in turn."""
+    count = len(seconds)
+    onset = START + pd.to_timedelta(np.round(np.array(seconds, dtype=float) * 1e9).astype(np.int64), unit="ns")
+    stations = ["VNA1", "VNA2", "0101"] * (count // 3 + 1)
+    frame = pd.DataFrame(
+        {
+            "event_id": [f"AW.{station}..HH.{number}" for number, station in zip(range(count), stations, strict=False)],
+            "network": "AW",
+            "station": stations[:count],
+            "location": ["", "00", ""] * (count // 3) + ["", "00", ""][: count % 3],
+            "onset": onset,
+            "duration_s": np.float32(1.5),
+            "peak_ratio": np.float32(7.25),
+            "snr_db": np.linspace(3, 20, count).astype(np.float32),
+            "peak_amplitude": np.linspace(100, 900, count).astype(np.float32),
+            "units": "counts",
+            "trigger_channel": "HHZ",
+            "cluster": np.int32(3),
+            "distance": np.float32(0.5),
+            "margin": np.linspace(0.1, 0.9, count).astype(np.float32),
+            "label": "icequake",
+            "label_source": "cluster",
+        }
+    )
+    return frame.assign(**columns)
+
+
+def document(rows: pd.DataFrame, within_seconds: float = 10.0, **types: str) -> tuple[pd.DataFrame, str]:
+    events, picks = catalogue.associated_events(rows, within_seconds, 1, types)
+    return events, "".join(catalogue.quakeml("2020-12", events, picks, "local", "AWI", "sta-lta~abc"))
+
+
+def test_quakeml_passes_obspys_schema_and_reads_back_with_its_picks(tmp_path: Path) -> None:
+    rows = detections([0, 1.5, 2.25, 100, 101, 500.123456789])
+    events, text = document(rows)
+    file = tmp_path / "2020-12.xml"
+    file.write_text(text, encoding="utf-8")
+    assert _validate(str(file), verbose=True)
+    catalog = obspy.read_events(str(file), format="QUAKEML")
+    assert [len(event.picks) for event in catalog] == [3, 2, 1] == events["num_detections"].tolist()
+    assert [event.event_type for event in catalog] == ["ice quake"] * 3
+    assert all(not event.origins and not event.magnitudes for event in catalog)
+    pick = catalog[0].picks[1]
+    assert pick.waveform_id.get_seed_string() == "AW.VNA2.00.HHZ"
+    assert pick.time == obspy.UTCDateTime("2020-12-31T23:00:01.5")
+    assert pick.evaluation_mode == "automatic"
+    assert pick.phase_hint is None
+    assert catalog[2].picks[0].time == obspy.UTCDateTime("2020-12-31T23:08:20.123456")
+    identifiers = [pick.resource_id.id for event in catalog for pick in event.picks]
+    assert identifiers[0] == "smi:local/firnline/pick/AW.VNA1..HH.0"
+    assert len(set(identifiers)) == 6
+    # What ObsPy writes again is the same catalogue: nothing was lost on the way in.
+    again = io.BytesIO()
+    catalog.write(again, format="QUAKEML")
+    again.seek(0)
+    assert [event.resource_id for event in obspy.read_events(again)] == [event.resource_id for event in catalog]
+
+
+def test_the_same_rows_in_any_order_give_the_same_bytes() -> None:
+    rows = detections(list(np.random.default_rng(0).uniform(0, 3000, 60)))
+    _, text = document(rows)
+    _, shuffled = document(rows.sample(frac=1, random_state=1))
+    assert text == shuffled
+
+
+@pytest.mark.parametrize("label", ["a<b>&\"'", "Eisbeben ✓", "bell\x07"])
+def test_a_label_with_odd_characters_stays_readable(label: str, tmp_path: Path) -> None:
+    _, text = document(detections([0.0], label=label, event_id="AW/VNA1 00:00+é"))
+    file = tmp_path / "odd.xml"
+    file.write_text(text, encoding="utf-8")
+    assert _validate(str(file), verbose=True)
+    (event,) = obspy.read_events(str(file))
+    assert label.replace("\x07", "") in event.comments[0].text
+
+
+@pytest.mark.parametrize(
+    ("label", "source", "event_type", "certainty"),
+    [
+        ("earthquake", "hand", "earthquake", "known"),
+        ("spike", "cluster", "not existing", "suspected"),
+        ("tremor", "propagated", "other event", "suspected"),
+        (None, None, "not reported", None),
+    ],
+)
+def test_labels_become_quakemls_event_types(
+    label: str | None, source: str | None, event_type: str, certainty: str | None, tmp_path: Path
+) -> None:
+    _, text = document(detections([0.0], label=[label], label_source=[source]))
+    file = tmp_path / "types.xml"
+    file.write_text(text, encoding="utf-8")
+    (event,) = obspy.read_events(str(file))
+    assert event.event_type == event_type
+    assert event.event_type_certainty == certainty
+
+
+def test_an_event_has_the_cluster_and_label_of_most_of_its_detections_and_hand_labels_come_first() -> None:
+    rows = detections(
+        [0, 1, 2, 100, 101, 102],
+        cluster=np.array([1, 2, 2, 4, 5, 5], np.int32),
+        label=["icequake", "tremor", "tremor", "earthquake", "spike", "spike"],
+        label_source=["cluster", "cluster", "cluster", "hand", "cluster", "cluster"],
+    )
+    events, _ = catalogue.associated_events(rows, 10.0, 1, {})
+    assert events["cluster"].tolist() == [2, 5]
+    assert events["cluster_share"].tolist() == pytest.approx([2 / 3, 2 / 3])
+    assert events["label"].tolist() == ["tremor", "earthquake"]
+    assert events["label_source"].tolist() == ["cluster", "hand"]
+    assert events["catalog_id"].tolist() == ["AW.VNA1..HH.0", "AW.VNA1..HH.3"]
+
+
+def test_events_of_too_few_stations_are_left_out() -> None:
+    rows = detections([0, 1, 100, 200, 201, 202])
+    events, picks = catalogue.associated_events(rows, 10.0, 2, {})
+    assert events["num_stations"].tolist() == [2, 3]
+    assert len(picks) == 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    seconds=st.lists(st.floats(0, 200).map(lambda value: round(value, 2)), min_size=1, max_size=60),
+    cuts=st.lists(st.floats(0, 200), max_size=4),
+    within_seconds=st.sampled_from([0.0, 1.0, 7.5, 40.0]),
+)
+def test_a_record_cut_anywhere_gives_the_events_of_one_pass(
+    seconds: list[float], cuts: list[float], within_seconds: float
+) -> None:
+    rows = detections(sorted(seconds))
+    onset_ns = catalogue.onset_nanoseconds(rows)
+    expected = association.event_names(onset_ns, rows["event_id"].to_numpy(dtype=object), within_seconds)
+    found: dict[str, str] = {}
+    taken_until_ns = -1
+    start_ns = START.value
+    for end in [*sorted(cuts), 300.0]:
+        end_ns = START.value + int(end * 1e9)
+        beyond_ns = end_ns + round(within_seconds * 1e9) + 1
+        part = rows[(onset_ns >= start_ns) & (onset_ns < beyond_ns)]
+        owned, taken_until_ns = catalogue.events_opened_before(part, end_ns, taken_until_ns, within_seconds)
+        _, picks = catalogue.associated_events(owned, within_seconds, 1, {})
+        assert not set(picks["event_id"]) & set(found)
+        found.update(zip(picks["event_id"], picks["catalog_id"], strict=True))
+        start_ns = end_ns
+    assert found == dict(zip(rows["event_id"], expected, strict=True))
+
+
+def test_csv_and_parquet_say_the_same() -> None:
+    rows = detections([0, 1.5, 100.000000001], label=["icequake", None, None])
+    events, _ = catalogue.associated_events(rows, 10.0, 1, {})
+    table = catalogue.catalogue_table(events)
+    read = pd.read_csv(io.StringIO(catalogue.catalogue_csv(events)), parse_dates=["onset", "last_onset"])
+    assert table["catalog_id"].to_pylist() == read["catalog_id"].tolist()
+    assert table["onset"].to_pandas().tolist() == read["onset"].tolist()
+    assert [";".join(ids) for ids in table["event_ids"].to_pylist()] == read["event_ids"].tolist()
+    assert table["label"].to_pylist() == [None if pd.isna(label) else label for label in read["label"]]
+
+
+def test_no_detection_gives_an_empty_valid_document(tmp_path: Path) -> None:
+    events, text = document(detections([]))
+    file = tmp_path / "empty.xml"
+    file.write_text(text, encoding="utf-8")
+    assert _validate(str(file), verbose=True)
+    assert len(obspy.read_events(str(file))) == 0
+    assert catalogue.catalogue_table(events).num_rows == 0

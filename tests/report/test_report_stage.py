@@ -1,0 +1,192 @@
+"""The whole report of a small workspace: on a disk, in a bucket, again, and where something is missing."""
+
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import obspy
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from jobs import report as job
+from pipelines import association, config, tables
+from pipelines.errors import InputError
+from pipelines.report.stage import ReportResult, summarise_files, write_report
+from pipelines.report.summary import LabelSummary, SummarySize, merge
+from pipelines.workspace import Workspace, open_workspace
+
+Make = Callable[..., tuple[Workspace, pd.DataFrame]]
+SMALL = {
+    "nearest_per_cluster": 1,
+    "random_per_cluster": 1,
+    "boundary_per_cluster": 0,
+    "map_events": 60,
+    "map_method": "pca",
+}
+VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
+
+
+class Reader(HTMLParser):
+    """Collects what a browser would fetch, the identifiers, and whether every element is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.figures = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.figures += tag == "figure"
+        for name, value in attrs:
+            if name in ("src", "xlink:href", "srcset", "data") and value:
+                self.fetched.append(value)
+            if name == "href" and value:
+                (self.fetched if tag in ("link", "image", "use") else self.links).append(value)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def read_page(text: str) -> Reader:
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    return reader
+
+
+def make_report(workspace: Workspace) -> ReportResult:
+    return write_report(workspace, config.resolve({"report": SMALL}), None)
+
+
+@pytest.fixture(scope="module")
+def reported(
+    tmp_path_factory: pytest.TempPathFactory, fill_workspace: Callable[..., pd.DataFrame]
+) -> tuple[Workspace, pd.DataFrame]:
+    """A workspace that the job has reported on, and its rows; tests only read it."""
+    workspace = open_workspace(str(tmp_path_factory.mktemp("reported") / "neumayer"), create=True)
+    workspace.update_state()
+    rows = fill_workspace(workspace.store)
+    flags = [f"--report.{key}={value}" for key, value in SMALL.items()]
+    assert job.main([workspace.url, *flags]) == 0
+    return workspace, rows
+
+
+def test_the_page_opens_without_a_network_and_shows_every_cluster(reported: tuple[Workspace, pd.DataFrame]) -> None:
+    workspace, rows = reported
+    text = (Path(workspace.url) / "report" / "index.html").read_text(encoding="utf-8")
+    page = read_page(text)
+    assert all(address.startswith(("data:image/png", "#")) for address in page.fetched)
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    assert page.figures == 3 * 2 + 3
+    assert len(text) < 8_000_000
+    for cluster, count in rows["cluster"].value_counts().items():
+        assert f'id="cluster-{cluster}"' in text
+        assert f'<td class="number">{count}</td>' in text
+    folder = Path(workspace.url) / "report"
+    files = [link for link in page.links if link.startswith("../catalog/")]
+    assert len(files) == 6
+    assert all((folder / link).is_file() for link in files)
+
+
+def test_the_catalogue_has_the_events_that_one_association_of_all_rows_gives(
+    reported: tuple[Workspace, pd.DataFrame],
+) -> None:
+    workspace, rows = reported
+    onset_ns = rows["onset"].astype("int64").to_numpy()
+    names = association.event_names(onset_ns, rows["event_id"].to_numpy(dtype=object), 30.0)
+    expected = rows.groupby(names)["event_id"].agg(set).to_dict()
+    assert any(len(members) > 1 for members in expected.values())
+    files = sorted((Path(workspace.url) / "catalog").glob("*.parquet"))
+    assert [file.stem for file in files] == ["2020-12", "2021-01"]
+    found = pd.concat(pq.read_table(file).to_pandas() for file in files)
+    assert dict(zip(found["catalog_id"], found["event_ids"].map(set), strict=True)) == expected
+    for file in files:
+        catalog = obspy.read_events(str(file.with_suffix(".xml")))
+        of_month = found[found["onset"].dt.strftime("%Y-%m") == file.stem]
+        assert len(catalog) == len(of_month)
+        assert sum(len(event.picks) for event in catalog) == of_month["num_detections"].sum()
+
+
+def test_a_second_report_writes_the_same_bytes_and_removes_what_is_stale(new_workspace: Make) -> None:
+    workspace, _ = new_workspace(events_per_file=4)
+    make_report(workspace)
+    first = {item.path: workspace.store.read(item.path) for item in workspace.store.walk("catalog")}
+    page = workspace.store.read("report/index.html")
+    workspace.store.write("catalog/1999-01.csv", b"stale")
+    make_report(workspace)
+    assert {item.path: workspace.store.read(item.path) for item in workspace.store.walk("catalog")} == first
+    assert workspace.store.read("report/index.html") == page
+
+
+def test_the_summary_of_all_files_is_that_of_the_files_one_by_one(small_workspace: tuple[Workspace, object]) -> None:
+    store = small_workspace[0].store
+    size = SummarySize(per_role=3, sample=50)
+    files = [item.path.removeprefix("labels/") for item in tables.list_shards(store, "labels")]
+    whole = summarise_files(store, files, size)
+    parts = [summarise_files(store, files[start : start + 4], size) for start in range(0, len(files), 4)]
+    backwards: LabelSummary = parts[-1]
+    for part in parts[-2::-1]:
+        backwards = merge(backwards, part, size)
+    for field in ("groups", "sample", "files"):
+        pd.testing.assert_frame_equal(getattr(whole, field), getattr(backwards, field))
+    pd.testing.assert_series_equal(whole.by_cluster.counts, backwards.by_cluster.counts)
+
+
+def test_a_workspace_in_a_bucket_gets_the_same_catalogue(
+    reported: tuple[Workspace, pd.DataFrame], fill_workspace: Callable[..., pd.DataFrame], moto_s3: object
+) -> None:
+    workspace, _ = reported
+    bucket = open_workspace(f"{moto_s3.url}/archive/neumayer", create=True)  # type: ignore[attr-defined]
+    bucket.update_state()
+    fill_workspace(bucket.store)
+    make_report(bucket)
+    for item in workspace.store.walk("catalog"):
+        assert bucket.store.read(item.path) == workspace.store.read(item.path)
+    read_page(bucket.store.read("report/index.html").decode())
+
+
+def test_odd_labels_and_names_cannot_put_anything_into_the_page(new_workspace: Make) -> None:
+    workspace, _ = new_workspace(events_per_file=3)
+    for item in tables.list_shards(workspace.store, "labels"):
+        table = tables.read_table(workspace.store, item.path)
+        evil = ["<script>alert(1)</script>"] * table.num_rows
+        index = table.schema.get_field_index("label")
+        tables.write_table(workspace.store, item.path, table.set_column(index, table.schema.field(index), [evil]))
+    make_report(workspace)
+    text = workspace.store.read("report/index.html").decode()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    read_page(text)
+
+
+def test_without_labels_one_sentence_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace = open_workspace(str(tmp_path / "empty"), create=True)
+    workspace.update_state()
+    with pytest.raises(InputError, match="firnline label"):
+        make_report(workspace)
+    assert job.main([workspace.url]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_job_logs_the_page_to_mlflow(reported: tuple[Workspace, pd.DataFrame]) -> None:
+    from mlflow import MlflowClient
+
+    workspace, rows = reported
+    client = MlflowClient(tracking_uri=f"sqlite:///{workspace.url}/mlflow.db")
+    (experiment,) = [found for found in client.search_experiments() if found.name != "Default"]
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["events"] == len(rows)
+    assert run.data.params["report.map_events"] == "60"
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "report")] == ["report/index.html"]
