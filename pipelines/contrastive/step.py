@@ -107,7 +107,7 @@ def new_state(config: NetworkConfig, plan: TrainPlan, device: torch.device) -> T
 
 
 def local_batch_size(plan: TrainPlan, shard_sizes: list[int]) -> int:
-    """Return the windows of a step on each rank: the global batch shared evenly (rounded down), less where shards are small.
+    """Return the windows of a step on each rank: the global batch shared evenly, less where shards are small.
 
     Raises:
         ValueError: there are fewer than two windows in all, which leaves nothing to contrast.

@@ -86,14 +86,22 @@ class Encoder:
             )
         if not len(waveforms):
             return np.zeros((0, self.dim), dtype=np.float32)
-        device = _device(self.network)
-        parts = []
+        batches = range(0, len(waveforms), EMBED_BATCH)
+        return np.concatenate(
+            [self.embed_prepared(self.prepare(waveforms[start : start + EMBED_BATCH])) for start in batches]
+        )
+
+    def prepare(self, waveforms: NDArray[np.float32]) -> Tensor:
+        """Return prepared windows on the network's device (see `preparation.prepare`)."""
+        # Ray and Arrow hand out read-only arrays, which torch warns of: this copies.
+        raw = torch.from_numpy(np.array(waveforms, dtype=np.float32))
         with torch.inference_mode():
-            for start in range(0, len(waveforms), EMBED_BATCH):
-                # Ray and Arrow hand out read-only arrays, which torch warns of: this copies one batch.
-                batch = torch.from_numpy(np.array(waveforms[start : start + EMBED_BATCH], dtype=np.float32))
-                prepared = prepare(batch.to(device), self.config.lead_samples)
-                parts.append(self.network(prepared).float().cpu())
+            return prepare(raw.to(_device(self.network)), self.config.lead_samples)
+
+    def embed_prepared(self, windows: Tensor) -> NDArray[np.float32]:
+        """Return the embeddings (window, dim) float32 of prepared windows."""
+        with torch.inference_mode():
+            parts = [self.network(batch).float().cpu() for batch in torch.split(windows, EMBED_BATCH)]
         return torch.cat(parts).numpy()
 
     def to_bytes(self) -> bytes:

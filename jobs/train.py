@@ -1,0 +1,36 @@
+"""Learns the encoder from a workspace's events (SimCLR), stores it there and registers it in MLflow.
+
+    firnline train WORKSPACE
+    python -m jobs.train runs/demo --train.epochs 10 --train.num_workers 2
+
+A training that was interrupted goes on after its last finished epoch when the same command is given again.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import Arguments, print_config, run_job
+from pipelines.cluster import ray_session
+from pipelines.tracking import open_tracking
+from pipelines.train.stage import train_encoder
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline train`."""
+    return run_job("train", ["WORKSPACE"], argv, train)
+
+
+def train(arguments: Arguments) -> None:
+    """Resolve the configuration and train; without workers no Ray is needed."""
+    workspace = arguments.workspace(0, create=False)
+    config = arguments.config("train", workspace)
+    print_config(config, "train")
+    tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
+    needed = config.train.num_workers > 0
+    with ray_session(arguments.address) if needed else contextlib.nullcontext():
+        train_encoder(workspace, config, tracking, replace=arguments.replace)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""A whole training from plan to last epoch, with its checkpoints handed out and taken in; one rank's part of it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.contrastive.augmentations import build_augmenter
+from pipelines.contrastive.checkpoint import read_facts, restore_state, state_to_bytes
+from pipelines.contrastive.loss import is_stuck
+from pipelines.contrastive.step import TrainPlan, local_batch_size, new_state, run_epoch
+from pipelines.encoders import NetworkConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What every rank is told."""
+
+    network: NetworkConfig
+    """Shape of the network."""
+    plan: TrainPlan
+    """Epochs, batch, rates, seed."""
+    preset: str
+    """Which families of augmentations."""
+    augmentations: dict[str, dict[str, Any]]
+    """Their probabilities and ranges."""
+    compile: bool = False
+    """Compile the network."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Stored in every checkpoint."""
+
+
+class StuckTraining(RuntimeError):
+    """The loss stays at ln(candidates): the network tells no window from another."""
+
+
+def train_rank(
+    training: Training,
+    windows_NCS: Tensor,
+    *,
+    device: torch.device,
+    rank: int,
+    world: int,
+    checkpoint: bytes | None,
+    after_epoch: Callable[[int, bytes | None, dict[str, float]], None],
+) -> bytes:
+    """Train from a checkpoint, or from the start, to the last epoch and return the last state.
+
+    Args:
+        training: what is trained.
+        windows_NCS: this rank's prepared windows, the same number on every rank.
+        device: where the step runs.
+        rank: this rank.
+        world: ranks; more than one need an initialised process group.
+        checkpoint: the state to go on from.
+        after_epoch: called on every rank with the epochs done, the state (rank 0 alone) and the epoch's figures.
+
+    Raises:
+        StuckTraining: the loss has stayed at ln(candidates).
+    """
+    plan = training.plan
+    augmenter = build_augmenter(training.preset, training.augmentations, training.network.lead_samples).to(device)
+    state = new_state(training.network, plan, device)
+    facts: dict[str, Any] = {"history": [], "worlds": []} | training.facts
+    if checkpoint is not None:
+        restore_state(state, checkpoint)
+        facts = read_facts(checkpoint)[1]
+    if not facts["worlds"] or facts["worlds"][-1][1] != world:
+        facts["worlds"].append([state.epochs_done, world])
+    model: nn.Module = state.learner
+    if training.compile:
+        model = torch.compile(model)  # type: ignore[assignment]
+    if world > 1:
+        model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+    shard_sizes = [len(windows_NCS)] * world
+    global_batch = local_batch_size(plan, shard_sizes) * world
+    while state.epochs_done < plan.epochs:
+        figures = run_epoch(
+            state, windows_NCS, augmenter, plan, model=model, shard_sizes=shard_sizes, rank=rank, device=device
+        )
+        facts["history"].append(figures)
+        if is_stuck([entry["loss"] for entry in facts["history"]], global_batch):
+            raise StuckTraining(
+                f"the loss has stayed at ln(candidates) = {figures['loss']:.3f} for epochs up to {state.epochs_done}"
+            )
+        content = state_to_bytes(state, facts) if rank == 0 else None
+        after_epoch(state.epochs_done, content, figures)
+    return state_to_bytes(state, facts)

@@ -1,0 +1,681 @@
+"""Learns the encoder from the events table: in this process, or by Ray Train on CPUs or GPUs.
+
+State lies in `train/` of the workspace: `train/<fingerprint>/epoch-0007.safetensors` (the last two), then
+`train/encoder.safetensors` and, last of all, `train/training.json`, which says that the training is done.
+"""
+
+import importlib
+import json
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from pipelines import encoders
+from pipelines.cluster import local_cores
+from pipelines.config import Config, flatten, stage_config
+from pipelines.config.augmentation import AugmentationSettings
+from pipelines.contrastive.checkpoint import network_state, read_facts
+from pipelines.contrastive.objective import cluster_stability
+from pipelines.contrastive.step import TrainPlan, new_state
+from pipelines.encoders import Encoder, NetworkConfig
+from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
+from pipelines.encoders.preparation import prepare
+from pipelines.errors import InputError, StageFailed
+from pipelines.event_sample import EventSample, choose_events, events_fingerprint, read_sample, read_windows
+from pipelines.ledger import fingerprint
+from pipelines.model_registry import log_encoder
+from pipelines.storage import Store, open_store
+from pipelines.tracking import (
+    CANDIDATE,
+    CHAMPION,
+    StageRun,
+    Tracking,
+    alias_version,
+    download_artifact,
+    register_model,
+    set_alias,
+    stage_run,
+)
+from pipelines.train.baselines import autoencoder_epoch, fit_features, fit_pca
+from pipelines.train.figures import augmentation_gallery, embedding_map
+from pipelines.train.loop import StuckTraining, Training, train_rank
+from pipelines.workspace import Workspace
+
+ALGORITHM_VERSION = 1
+
+MARKER = "train/training.json"
+ENCODER = "train/encoder.safetensors"
+BEST_AUGMENTATION = "config/best-augmentation.yaml"
+"""Where `tune` writes the best augmentation section."""
+
+SCORE_WINDOWS = 2000
+"""Windows that the label-free score is computed on."""
+
+_PREPARE_BATCH = 64
+_KEPT_CHECKPOINTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSummary:
+    """What a training gave."""
+
+    content_hash: str
+    """Of the encoder: its configuration and weights."""
+    num_events: int
+    """Events trained on."""
+    model_uri: str
+    """The registered model."""
+    alias: str
+    """The alias it was given."""
+    resumed_from: int
+    """Epochs that an earlier, interrupted run had done."""
+    already_done: bool
+    """Nothing was to do."""
+
+
+def train_encoder(
+    workspace: Workspace, config: Config, tracking: Tracking, *, replace: bool = False
+) -> TrainingSummary:
+    """Train, store, score and register the configured encoder; an interrupted training goes on where it stopped.
+
+    With `train.num_workers` above 0 a Ray session must be open.
+
+    Raises:
+        InputError: no events, a configuration that differs from the one trained here, too few CPUs.
+        StageFailed: the loss is stuck, or workers were lost too often.
+    """
+    store = workspace.store
+    settings = config.train
+    augmentation = effective_augmentation(workspace, config)
+    inputs = events_fingerprint(store)
+    keys = _output_keys(config, augmentation)
+    mark = fingerprint({"keys": keys, "events": inputs, "version": ALGORITHM_VERSION})
+    done = read_training(store)
+    if done is not None and not replace:
+        _refuse_other_keys(workspace, done["keys"], keys)
+        if done["fingerprint"] == mark:
+            print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done['model_uri']}).")
+            return TrainingSummary(
+                content_hash=done["content_hash"],
+                num_events=done["num_events"],
+                model_uri=done["model_uri"],
+                alias=done["alias"],
+                resumed_from=0,
+                already_done=True,
+            )
+    sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
+    network = network_config(config, sample)
+    if settings.num_workers:
+        check_resources(config)
+    workspace.claim("train", config, replace=replace)
+    print(
+        f"train: {len(sample)} of {sample.num_total} events, windows of {sample.num_samples} samples at "
+        f"{sample.rate_hz:g} Hz, encoder {settings.encoder}, {max(1, settings.num_workers)} worker(s); "
+        f"the windows take {len(sample) * 12 * sample.num_samples / 1e9:.2f} GB of memory."
+    )
+    began = time.perf_counter()
+    with stage_run(tracking, "train", stage_config(config, "train"), inputs={"events": inputs}) as run:
+        run.set_tags({"firnline.fingerprint": mark, "firnline.events": len(sample)})
+        run.log_text(yaml.safe_dump(augmentation.model_dump(mode="json"), sort_keys=False), "augmentation.yaml")
+        encoder, resumed_from = _fit(store, config, augmentation, sample, network, run, mark)
+        store.write(ENCODER, encoder.to_bytes())
+        windows = read_sample(store, sample, range(min(len(sample), SCORE_WINDOWS)))
+        score = score_encoder(encoder, windows, settings.seed)
+        run.log_metrics({**score, "train_seconds": time.perf_counter() - began}, step=settings.epochs)
+        _log_figures(run, encoder, windows, sample, config, augmentation)
+        model_uri, alias = _register(run, tracking, config, encoder, windows, score["stability"])
+        done = {
+            "fingerprint": mark,
+            "keys": keys,
+            "content_hash": encoder.content_hash,
+            "num_events": len(sample),
+            "model_uri": model_uri,
+            "alias": alias,
+            "run_id": run.run_id,
+            "score": score,
+        }
+        store.write(MARKER, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
+        for item in list(store.walk("train")):
+            if item.path not in (MARKER, ENCODER):
+                store.remove(item.path)
+    print(
+        f"train: {model_uri} ({alias}), stability {score['stability']:.3f}, effective rank "
+        f"{score['final_effective_rank']:.1f}, {time.perf_counter() - began:.0f} s."
+    )
+    return TrainingSummary(
+        content_hash=encoder.content_hash,
+        num_events=len(sample),
+        model_uri=model_uri,
+        alias=alias,
+        resumed_from=resumed_from,
+        already_done=False,
+    )
+
+
+def read_training(store: Store) -> dict[str, Any] | None:
+    """Return what the workspace's finished training wrote; None where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(store.read(MARKER))
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def effective_augmentation(workspace: Workspace, config: Config) -> AugmentationSettings:
+    """Return the augmentation section that is trained with: `train.augment_from`'s where that is given.
+
+    Raises:
+        InputError: the file is missing or is no augmentation section.
+    """
+    source = config.train.augment_from
+    if source is None:
+        return config.augmentation
+    try:
+        if source == "tune":
+            name = workspace.store.full(BEST_AUGMENTATION)
+            text = workspace.store.read(BEST_AUGMENTATION)
+        else:
+            name = source
+            folder, _, file = source.rpartition("/")
+            text = open_store(folder or ".").read(file)
+    except FileNotFoundError:
+        raise InputError(
+            f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file"
+        ) from None
+    try:
+        content = yaml.safe_load(text)
+        return AugmentationSettings.model_validate(content.get("augmentation", content))
+    except (yaml.YAMLError, ValidationError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"train.augment_from {name} is no augmentation section: {reason}") from None
+
+
+def network_config(config: Config, sample: EventSample) -> NetworkConfig:
+    """Return the network's configuration for the sample's windows.
+
+    Raises:
+        InputError: the windows are too short for an encoder.
+    """
+    settings = config.train
+    kind = "spectrogram" if settings.encoder == "untrained" else settings.encoder
+    try:
+        return NetworkConfig(
+            kind=kind,
+            num_samples=sample.num_samples,
+            rate_hz=sample.rate_hz,
+            lead_samples=sample.lead_samples,
+            width=settings.width,
+            blocks=settings.blocks,
+            dim=settings.dim,
+            num_bands=settings.num_bands,
+            num_frames=settings.num_frames,
+            log_amplitude=settings.log_amplitude,
+        )
+    except ValueError as error:
+        raise InputError(f"the events' windows suit no encoder: {error}") from None
+
+
+def train_plan(config: Config) -> TrainPlan:
+    """Return the plan of the configured training."""
+    settings = config.train
+    return TrainPlan(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        temperature=settings.temperature,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_epochs=settings.warmup_epochs,
+        seed=settings.seed,
+        decoupled=settings.decoupled,
+        bf16=settings.bf16,
+    )
+
+
+def check_resources(config: Config) -> None:
+    """Refuse a plan whose workers leave Ray Data no CPU, or that asks for GPUs which are not there.
+
+    Raises:
+        InputError: names the key and what the cluster has.
+    """
+    ray: Any = importlib.import_module("ray")
+    settings = config.train
+    resources = ray.cluster_resources()
+    cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+    workers = settings.min_workers or settings.num_workers
+    if workers * settings.cpus_per_worker > cpus - 1:
+        raise InputError(
+            f"train.num_workers is {settings.num_workers} with train.cpus_per_worker {settings.cpus_per_worker:g}, but "
+            f"Ray has {cpus:g} CPUs and reading the events needs one of them; use fewer workers or smaller shares"
+        )
+    if settings.use_gpu and workers > gpus:
+        raise InputError(f"train.use_gpu is true for {workers} workers, but Ray has {gpus:g} GPUs; use fewer workers")
+
+
+def score_encoder(encoder: Encoder, windows: NDArray[np.float32], seed: int) -> dict[str, float]:
+    """Return the label-free figures by which two encoders are compared on the same windows."""
+    return cluster_stability(encoder, windows, num_clusters=8, seed=seed)
+
+
+def _fit(
+    store: Store,
+    config: Config,
+    augmentation: AugmentationSettings,
+    sample: EventSample,
+    network: NetworkConfig,
+    run: StageRun,
+    mark: str,
+) -> tuple[Encoder, int]:
+    """Return the fitted encoder, and the epochs that an earlier run had done."""
+    if config.train.encoder in ("features", "pca", "autoencoder", "untrained"):
+        return _fit_baseline(store, config, sample, network, run), 0
+    training = Training(
+        network=network,
+        plan=train_plan(config),
+        preset=config.train.augmentation,
+        augmentations=augmentation.model_dump(),
+        compile=config.train.compile,
+    )
+    folder = f"train/{mark}"
+    last = last_checkpoint(store, folder)
+    resumed_from = read_facts(last)[0] if last is not None else 0
+    if last is not None:
+        print(f"train: goes on after epoch {resumed_from} of {training.plan.epochs}.")
+        for done, world in read_facts(last)[1]["worlds"]:
+            run.set_tags({f"firnline.workers_after_epoch_{done}": world})
+        run.set_tags({"firnline.resumed_after_epoch": resumed_from})
+    with _progress(run, training.plan.epochs) as report:
+        if last is not None:
+            report(read_facts(last)[1]["history"])
+        try:
+            if config.train.num_workers:
+                content = _fit_with_ray(store, config, training, sample, folder, report)
+            else:
+                content = _fit_here(store, config, training, sample, folder, last, report)
+        except StuckTraining as error:
+            run.set_tags({"firnline.alarm": str(error)})
+            raise StageFailed(
+                f"training learns nothing: {error}; use weaker augmentations or another train.learning_rate"
+            ) from error
+    built = encoders.build_network(network)
+    built.load_state_dict(network_state(content))
+    worlds = read_facts(content)[1]["worlds"]
+    if len(worlds) > 1:
+        run.set_tags({"firnline.workers": json.dumps(worlds)})
+    return Encoder(network, built), resumed_from
+
+
+def _fit_here(
+    store: Store,
+    config: Config,
+    training: Training,
+    sample: EventSample,
+    folder: str,
+    last: bytes | None,
+    report: Callable[[list[dict[str, float]]], None],
+) -> bytes:
+    device = torch.device("cuda" if config.train.use_gpu else "cpu")
+    if config.train.use_gpu and not torch.cuda.is_available():
+        raise InputError("train.use_gpu is true, but torch finds no GPU on this machine; use false")
+    windows = prepare_windows(read_sample(store, sample, range(len(sample))), sample.lead_samples)
+    if device.type == "cuda" and _fits(windows, device):
+        windows = windows.to(device)
+    history: list[dict[str, float]] = read_facts(last)[1]["history"] if last is not None else []
+
+    def after_epoch(done: int, content: bytes | None, figures: dict[str, float]) -> None:
+        assert content is not None
+        write_checkpoint(store, folder, done, content)
+        history.append(figures)
+        report(history)
+
+    with torch_threads(config.train.num_threads or local_cores()):
+        return train_rank(training, windows, device=device, rank=0, world=1, checkpoint=last, after_epoch=after_epoch)
+
+
+def _fit_with_ray(
+    store: Store,
+    config: Config,
+    training: Training,
+    sample: EventSample,
+    folder: str,
+    report: Callable[[list[dict[str, float]]], None],
+) -> bytes:
+    import ray.train.torch
+
+    settings = config.train
+    world: Any = settings.num_workers
+    if settings.min_workers is not None and settings.min_workers < settings.num_workers:
+        world = (settings.min_workers, settings.num_workers)
+    task = {
+        "store": store,
+        "training": training,
+        "folder": folder,
+        "num_threads": settings.num_threads or max(1, local_cores() // settings.num_workers),
+        "memory_bytes": settings.memory_gb * 1e9,
+    }
+    state = Path(tempfile.mkdtemp(prefix="firnline-train-"))
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config=task,
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=world,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{time.time_ns()}",
+            storage_path=str(state),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+        ),
+        datasets={"windows": ray.data.from_items([{"place": 0}])},
+        dataset_config=_rank_shares(store, sample),
+    )
+    try:
+        with _watching(store, folder, report):
+            trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        stuck = [item.path for item in store.walk(folder) if item.path.endswith("stuck.txt")]
+        if stuck:
+            raise StuckTraining(store.read(stuck[0]).decode()) from error
+        raise StageFailed(f"training failed: {_cause(error)}") from error
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    content = last_checkpoint(store, folder)
+    if content is None or read_facts(content)[0] < training.plan.epochs:
+        raise StageFailed(f"training ended before its last epoch: see {store.full(folder)}")
+    report(read_facts(content)[1]["history"])
+    return content
+
+
+def _rank_shares(store: Store, sample: EventSample) -> Any:
+    """Return a Ray Train data configuration that gives each rank its share of the sample, read once by Ray Data."""
+    import ray.data
+    import ray.train
+
+    class RankShares(ray.train.DataConfig):
+        """The split by event id, the same for every run with so many workers, where Ray's own depends on timing."""
+
+        def configure(
+            self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
+        ) -> list[dict[str, Any]]:
+            return [
+                {name: _window_dataset(store, sample, share).iterator() for name in datasets}
+                for share in sample.shares(world_size)
+            ]
+
+    return RankShares(datasets_to_split=[])
+
+
+def _window_dataset(store: Store, sample: EventSample, share: range) -> Any:
+    """Return the lazy Ray dataset of one rank: `place` in the share and the prepared `window`."""
+    import ray.data
+
+    parts = [
+        {"path": path, "rows": rows[start : start + 512], "places": places[start : start + 512]}
+        for path, rows, places in sample.by_file(share)
+        for start in range(0, len(rows), 512)
+    ]
+    lead = sample.lead_samples
+
+    def load(batch: Any) -> Any:
+        for path, rows, places in zip(batch["path"], batch["rows"], batch["places"], strict=True):
+            windows = read_windows(store, str(path), rows)
+            with torch_threads(1):
+                prepared = prepare_windows(windows, lead)
+            yield {"place": np.asarray(places, dtype=np.int64), "window": prepared.numpy()}
+
+    memory = 512 * 12 * sample.num_samples * 6
+    return ray.data.from_items(parts, override_num_blocks=max(1, len(parts))).map_batches(
+        load, batch_size=1, num_cpus=0.5, memory=memory
+    )
+
+
+def _train_worker(task: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    store, folder, training = task["store"], task["folder"], task["training"]
+    torch.set_num_threads(task["num_threads"])
+    device = ray.train.torch.get_device()
+    windows = _gather_share(ray.train.get_dataset_shard("windows"))
+    if device.type == "cuda" and _fits(windows, device):
+        windows = windows.to(device)
+
+    def after_epoch(done: int, content: bytes | None, figures: dict[str, float]) -> None:
+        if content is not None:
+            write_checkpoint(store, folder, done, content)
+        # A barrier: no rank begins an epoch whose checkpoint is not yet durable.
+        ray.train.report({"epoch": done, **figures})
+
+    try:
+        train_rank(
+            training,
+            windows,
+            device=device,
+            rank=rank,
+            world=world,
+            checkpoint=last_checkpoint(store, folder),
+            after_epoch=after_epoch,
+        )
+    except StuckTraining as error:
+        if rank == 0:
+            store.write(f"{folder}/stuck.txt", str(error).encode())
+        raise
+
+
+def _gather_share(shard: Any) -> Tensor:
+    places, windows = [], []
+    for batch in shard.iter_batches(batch_size=256, batch_format="numpy"):
+        places.append(np.array(batch["place"]))
+        windows.append(np.array(batch["window"], dtype=np.float32))
+    order = np.argsort(np.concatenate(places))
+    return torch.from_numpy(np.concatenate(windows)[order])
+
+
+def _fit_baseline(store: Store, config: Config, sample: EventSample, network: NetworkConfig, run: StageRun) -> Encoder:
+    settings = config.train
+    if settings.encoder == "untrained":
+        return Encoder(network, new_state(network, train_plan(config), torch.device("cpu")).learner.network)
+    with torch_threads(settings.num_threads or local_cores()), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        built = encoders.build_network(network)
+        windows = prepare_windows(read_sample(store, sample, range(len(sample))), sample.lead_samples)
+        if isinstance(built, HandFeatures):
+            fit_features(built, windows)
+        elif isinstance(built, SpectrogramPca):
+            try:
+                fit_pca(built, windows)
+            except ValueError as error:
+                raise InputError(str(error)) from None
+        elif isinstance(built, ConvolutionalAutoencoder):
+            optimizer = torch.optim.AdamW(built.parameters(), lr=settings.learning_rate)
+            with _progress(run, settings.epochs) as report:
+                history = []
+                for _ in range(settings.epochs):
+                    order = torch.randperm(len(windows))
+                    loss = autoencoder_epoch(built, optimizer, windows, order, settings.batch_size)
+                    history.append({"loss": loss})
+                    report(history)
+    return Encoder(network, built)
+
+
+def prepare_windows(windows: NDArray[np.float32], lead_samples: int) -> Tensor:
+    """Return prepared windows, batch by batch, so that no second copy of all of them is made."""
+    prepared = torch.from_numpy(np.array(windows, dtype=np.float32))
+    for start in range(0, len(prepared), _PREPARE_BATCH):
+        stop = start + _PREPARE_BATCH
+        prepared[start:stop] = prepare(prepared[start:stop], lead_samples)
+    return prepared
+
+
+def write_checkpoint(store: Store, folder: str, done: int, content: bytes) -> None:
+    """Write an epoch's checkpoint and remove those before the last."""
+    store.write(f"{folder}/epoch-{done:05d}.safetensors", content)
+    names = sorted(item.path for item in store.walk(folder) if item.path.endswith(".safetensors"))
+    for name in names[:-_KEPT_CHECKPOINTS]:
+        store.remove(name)
+
+
+def last_checkpoint(store: Store, folder: str) -> bytes | None:
+    """Return the newest checkpoint's content; None where there is none."""
+    names = sorted(item.path for item in store.walk(folder) if item.path.endswith(".safetensors"))
+    return store.read(names[-1]) if names else None
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch work with so many threads inside; sums depend on them, so the number is never left to chance."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _progress(run: StageRun, epochs: int) -> Iterator[Callable[[list[dict[str, float]]], None]]:
+    """Yield what is called with the history so far: it moves the bar and logs the epochs not yet logged to MLflow."""
+    logged = 0
+    with tqdm(total=epochs, desc="train", unit="epoch") as bar:
+
+        def report(history: list[dict[str, float]]) -> None:
+            nonlocal logged
+            for epoch in range(logged, len(history)):
+                run.log_metrics(history[epoch], step=epoch + 1)
+            logged = max(logged, len(history))
+            bar.n = logged
+            if history:
+                bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
+            bar.refresh()
+
+        yield report
+
+
+@contextmanager
+def _watching(store: Store, folder: str, report: Callable[[list[dict[str, float]]], None]) -> Iterator[None]:
+    """Report the epochs of workers elsewhere as their checkpoints appear, so that MLflow has one writer: the driver."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(1.0 if store.is_local else 5.0):
+            try:
+                content = last_checkpoint(store, folder)
+            except FileNotFoundError:
+                # A worker removed it between the listing and the reading.
+                continue
+            if content is not None:
+                report(read_facts(content)[1]["history"])
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _fits(windows: Tensor, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return windows.nbytes < free // 2
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error.__cause__ or error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
+
+
+def _output_keys(config: Config, augmentation: AugmentationSettings) -> dict[str, Any]:
+    """Return the keys that change the encoder; a baseline's do not hold the augmentations."""
+    keys = dict(flatten({"train": config.train.output_keys()}))
+    keys.pop("train.augment_from")
+    if config.train.encoder in encoders.NETWORKS:
+        keys |= dict(flatten({"augmentation": augmentation.output_keys()}))
+    return keys
+
+
+def _refuse_other_keys(workspace: Workspace, was: dict[str, Any], now: dict[str, Any]) -> None:
+    for key in sorted(was.keys() | now.keys()):
+        if was.get(key) != now.get(key):
+            raise InputError(
+                f"{key} is {now.get(key)!r} but {workspace.url} holds an encoder trained with {was.get(key)!r}; "
+                "use another workspace, the stored value, or --replace"
+            )
+
+
+def _log_figures(
+    run: StageRun,
+    encoder: Encoder,
+    windows: NDArray[np.float32],
+    sample: EventSample,
+    config: Config,
+    augmentation: AugmentationSettings,
+) -> None:
+    embeddings = encoder.embed(windows)
+    run.log_bytes(embedding_map(embeddings, sample.stations[: len(windows)]), "embedding_map.png")
+    if config.train.encoder in encoders.NETWORKS:
+        shown = prepare_windows(windows[:4], sample.lead_samples)
+        gallery = augmentation_gallery(
+            shown, augmentation.model_dump(), config.train.augmentation, sample.lead_samples, sample.rate_hz
+        )
+        run.log_bytes(gallery, "augmentations.png")
+
+
+def _register(
+    run: StageRun,
+    tracking: Tracking,
+    config: Config,
+    encoder: Encoder,
+    windows: NDArray[np.float32],
+    score: float,
+) -> tuple[str, str]:
+    """Log and register the encoder and move the aliases; return the registered model's URI and its alias.
+
+    The first model is champion. A later one is candidate, or champion where it scores better than the champion does on
+    the same windows.
+    """
+    name = config.mlflow.model_name
+    logged = log_encoder(run, encoder, example=np.nan_to_num(windows[:1]))
+    tags = {"firnline.content_hash": encoder.content_hash, "firnline.score": f"{score:.6f}"}
+    version = register_model(run, logged, name, tags=tags)
+    champion = alias_version(tracking, name, CHAMPION)
+    alias = CHAMPION
+    if champion is not None:
+        best = champion_score(tracking, name, windows, config.train.seed)
+        if best is not None:
+            run.log_metrics({"champion_stability": best})
+        alias = CHAMPION if best is not None and score > best else CANDIDATE
+    set_alias(tracking, name, alias, version)
+    run.set_tags({"firnline.model_version": version, "firnline.alias": alias})
+    return f"models:/{name}/{version}", alias
+
+
+def champion_score(tracking: Tracking, name: str, windows: NDArray[np.float32], seed: int) -> float | None:
+    """Return the champion's score on the given windows; None where it takes windows of another length."""
+    with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
+        found = download_artifact(tracking, f"models:/{name}@{CHAMPION}", Path(folder))
+        files = sorted(found.rglob("*.safetensors"))
+        try:
+            champion = encoders.load(files[0]) if files else None
+        except ValueError:
+            champion = None
+    if champion is None or champion.num_samples != windows.shape[-1]:
+        return None
+    return score_encoder(champion, windows, seed)["stability"]
