@@ -7,6 +7,7 @@ Nothing of it depends on the order or number of the tasks.
 
 import importlib
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,15 +26,16 @@ from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import CatalogSettings, ReportSettings
 from pipelines.errors import InputError
-from pipelines.ledger import fingerprint, list_markers
+from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, stage_fingerprint
 from pipelines.report import catalogue, embedding_map
 from pipelines.report.activity import activity_figure, coverage_figure
+from pipelines.report.confusion import confusion_rows
 from pipelines.report.figures import cluster_colour, drawing, to_svg
 from pipelines.report.gallery import choose_gallery, event_figure
-from pipelines.report.page import ClusterCard, GalleryItem, Page, percent, render
+from pipelines.report.page import ClusterCard, ConfusionTable, GalleryItem, Page, Statement, percent, render
 from pipelines.report.summary import LabelSummary, SummarySize, merge, summarise
 from pipelines.storage import Store
-from pipelines.tracking import Tracking, stage_run
+from pipelines.tracking import Tracking, finished_runs, stage_run
 from pipelines.workspace import Workspace
 
 T = TypeVar("T")
@@ -41,6 +43,21 @@ R = TypeVar("R")
 
 FILES_PER_TASK = 64
 READ_THREADS = 8
+COVERAGE_STATIONS = 60
+EVALUATION_PATH = "clustering/summary.json"
+SCORE_TITLES = {
+    "test.hungarian_accuracy": ("accuracy, one cluster to each class", True),
+    "test.purity": ("accuracy, clusters named by their majority", True),
+    "test.balanced_purity": ("mean recall of the classes, clusters named by their majority", True),
+    "test.majority_baseline": ("accuracy of always saying the most frequent class", True),
+    "test.knn_accuracy": ("accuracy of nearest neighbours in the embedding", True),
+    "test.linear_accuracy": ("accuracy of a linear classifier on the embedding", True),
+    "test.knn_station_accuracy": ("accuracy of nearest neighbours at an unseen station", True),
+    "test.linear_station_accuracy": ("accuracy of a linear classifier at an unseen station", True),
+    "test.nmi": ("normalised mutual information", False),
+    "test.ari": ("adjusted Rand index", False),
+}
+"""Scores of the label stage that may be published, their titles, and whether they are shares."""
 
 LABEL_COLUMNS = (
     "event_id",
@@ -99,7 +116,7 @@ def write_report(
         raise InputError(f"the labels in {workspace.url} have no rows; nothing was detected, so there is no report")
     within_seconds = association_seconds(workspace)
     catalog_files, catalog_events = write_catalog(workspace, config.catalog, summary, within_seconds)
-    page = build_page(workspace, settings, summary, catalog_files, catalog_events, within_seconds)
+    page = build_page(workspace, settings, summary, catalog_files, catalog_events, within_seconds, tracking)
     html = render(page)
     store.write("report/index.html", html.encode())
     clusters = summary.groups.groupby("cluster")["events"].sum()
@@ -110,7 +127,7 @@ def write_report(
         page=store.full("report/index.html"),
     )
     if tracking is not None:
-        inputs = {"labels": _labels_fingerprint(store)}
+        inputs = {"labels": stage_fingerprint(store, "label")}
         with stage_run(tracking, "report", configuration.stage_config(config, "report"), inputs=inputs) as run:
             run.log_metrics({"events": result.events, "catalog_events": catalog_events, "clusters": len(clusters)})
             run.log_text(html, "report/index.html")
@@ -129,11 +146,6 @@ def label_files(workspace: Workspace) -> list[str]:
 def wants_ray(workspace: Workspace) -> bool:
     """Whether there is enough to read for Ray to pay; InputError where the workspace has no labels."""
     return len(label_files(workspace)) > FILES_PER_TASK
-
-
-def _labels_fingerprint(store: Store) -> str:
-    names = sorted((name.partition, name.shard, name.fingerprint) for name in list_markers(store, "label"))
-    return fingerprint({"labels": names})
 
 
 def print_result(page: Page, result: ReportResult) -> None:
@@ -338,16 +350,19 @@ def build_page(
     catalog_files: Sequence[str],
     catalog_events: int,
     within_seconds: float,
+    tracking: Tracking | None,
 ) -> Page:
     """Return the page of a workspace: reads the chosen events and draws all figures."""
     store = workspace.store
-    names = cluster_names(summary)
+    evaluation = _evaluation(store)
+    names = cluster_names(summary, evaluation)
     titles = {cluster: f"{cluster} · {name}"[:28] if name else str(cluster) for cluster, name in names.items()}
     sample = _sample_with_measures(store, summary.sample)
     cards = cluster_cards(summary, names, sample)
+    coverage, coverage_words = read_coverage(store)
     with drawing():
         activity_svg = to_svg(activity_figure(summary.by_cluster, titles), "Detections of each cluster over time")
-        coverage_svg = to_svg(coverage_figure(_coverage(summary), summary.by_site), "Coverage by station and day")
+        coverage_svg = to_svg(coverage_figure(coverage, summary.by_site), "Coverage by station and day")
     map_svg, map_caption = _map(store, settings, summary.sample, titles)
     total = int(summary.groups["events"].sum())
     sites = summary.groups.groupby("site")["events"].sum()
@@ -367,6 +382,8 @@ def build_page(
         ),
         clusters=tuple(cards),
         gallery=tuple(gallery_items(store, settings, summary)),
+        statements=tuple(statements(evaluation)),
+        confusions=tuple(confusion_tables(evaluation)),
         no_evaluation=(
             "No hand labels and no truth were given to the label stage (labels.path), so nothing can be said about how "
             "well the clusters agree with known classes. Clusters are groups of similar waveforms, not yet kinds of "
@@ -377,7 +394,7 @@ def build_page(
             f"Detections of each cluster in bins of {summary.by_cluster.width_name}, UTC. Each panel has its own scale."
         ),
         coverage_svg=coverage_svg,
-        coverage_caption="Recorded part of each day by station, and detections of all stations over time.",
+        coverage_caption=f"Recorded part of each day by station, and detections over time. {coverage_words}",
         map_svg=map_svg,
         map_caption=map_caption,
         catalogue_words=(
@@ -387,7 +404,7 @@ def build_page(
             "event_ids lead to the rows of events, embeddings and labels."
         ),
         catalogue_files=tuple((f"../{path}", path.removeprefix("catalog/")) for path in catalog_files),
-        lineage=tuple(_lineage(workspace)),
+        lineage=tuple(_lineage(workspace, tracking)),
         configuration=tuple(
             (stage, configuration.to_yaml(stored))
             for stage in ("synthesize", "detect", "train", "label", "report")
@@ -422,13 +439,66 @@ def _span(first: pd.Timestamp, last: pd.Timestamp) -> str:
     raise AssertionError("unreachable")
 
 
-def cluster_names(summary: LabelSummary) -> dict[int, str | None]:
-    """Return each cluster's name, as the label stage gave it to its events (None where it has none)."""
+def cluster_names(summary: LabelSummary, evaluation: Mapping[str, Any]) -> dict[int, str | None]:
+    """Return each cluster's name as the label stage gave it (None where it has none), in order of their numbers."""
     names: dict[int, str | None] = {int(cluster): None for cluster in sorted(summary.groups["cluster"].unique())}
     named = summary.groups[(summary.groups["label_source"] == "cluster") & (summary.groups["label"] != "")]
     for cluster, rows in named.groupby("cluster"):
         names[int(str(cluster))] = str(rows.groupby("label")["events"].sum().idxmax())
+    # A cluster whose events all carry a hand label shows its name in the label stage's summary only.
+    for entry in evaluation.get("clusters", []):
+        if names.get(int(entry["cluster"]), "") is None and entry["name"]:
+            names[int(entry["cluster"])] = str(entry["name"])
     return names
+
+
+def _evaluation(store: Store) -> dict[str, Any]:
+    """Return what the label stage says of its clusters: sizes, names, scores with their protocol, confusion matrix."""
+    try:
+        content: dict[str, Any] = json.loads(store.read(EVALUATION_PATH))
+    except FileNotFoundError:
+        return {}
+    return content
+
+
+def statements(evaluation: Mapping[str, Any]) -> Iterator[Statement]:
+    """Yield the published scores (of the test half) with their intervals and protocols."""
+    scores, protocol = evaluation.get("scores", {}), evaluation.get("protocol", {})
+    for name, (title, is_share) in SCORE_TITLES.items():
+        if name not in scores or name not in protocol:
+            continue
+        low, high = scores.get(f"{name}.low"), scores.get(f"{name}.high")
+        value = percent(scores[name]) if is_share else f"{scores[name]:.2f}"
+        words = f"{protocol[name][:1].upper()}{protocol[name][1:]}."
+        if low is not None and high is not None:
+            words += f" 95 % interval {percent(low)} to {percent(high)}, from redrawn events."
+        yield Statement(title=title, value=value, protocol=words)
+
+
+def confusion_tables(evaluation: Mapping[str, Any]) -> Iterator[ConfusionTable]:
+    """Yield the confusion matrix of the test half of the hand labels, where there is one."""
+    found = evaluation.get("confusion")
+    if not found or not found["hand_labels"]:
+        return
+    classes, given = list(found["hand_labels"]), list(found["given"])
+    counts = np.array(found["events"], dtype=np.int64).reshape(len(classes), len(given))
+    columns = [column for column, name in enumerate(given) if name in classes or counts[:, column].any()]
+    yield ConfusionTable(
+        title="Known class against the class given by the cluster",
+        protocol=(
+            f"Rows are the hand labels or the truth of the test half, {int(counts.sum())} detections; columns the class "
+            "that their cluster was given by the majority of the validation half. Shares are of the row."
+        ),
+        columns=tuple(given[column] for column in columns),
+        rows=tuple(
+            confusion_rows(
+                classes,
+                [given[column] for column in columns],
+                counts[:, columns],
+                [given[column] if given[column] in classes else None for column in columns],
+            )
+        ),
+    )
 
 
 def cluster_cards(summary: LabelSummary, names: Mapping[int, str | None], sample: pd.DataFrame) -> list[ClusterCard]:
@@ -539,8 +609,47 @@ def event_svg(
         return to_svg(figure, words)
 
 
-def _coverage(summary: LabelSummary) -> pd.DataFrame:
-    return pd.DataFrame({"station": [], "day": [], "fraction": []})
+def read_coverage(store: Store) -> tuple[pd.DataFrame, str]:
+    """Return the recorded part of each day by station, from the markers of the detection, and what else they say.
+
+    Columns `station`, `day`, `fraction` (of the day, of the station's best channel); at most `COVERAGE_STATIONS`
+    stations are read.
+    """
+    names = list(list_markers(store, "detect"))
+    stations = sorted({f"{name.network}.{name.station}" for name in names})
+    shown = set(stations[:COVERAGE_STATIONS])
+    seconds: dict[tuple[str, str, str], float] = {}
+    quarantined: set[str] = set()
+    gaps = 0
+
+    def read(name: MarkerName) -> tuple[str, dict[str, Any]]:
+        return f"{name.network}.{name.station}", read_marker(store, "detect", name)
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for station, marker in pool.map(read, [name for name in names if f"{name.network}.{name.station}" in shown]):
+            gaps += int(marker.get("gaps", 0))
+            quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
+            for entry in marker.get("coverage", []):
+                key = (station, entry["day"], entry["channel"])
+                seconds[key] = seconds.get(key, 0.0) + float(entry["seconds"])
+    rows = pd.DataFrame(
+        [(*key, value) for key, value in seconds.items()], columns=["station", "day", "channel", "seconds"]
+    )
+    best = rows.groupby(["station", "day"], sort=True)["seconds"].max().reset_index()
+    coverage = pd.DataFrame(
+        {
+            "station": best["station"],
+            "day": pd.to_datetime(best["day"]),
+            "fraction": best["seconds"].clip(upper=86_400) / 86_400,
+        }
+    )
+    if not len(coverage):
+        return coverage, "The workspace has no detection markers, so what was recorded is not known."
+    words = f"{_number(len(coverage), 'station-day')} with data, {_number(gaps, 'gap')}"
+    words += f", {_number(len(quarantined), 'file')} that could not be read." if quarantined else "."
+    if len(stations) > len(shown):
+        words += f" The first {len(shown)} of {len(stations)} stations in the order of their names."
+    return coverage, words
 
 
 def _map(store: Store, settings: ReportSettings, sample: pd.DataFrame, titles: Mapping[int, str]) -> tuple[str, str]:
@@ -572,6 +681,25 @@ def _map(store: Store, settings: ReportSettings, sample: pd.DataFrame, titles: M
         return to_svg(figure, "Map of the embedding in two dimensions", dpi=200), words.strip()
 
 
-def _lineage(workspace: Workspace) -> Iterator[tuple[str, str]]:
+def _lineage(workspace: Workspace, tracking: Tracking | None) -> Iterator[tuple[str, str]]:
+    store = workspace.store
     yield "workspace", workspace.url
     yield "firnline", __version__
+    for stage, what in (("detect", "events"), ("label", "labels")):
+        yield f"fingerprint of the {what}", stage_fingerprint(store, stage)
+    path = next((item.path for item in tables.list_shards(store, "labels")), None)
+    if path is not None:
+        with _parquet(store, path) as file:
+            metadata = file.schema_arrow.metadata or {}
+        for key, value in sorted(metadata.items()):
+            if not key.startswith((b"ARROW", b"pandas")):
+                yield f"labels: {key.decode()}", value.decode()
+    if tracking is None:
+        return
+    yield "MLflow experiment", tracking.experiment
+    for stage in ("detect", "tune", "train", "label"):
+        runs = finished_runs(tracking, stage)
+        if runs:
+            yield f"MLflow run of {stage}", runs[-1].run_id
+            if "firnline.model" in runs[-1].tags:
+                yield "encoder", runs[-1].tags["firnline.model"]

@@ -1,5 +1,6 @@
 """A small workspace written from the contract's schemas: three stations, one named `0101`, over a turn of the year."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines import tables
+from pipelines.ledger import MarkerName, write_marker
 from pipelines.storage import Store
 from pipelines.workspace import Workspace, open_workspace
 
@@ -18,6 +20,18 @@ DAYS = pd.date_range("2020-12-30", "2021-01-01", freq="D", tz="UTC")
 RATE_HZ = 50.0
 SAMPLES = 300
 LEAD_S = 1.5
+
+
+EVALUATION = {
+    "clusters": [{"cluster": 0, "events": 1, "name": "icequake", "purity": 0.9, "hand_labels": 9}],
+    "scores": {"test.purity": 0.873, "test.purity.low": 0.81, "test.purity.high": 0.92, "validation.purity": 0.99},
+    "protocol": {"test.purity": "accuracy on the test half", "validation.purity": "never for publication"},
+    "confusion": {
+        "hand_labels": ["earthquake", "icequake"],
+        "given": ["earthquake", "icequake", "(none)"],
+        "events": [[40, 7, 0], [5, 61, 0]],
+    },
+}
 
 
 def draw_waveform(kind: int, random: np.random.Generator) -> np.ndarray:
@@ -93,6 +107,11 @@ def write_workspace(store: Store, *, events_per_file: int = 40, by_hand: bool = 
             table = pa.table([_cast(columns[field.name], field) for field in schema], schema=schema)
             tables.write_table(store, tables.shard_path("labels", *file), table)
             rows.append(frame)
+            name = MarkerName(*file, "0123456789abcdef")
+            coverage = [{"day": file[2], "channel": "HHZ", "seconds": 80_000.0, "blanked_seconds": 0.0, "gaps": 1}]
+            write_marker(store, "detect", name, {"coverage": coverage, "gaps": 1, "quarantined": []})
+    if by_hand:
+        store.write("clustering/summary.json", json.dumps(EVALUATION).encode())
     return pd.concat(rows, ignore_index=True)
 
 
