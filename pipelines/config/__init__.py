@@ -24,11 +24,11 @@ from pipelines.errors import InputError
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": ("synthesize",),
-    "detect": ("archive", "detection", "window", "shards"),
+    "detect": ("archive", "detection", "window", "shards", "mlflow"),
     "tune": ("tune", "train", "augmentation", "labels", "mlflow"),
     "train": ("train", "augmentation", "labels", "mlflow"),
     "label": ("label", "kmeans", "labels", "mlflow"),
-    "report": ("report", "catalog"),
+    "report": ("report", "catalog", "mlflow"),
     "explore": ("explore", "labels"),
     "compare": ("mlflow",),
     "status": (),

@@ -51,7 +51,7 @@ class DetectionSettings(Section):
     def _consistent(self) -> "DetectionSettings":
         low, high = self.band_hz
         checks = [
-            (0 < self.sta_seconds, f"sta_seconds {self.sta_seconds:g} must be positive"),
+            (self.sta_seconds > 0, f"sta_seconds {self.sta_seconds:g} must be positive"),
             (
                 self.sta_seconds < self.lta_seconds,
                 f"sta_seconds {self.sta_seconds:g} must be shorter than lta_seconds {self.lta_seconds:g}",
@@ -61,7 +61,7 @@ class DetectionSettings(Section):
             (low >= 0.001, f"band_hz [{low:g}, {high:g}] must start at 0.001 Hz or above"),
             (0 < self.off <= self.on, f"off {self.off:g} must be positive and at most on ({self.on:g})"),
             (1 <= self.corners <= 16, f"corners {self.corners} must lie between 1 and 16"),
-            (0 <= self.min_seconds, f"min_seconds {self.min_seconds:g} must not be negative"),
+            (self.min_seconds >= 0, f"min_seconds {self.min_seconds:g} must not be negative"),
             (0 < self.max_seconds <= 3600, f"max_seconds {self.max_seconds:g} must lie above 0 and be at most 3600"),
             (
                 self.min_seconds <= self.max_seconds,

@@ -100,9 +100,9 @@ def _filter(data: Array, sos: Array) -> Array:  # pragma: no cover - compiled
     b20, b21, b22, a21, a22 = sos[2, 0], sos[2, 1], sos[2, 2], sos[2, 4], sos[2, 5]
     b30, b31, b32, a31, a32 = sos[3, 0], sos[3, 1], sos[3, 2], sos[3, 4], sos[3, 5]
     u0 = u1 = v0 = v1 = w0 = w1 = q0 = q1 = 0.0
-    base = float(data[0])
+    base = np.float64(data[0])
     for i in range(count):
-        x = float(data[i]) - base
+        x = np.float64(data[i]) - base
         y = b00 * x + u0
         u0 = b01 * x - a01 * y + u1
         u1 = b02 * x - a02 * y
@@ -132,9 +132,9 @@ def _advance(
     sta, lta = state[8], state[9]
     new_sta, new_lta = 1.0 / num_sta, 1.0 / num_lta
     old_sta, old_lta = 1.0 - new_sta, 1.0 - new_lta
-    base = float(data[0])
+    base = np.float64(data[0])
     for i in range(first, last):
-        x = float(data[i]) - base
+        x = np.float64(data[i]) - base
         y = b00 * x + u0
         u0 = b01 * x - a01 * y + u1
         u1 = b02 * x - a02 * y

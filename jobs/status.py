@@ -1,0 +1,96 @@
+"""Tell how far a detection is: shards done, running, failed, quarantined input, coverage, events a day, time left.
+
+    firnline status WORKSPACE
+    firnline status s3://bucket/workspace --plot
+
+`--plot` writes WORKSPACE/report/coverage.png as well. The ledger alone is read, so it works while a detection runs.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from jobs.command_line import Arguments, run_job
+from pipelines.detect.stage_status import DetectionStatus, read_status
+from pipelines.report.activity import BinnedCounts, coverage_plot
+
+PLOT_PATH = "report/coverage.png"
+MOST_LINES = 40
+DAY_SECONDS = 86400
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline status` and return its exit code."""
+    plot = {"plot": "draw coverage and events a day into the workspace's report/coverage.png"}
+    return run_job("status", ["WORKSPACE"], argv, status, switches=plot)
+
+
+def status(arguments: Arguments) -> None:
+    """Read the ledger and print it."""
+    workspace = arguments.workspace(0, create=False)
+    found = read_status(workspace.store)
+    print(describe(found))
+    if "plot" in arguments.switches:
+        workspace.store.write(PLOT_PATH, draw(found))
+        print(f"coverage and events a day: {workspace.store.full(PLOT_PATH)}")
+
+
+def describe(found: DetectionStatus) -> str:
+    """Return the status as text: totals, then a table of coverage and events by station and day."""
+    if found.planned is None and not found.done:
+        return "no detection has run in this workspace"
+    planned = max(found.planned or 0, found.done)
+    left = "" if found.seconds_left is None else f", about {_duration(found.seconds_left)} left"
+    lines = [
+        f"shards: {found.done} done, {found.running} running, {found.failed} failed, of {planned}{left}",
+        f"events: {found.num_events}; gaps: {found.gaps}; "
+        f"blanked after gaps: {_duration(found.blanked_seconds)} in all channels",
+        f"quarantined: {len(found.quarantined)} files",
+    ]
+    lines += [f"    {key}: {reasons[0]}" for key, reasons in sorted(found.quarantined.items())[:10]]
+    lines += [f"failed: {shard}: {reason}" for shard, reason in found.failures[:10]]
+    rows = [
+        f"{station:<12} {day}  {100 * found.share_covered(station, day):6.2f} %  {found.events[station][day]:6d} events"
+        for station in sorted(found.coverage)
+        for day in sorted(found.coverage[station])
+    ]
+    lines += ["", f"{'station':<12} {'day':<10}  covered"] if rows else []
+    lines += rows[:MOST_LINES]
+    if len(rows) > MOST_LINES:
+        lines.append(f"and {len(rows) - MOST_LINES} more station-days; --plot draws all")
+    return "\n".join(lines)
+
+
+def draw(found: DetectionStatus) -> bytes:
+    """Return a PNG of coverage by station and day, and of events a day."""
+    coverage = pd.DataFrame(
+        [
+            {"station": station, "day": pd.Timestamp(day), "fraction": min(found.share_covered(station, day), 1.0)}
+            for station, days in found.coverage.items()
+            for day in days
+        ],
+        columns=["station", "day", "fraction"],
+    )
+    counts = {
+        (station, int(np.datetime64(day, "s").astype(np.int64)) // DAY_SECONDS): count
+        for station, days in found.events.items()
+        for day, count in days.items()
+        if count
+    }
+    index = pd.MultiIndex.from_tuples(list(counts), names=["series", "bin"])
+    events = BinnedCounts(width_s=DAY_SECONDS, counts=pd.Series(list(counts.values()), index=index, dtype=np.int64))
+    return coverage_plot(coverage, events)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""The same rows whatever the cut: every sharding, other packings, and ObsPy's endless pass."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import obspy
+import pytest
+from detection_archives import DAY, detect, make_noise, make_trace, read_events, write_sds
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from obspy.signal.filter import bandpass
+from obspy.signal.trigger import recursive_sta_lta, trigger_onset
+
+from pipelines import tables
+from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
+from pipelines.ledger import MarkerName
+
+FLAGS = {
+    "detection": {"band_hz": [1, 8], "max_seconds": 20, "merge_seconds": 2, "trigger_components": "ZNE"},
+    "window": {"rate_hz": 20, "lead_seconds": 3, "length_seconds": 12},
+}
+
+
+def assert_same_bits(mine, theirs):
+    """Compare tables bit for bit: absent samples are NaN, which are equal to nothing."""
+    assert mine["event_id"].to_pylist() == theirs["event_id"].to_pylist()
+    assert tables.rows_hash(mine) == tables.rows_hash(theirs)
+
+
+def with_flags(**sections):
+    return {name: FLAGS.get(name, {}) | sections.get(name, {}) for name in FLAGS.keys() | sections.keys()}
+
+
+@pytest.fixture(scope="module")
+def by_day(three_days, tmp_path_factory):
+    workspace = tmp_path_factory.mktemp("by-day")
+    detect(three_days, workspace, with_flags(shards={"interval": "day"}))
+    return read_events(workspace)
+
+
+@pytest.mark.parametrize("interval", ["hour", "week", "month"])
+def test_every_interval_gives_the_same_rows(three_days, by_day, tmp_path, interval):
+    detect(three_days, tmp_path, with_flags(shards={"interval": interval}))
+    assert by_day.num_rows > 150
+    assert_same_bits(read_events(tmp_path), by_day)
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(cuts=st.lists(st.integers(1, 3 * DAY - 1), min_size=1, max_size=6, unique=True))
+def test_random_cuts_give_the_same_rows(three_days, by_day, tmp_path_factory, cuts):
+    def cut(plan):
+        first, last = plan.pending[0].start_ns, plan.pending[-1].end_ns
+        start = obspy.UTCDateTime("2022-12-30").ns
+        edges = [first, *sorted(start + seconds * 1_000_000_000 for seconds in cuts), last]
+        every = tuple(range(len(plan.files)))
+        shards = [
+            Shard(MarkerName("XX", "0101", f"cut{number}", "0"), "", "HH", begin, end, every)
+            for number, (begin, end) in enumerate(pairwise(edges))
+        ]
+        return replace(plan, pending=shards)
+
+    workspace = tmp_path_factory.mktemp("cuts")
+    detect(three_days, workspace, with_flags(shards={"interval": "day"}), cut)
+    assert_same_bits(read_events(workspace), by_day)
+
+
+def test_the_same_samples_in_other_files_give_the_same_rows(tmp_path):
+    traces = [make_trace(make_noise(2 * DAY, 20.0, 3, 80), "2021-03-01", 20.0, code) for code in ("BHE", "BHZ")]
+    rows = []
+    for name, options in {
+        "day": {},
+        "hour": {"file_seconds": 3600},
+        "small": {"reclen": 512, "encoding": "STEIM1", "file_seconds": 7777},
+    }.items():
+        write_sds(tmp_path / name / "archive", traces, **options)
+        detect(tmp_path / name / "archive", tmp_path / name / "workspace", with_flags())
+        rows.append(read_events(tmp_path / name / "workspace"))
+    assert rows[0].num_rows > 50
+    assert_same_bits(rows[1], rows[0])
+    assert_same_bits(rows[2], rows[0])
+
+
+def test_files_with_all_channels_or_flat_give_the_same_rows(tmp_path):
+    traces = [make_trace(make_noise(DAY, 20.0, 3, 40), "2021-03-01", 20.0, code) for code in ("BHE", "BHZ")]
+    write_sds(tmp_path / "sds", traces)
+    (tmp_path / "flat").mkdir()
+    obspy.Stream(traces).write(str(tmp_path / "flat" / "all.mseed"), format="MSEED")
+    (tmp_path / "flat" / "README.txt").write_text("not a seismogram")
+    detect(tmp_path / "sds", tmp_path / "a", with_flags())
+    detect(tmp_path / "flat", tmp_path / "b", with_flags())
+    assert_same_bits(read_events(tmp_path / "a"), read_events(tmp_path / "b"))
+
+
+def test_a_trigger_at_midnight_is_found_once(three_days, by_day):
+    onsets = by_day["onset"].cast("int64").to_numpy()
+    for midnight in ("2022-12-31", "2023-01-01"):
+        near = np.abs(onsets - obspy.UTCDateTime(midnight).ns) < 2_000_000_000
+        assert near.sum() == 1
+
+
+def test_gaps_do_not_trigger_and_windows_across_them_say_so(three_days, by_day):
+    gap = obspy.UTCDateTime("2022-12-30T07:10:00").ns
+    onsets = by_day["onset"].cast("int64").to_numpy()
+    assert not ((onsets >= gap) & (onsets < gap + 22_000_000_000)).any()
+    waves = tables.waveforms(by_day["waveform"])
+    expected = np.isnan(waves).mean(axis=(1, 2))
+    np.testing.assert_allclose(by_day["missing_fraction"].to_numpy(), expected, atol=1e-6)
+
+
+def endless_pass(trace: obspy.Trace, band, sta, lta, max_seconds):
+    """Return the onsets (ns) of ObsPy on one continuous trace, split at its gaps."""
+    onsets = []
+    for part in obspy.Stream([trace]).split() if np.ma.isMaskedArray(trace.data) else [trace]:
+        rate = part.stats.sampling_rate
+        if len(part) <= round(lta * rate):
+            continue
+        x = bandpass(part.data.astype(np.float64) - float(part.data[0]), *band, rate, 4)
+        ratio = recursive_sta_lta(x, round(sta * rate), round(lta * rate))
+        found = np.asarray(trigger_onset(ratio, 3.5, 1.5, max_len=round(max_seconds * rate))).reshape(-1, 2)
+        onsets += [part.stats.starttime.ns + round(i / rate * 1e9) for i in found[:, 0]]
+    return np.array(onsets)
+
+
+def share_within_one_sample(mine, theirs, rate):
+    def covered(a, b):
+        return np.mean([np.min(np.abs(b - value)) <= 1.0001e9 / rate for value in a])
+
+    return min(covered(theirs, mine), covered(mine, theirs))
+
+
+def test_obspys_endless_pass_agrees_on_synthetic_days_with_gaps_and_overlaps(three_days, tmp_path):
+    flags = with_flags(detection={"merge_seconds": 0, "trigger_components": "Z"})
+    detect(three_days, tmp_path, flags)
+    stream = obspy.Stream()
+    for path in sorted(Path(three_days).rglob("*HHZ.D.*")):
+        stream += obspy.read(path)
+    stream.merge()
+    theirs = endless_pass(stream[0], (1, 8), 0.5, 10, 20)
+    mine = read_events(tmp_path)["onset"].cast("int64").to_numpy()
+    assert len(theirs) > 100
+    assert share_within_one_sample(mine, theirs, 20.0) >= 0.999
+
+
+@pytest.mark.parametrize(("name", "band"), [("CIHEC__BHN___2022002.ms", (1, 15)), ("GR.FUR..BHN.D.2015.361", (1, 8))])
+def test_obspys_endless_pass_agrees_on_the_day_files(shared_data, tmp_path, name, band):
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / name).symlink_to(shared_data / "dayfiles" / name)
+    detection = {"band_hz": list(band), "trigger_components": "N", "merge_seconds": 0}
+    detect(tmp_path / "archive", tmp_path / "workspace", with_flags(detection=detection, archive={"layout": "flat"}))
+    stream = obspy.read(shared_data / "dayfiles" / name)
+    rate = stream[0].stats.sampling_rate
+    stream.merge()
+    theirs = endless_pass(stream[0], band, 0.5, 10, 20)
+    mine = read_events(tmp_path / "workspace")["onset"].cast("int64").to_numpy()
+    assert len(theirs) > 20
+    assert share_within_one_sample(mine, theirs, rate) >= 0.999
+
+
+@pytest.mark.parametrize("interval", ["hour", "day", "week", "month"])
+def test_a_shards_name_says_its_interval(interval):
+    time_ns = obspy.UTCDateTime("2024-12-30T13:14:15").ns
+    start, end = interval_bounds(interval, time_ns)
+    assert start <= time_ns < end
+    assert shard_bounds(shard_name("", "HH", interval, start)) == (start, end)
+    assert next(intervals(interval, start, end + 1)) == (start, end)
+    assert obspy.UTCDateTime(ns=interval_bounds("week", time_ns)[0]).weekday == 0
