@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -195,6 +196,50 @@ def stage_run(
         raise
     finally:
         client.set_terminated(run.run_id, status=status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A finished run as MLflow holds it."""
+
+    run_id: str
+    experiment: str
+    started: datetime
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def finished_runs(tracking: Tracking, stage: str) -> list[RunRecord]:
+    """Return the finished runs of a stage in the experiment, oldest first, children left out."""
+    client = tracking.client()
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        return []
+    found = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            filter_string=f"tags.`firnline.stage` = '{stage}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found += [run for run in page if "mlflow.parentRunId" not in run.data.tags]
+        token = page.token
+        if not token:
+            break
+    return [
+        RunRecord(
+            run_id=run.info.run_id,
+            experiment=tracking.experiment,
+            started=datetime.fromtimestamp(run.info.start_time / 1000, tz=UTC),
+            params=dict(run.data.params),
+            metrics=dict(run.data.metrics),
+            tags=dict(run.data.tags),
+        )
+        for run in found
+    ]
 
 
 def register_model(run: StageRun, model_uri: str, model_name: str, *, tags: Mapping[str, str]) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 import scipy.linalg
 from numba import njit
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
 from pipelines.label.draws import uniform
@@ -504,6 +503,9 @@ def _reduce_candidates(
     candidates: NDArray[np.float64], weights: NDArray[np.int64], k: int, *, seed: int, restart: int
 ) -> NDArray[np.float64]:
     """Return k centroids of the weighted candidates: k-means++ and Lloyd, the best of a few, on one thread."""
+    # Imported late: it takes a second, and workers need none.
+    from sklearn.cluster import KMeans
+
     weighted = weights > 0
     if weighted.sum() < k:
         weighted = np.ones(len(weights), dtype=bool)

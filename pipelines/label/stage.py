@@ -3,6 +3,7 @@
 events/ -> embeddings/ -> clustering/<fingerprint>.npz -> labels/
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,15 +21,18 @@ from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, 
 from pipelines.label.kselection import KScores, score_k, suggest_k
 from pipelines.label.naming import ClusterName, names_by_majority, numbers_by_reference, numbers_by_size
 from pipelines.label.scores import PROTOCOL, UNASSIGNED, LabelledRows, Scores, score_labelling
-from pipelines.label.stage_embed import embed_shards, embedding_fingerprint
+from pipelines.label.stage_embed import (
+    RegisteredEncoder,
+    check_windows,
+    embed_shards,
+    embedding_fingerprint,
+    load_encoder,
+)
 from pipelines.label.stage_inputs import (
     HandLabels,
-    RegisteredEncoder,
     Shard,
     check_enough_events,
-    check_windows,
     list_event_shards,
-    load_encoder,
     read_cluster_names,
     read_hand_labels,
 )
@@ -41,6 +45,10 @@ from pipelines.workspace import Workspace, open_workspace
 
 ALGORITHM_VERSION = 1
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""
+
+
+SUMMARY = "clustering/summary.json"
+"""Sizes, names and scores of the clusters, for whoever reports them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +90,7 @@ def label_events(
     store = workspace.store
     shards = list_event_shards(store)
     check_enough_events(store, shards, config.kmeans.k * config.kmeans.overcluster)
-    registered = load_encoder(config, tracking)
+    registered = load_encoder(store, config, tracking)
     check_windows(store, shards, registered.encoder)
     user_names, names_hash = read_cluster_names(config.labels.names)
     reference = _open_reference(config.label.reference)
@@ -134,6 +142,7 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, *, num_
     naming = Naming(numbers=numbers, names=names)
     num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
     scores = _score(inputs, config, count.labelled, numbers)
+    _write_summary(store, sizes, named, scores)
     _log(run, store, inputs, config, model, model_hash, count, numbers, named, scores)
     _say(sizes, named, scores)
     return LabelSummary(
@@ -178,7 +187,7 @@ def _clustering(
     content = model.to_bytes()
     store.write(path, content)
     for item in store.walk("clustering"):
-        if item.path != path:
+        if item.path not in (path, SUMMARY):
             store.remove(item.path)
     if sweep:
         _compare_k(run, config, keys, sample)
@@ -248,6 +257,32 @@ def _score(inputs: _Inputs, config: Config, labelled: Labelled | None, numbers: 
         validation=np.array([inputs.hand.validation[event_id] for event_id in ids], dtype=bool),
     )
     return score_labelling(rows, bootstrap_draws=config.label.bootstrap_draws, seed=config.kmeans.seed)
+
+
+def _write_summary(
+    store: Store, sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Scores | None
+) -> None:
+    clusters = [
+        {
+            "cluster": number,
+            "events": sizes[number],
+            "name": entry.name,
+            "purity": entry.purity if entry.num_labels else None,
+            "hand_labels": entry.num_labels,
+        }
+        for number, entry in named.items()
+    ]
+    content: dict[str, Any] = {"clusters": clusters}
+    if scores is not None:
+        metrics = scores.metrics()
+        content["scores"] = metrics
+        content["protocol"] = {name: PROTOCOL[name] for name in metrics if name in PROTOCOL}
+        content["confusion"] = {
+            "hand_labels": list(scores.classes),
+            "given": [*scores.classes, UNASSIGNED],
+            "events": scores.matrix.tolist(),
+        }
+    store.write(SUMMARY, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
 
 
 def _log(
@@ -367,7 +402,7 @@ def _open_reference(url: str | None) -> Store | None:
 
 
 def _num_gpus() -> int:
-    resources: Any = ray.cluster_resources  # type: ignore[no-untyped-call]
+    resources: Any = ray.cluster_resources
     return int(resources().get("GPU", 0))
 
 

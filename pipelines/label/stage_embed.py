@@ -1,23 +1,32 @@
-"""Embedding by Ray Data: an actor pool turns each file of events into the file of embeddings beside it."""
+"""Embedding by Ray Data: an actor pool turns each file of events into the file of embeddings beside it.
 
+The one module of labelling that needs torch, so that the workers that cluster need none.
+"""
+
+import json
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 import torch
 
 from pipelines import __version__, tables
+from pipelines.config import Config
 from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
-from pipelines.errors import StageFailed
+from pipelines.errors import InputError, StageFailed
 from pipelines.label.stage_inputs import Shard
 from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, write_marker
 from pipelines.storage import Store
+from pipelines.tracking import Tracking, download_artifact, last_trained_version
 
 ALGORITHM_VERSION = 1
 """Raised by hand when the same events and encoder give other embeddings."""
@@ -26,6 +35,66 @@ ROWS_A_BATCH = 512
 MEMORY_A_WORKER = 1 << 30
 MOST_BLOCKS = 2000
 """Ray Data plans a block for each input; with more shards than this a block holds several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegisteredEncoder:
+    """An encoder and where it is registered."""
+
+    encoder: Encoder
+    uri: str
+    run_id: str
+    """Of its training, where that is known."""
+
+
+def load_encoder(store: Store, config: Config, tracking: Tracking) -> RegisteredEncoder:
+    """Download the configured encoder, or the one of this workspace's last training.
+
+    Raises:
+        InputError: there is no such model, or it holds no encoder.
+    """
+    uri, run_id = config.label.model, ""
+    if uri is None:
+        uri, run_id = _last_training(store, config, tracking)
+    with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
+        found = download_artifact(tracking, uri, Path(folder))
+        files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
+        if not files:
+            raise InputError(f"label.model {uri} holds no encoder (*.safetensors); give a model that Firnline trained")
+        try:
+            encoder = load(files[0])
+        except ValueError as error:
+            raise InputError(f"label.model {uri}: {error}") from None
+    return RegisteredEncoder(encoder=encoder, uri=uri, run_id=run_id)
+
+
+def _last_training(store: Store, config: Config, tracking: Tracking) -> tuple[str, str]:
+    """Return the URI and the run of the model that this workspace trained last."""
+    with suppress(FileNotFoundError):
+        training = json.loads(store.read("train/training.json"))
+        return str(training["model_uri"]), str(training.get("run_id", ""))
+    name = config.mlflow.model_name
+    version = last_trained_version(tracking, name)
+    if version is None:
+        raise InputError(
+            f"label.model is not given and this workspace has trained no {name}; run `firnline train` first or give "
+            "one, such as models:/firnline-encoder@champion"
+        )
+    return f"models:/{name}/{version.version}", str(version.run_id or "")
+
+
+def check_windows(store: Store, shards: Sequence[Shard], encoder: Encoder) -> None:
+    """Raise InputError where the events' windows are not those that the encoder takes."""
+    path = shards[0].path("events")
+    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+        num_samples = int(file.schema_arrow.field("waveform").type.shape[1])
+        first = next(file.iter_batches(batch_size=1, columns=["sampling_rate"]))
+        rate_hz = float(first.column(0)[0].as_py())
+    if num_samples != encoder.num_samples or not np.isclose(rate_hz, encoder.rate_hz):
+        raise InputError(
+            f"the encoder takes windows of {encoder.num_samples} samples at {encoder.rate_hz:g} Hz but {path} has "
+            f"{num_samples} at {rate_hz:g} Hz; choose another label.model or train on these events"
+        )
 
 
 def embedding_fingerprint(shard: Shard, encoder: Encoder, settings: LabelSettings) -> str:

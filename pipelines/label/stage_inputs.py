@@ -1,7 +1,6 @@
-"""What labelling reads: the shards of events, the registered encoder, hand labels, cluster names."""
+"""What labelling reads beside the encoder: the shards of events, hand labels, cluster names."""
 
 import io
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +16,10 @@ from numpy.typing import NDArray
 from pipelines import tables
 from pipelines.association import NANOSECONDS, event_names, in_validation, match_event_ids, match_times
 from pipelines.config import Config
-from pipelines.encoders import Encoder, load
 from pipelines.errors import InputError
 from pipelines.label.naming import read_names
 from pipelines.ledger import list_markers
 from pipelines.storage import Store, content_hash, open_store
-from pipelines.tracking import Tracking, download_artifact, last_trained_version
 
 DAY_NS = 86_400 * NANOSECONDS
 FILES_A_TASK = 64
@@ -60,58 +57,6 @@ def list_event_shards(store: Store) -> list[Shard]:
     if not shards:
         raise InputError(f"{store.url} holds no event to label; run `firnline detect` first")
     return shards
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegisteredEncoder:
-    """An encoder and where it is registered."""
-
-    encoder: Encoder
-    uri: str
-    version: str
-    run_id: str
-
-
-def load_encoder(config: Config, tracking: Tracking) -> RegisteredEncoder:
-    """Download the configured encoder, or the one of this workspace's last training.
-
-    Raises:
-        InputError: there is no such model, or it holds no encoder.
-    """
-    uri, run_id, number = config.label.model, "", ""
-    if uri is None:
-        version = last_trained_version(tracking, config.mlflow.model_name)
-        if version is None:
-            raise InputError(
-                f"label.model is not given and this workspace has trained no {config.mlflow.model_name}; run "
-                "`firnline train` first or give one, such as models:/firnline-encoder@champion"
-            )
-        run_id, number = version.run_id or "", str(version.version)
-        uri = f"models:/{config.mlflow.model_name}/{number}"
-    with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
-        found = download_artifact(tracking, uri, Path(folder))
-        files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
-        if not files:
-            raise InputError(f"label.model {uri} holds no encoder (*.safetensors); give a model that Firnline trained")
-        try:
-            encoder = load(files[0])
-        except ValueError as error:
-            raise InputError(f"label.model {uri}: {error}") from None
-    return RegisteredEncoder(encoder=encoder, uri=uri, version=number, run_id=run_id)
-
-
-def check_windows(store: Store, shards: Sequence[Shard], encoder: Encoder) -> None:
-    """Raise InputError where the events' windows are not those that the encoder takes."""
-    path = shards[0].path("events")
-    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
-        num_samples = int(file.schema_arrow.field("waveform").type.shape[1])
-        first = next(file.iter_batches(batch_size=1, columns=["sampling_rate"]))
-        rate_hz = float(first.column(0)[0].as_py())
-    if num_samples != encoder.num_samples or not np.isclose(rate_hz, encoder.rate_hz):
-        raise InputError(
-            f"the encoder takes windows of {encoder.num_samples} samples at {encoder.rate_hz:g} Hz but {path} has "
-            f"{num_samples} at {rate_hz:g} Hz; choose another label.model or train on these events"
-        )
 
 
 def check_enough_events(store: Store, shards: Iterable[Shard], k: int) -> None:

@@ -1,8 +1,18 @@
-import pyarrow as pa
+import json
+import shutil
+from itertools import permutations
 
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from jobs import compare, label
 from pipelines import tables
-from pipelines.label.stage import label_events
+from pipelines.config import resolve
+from pipelines.errors import InputError
+from pipelines.label.stage import SUMMARY, label_events
 from pipelines.workspace import Workspace
+from tests.label.conftest import DAY, Example, new_encoder, register, shard_table, write_example
 
 
 def read_all(workspace: Workspace, table: str) -> pa.Table:
@@ -22,15 +32,142 @@ def contents(workspace: Workspace) -> dict[str, bytes]:
     }
 
 
-def test_every_event_has_exactly_one_label_row(example):
-    summary = label_events(example.workspace, example.config, example.tracking)
-    events, labels, embeddings = (read_all(example.workspace, table) for table in ("events", "labels", "embeddings"))
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> Example:
+    example = write_example(tmp_path_factory.mktemp("labelled"))
+    label_events(example.workspace, example.config, example.tracking)
+    return example
+
+
+def test_every_event_has_exactly_one_label_row(labelled):
+    events, labels, embeddings = (read_all(labelled.workspace, table) for table in ("events", "labels", "embeddings"))
     assert labels.schema.equals(tables.labels_schema())
     joined = events.select(["event_id"]).join(labels, "event_id", join_type="full outer")
-    assert joined.num_rows == events.num_rows == labels.num_rows == embeddings.num_rows == summary.num_events
+    assert joined.num_rows == events.num_rows == labels.num_rows == embeddings.num_rows
     assert joined.column("cluster").null_count == 0
-    assert set(labels.column("label_source").to_pylist()) == {"hand"}
-    assert sum(summary.cluster_sizes.values()) == events.num_rows
-    assert list(summary.cluster_sizes.values()) == sorted(summary.cluster_sizes.values(), reverse=True)
-    run = example.tracking.client().get_run(summary.run_id)
-    assert run.data.metrics["test.purity"] > run.data.metrics["test.majority_baseline"]
+    assert labels.select(["event_id", "network", "station", "location", "onset"]).equals(
+        events.select(["event_id", "network", "station", "location", "onset"])
+    )
+    assert labels.column("margin").to_pandas().min() >= 0
+    assert "0101" in labels.column("station").to_pylist()
+
+
+def test_clusters_are_numbered_by_size_and_named_by_the_validation_half(labelled):
+    counts = read_all(labelled.workspace, "labels").column("cluster").to_pandas().value_counts()
+    assert counts.sort_index().tolist() == sorted(counts.tolist(), reverse=True)
+    summary = json.loads(labelled.workspace.store.read(SUMMARY))
+    assert {entry["name"] for entry in summary["clusters"]} <= {"icequake", "earthquake", "spike", None}
+    assert summary["scores"]["test.purity"] > summary["scores"]["test.majority_baseline"]
+    assert all(entry["hand_labels"] < entry["events"] for entry in summary["clusters"])
+
+
+def test_the_run_in_mlflow_leads_back_to_encoder_and_events(labelled):
+    runs = labelled.tracking.client().search_runs(
+        [labelled.tracking.experiment_id()], filter_string="tags.`firnline.stage` = 'label'"
+    )
+    tags = runs[0].data.tags
+    assert tags["firnline.model"] == "models:/firnline-encoder/1"
+    assert tags["firnline.input.encoder"] == new_encoder().content_hash
+    assert {"firnline.input.events", "firnline.input.labels", "firnline.clustering"} <= set(tags)
+    assert runs[0].data.metrics["num_events"] == 240
+    artifacts = {item.path for item in labelled.tracking.client().list_artifacts(runs[0].info.run_id, "clusters")}
+    assert {"clusters/gallery.png", "clusters/names.yaml", "clusters/clusters.json"} <= artifacts
+
+
+def test_compare_prints_the_run_with_its_protocol(labelled, capsys):
+    assert compare.main([labelled.workspace.url]) == 0
+    printed = capsys.readouterr().out
+    assert "firnline-encoder/1" in printed
+    assert "purity: accuracy on the test half" in printed
+
+
+def test_a_rerun_recomputes_nothing_and_a_damaged_workspace_gets_the_same_bytes_back(labelled):
+    workspace = labelled.workspace
+    before = contents(workspace)
+    again = label_events(workspace, labelled.config, labelled.tracking)
+    assert (again.num_embedded, again.num_written) == (0, 0)
+    assert contents(workspace) == before
+
+    # What a kill can leave: a file without its marker, neither, and no clustering.
+    for stage in ("embed", "label"):
+        marker = next(item.path for item in workspace.store.walk(f"ledger/{stage}") if "day-0" in item.path)
+        workspace.store.remove(marker)
+    markers = [item.path for item in workspace.store.walk("ledger/label")]
+    workspace.store.remove(markers[-1])
+    workspace.store.remove(sorted(path for path in before if path.startswith("labels"))[-1])
+    workspace.store.remove(next(path for path in before if path.endswith(".npz")))
+    config = labelled.with_settings(label={"num_workers": 1})
+    redone = label_events(workspace, config, labelled.tracking)
+    assert (redone.num_embedded, redone.num_written) == (1, 2)
+    assert contents(workspace) == before
+
+
+def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labelled):
+    workspace = labelled.workspace
+    table, _ = shard_table("AW", "VNA1", 2)
+    tables.write_table(workspace.store, tables.shard_path("events", "AW", "VNA1", "day-2"), table)
+    config = labelled.with_settings(label={"sweep_k": [2, 3]})
+    grown = label_events(workspace, config, labelled.tracking)
+    assert grown.num_embedded == 1
+    assert grown.num_written == 5
+    assert len(read_all(workspace, "labels")) == 300
+    children = labelled.tracking.client().search_runs(
+        [labelled.tracking.experiment_id()], filter_string=f"tags.`mlflow.parentRunId` = '{grown.run_id}'"
+    )
+    assert {run.data.params["kmeans.k"] for run in children} == {"2", "3"}
+    assert all("k.silhouette" in run.data.metrics for run in children)
+
+
+def test_other_settings_are_refused_and_replace_takes_names_and_numbers_from_where_it_is_told(
+    labelled, tmp_path, ray_cluster
+):
+    names = tmp_path / "names.yaml"
+    names.write_text("0: calving\n1:\n")
+    unlabelled = labelled.with_settings(labels={"path": None, "names": str(names)}, kmeans={"seed": 5, "k": 4})
+    with pytest.raises(InputError, match=r"kmeans\.k is 4 but .* holds label results made with 3"):
+        label_events(labelled.workspace, unlabelled, labelled.tracking)
+    reference = tmp_path / "reference"
+    shutil.copytree(labelled.workspace.url, reference)
+    before = read_all(labelled.workspace, "labels").to_pandas().set_index("event_id")["cluster"]
+    config = resolve(unlabelled.model_dump(mode="json"), {"label": {"reference": str(reference)}, "kmeans": {"k": 3}})
+    label_events(labelled.workspace, config, labelled.tracking, replace=True)
+    after = read_all(labelled.workspace, "labels").to_pandas().set_index("event_id")
+    agreement = {
+        numbers: (after["cluster"].map(dict(enumerate(numbers))) == before.loc[after.index]).mean()
+        for numbers in permutations(range(3))
+    }
+    assert max(agreement, key=agreement.__getitem__) == (0, 1, 2)
+    assert set(after.loc[after["cluster"] == 0, "label"]) == {"calving"}
+    assert after.loc[after["cluster"] != 0, "label"].isna().all()
+    assert set(after["label_source"].dropna()) == {"cluster"}
+
+
+def test_mistakes_are_one_sentence_before_anything_is_written(tmp_path, ray_cluster):
+    example = write_example(tmp_path, stations=("VNA1",), num_days=1)
+    other_times = tmp_path / "other.csv"
+    late = DAY + pd.Timedelta(days=400)
+    pd.DataFrame({"network": ["AW"], "station": ["VNA1"], "time": [late.isoformat()], "label": ["spike"]}).to_csv(
+        other_times, index=False
+    )
+    names = tmp_path / "names.yaml"
+    names.write_text("- icequake\n")
+    for sections, sentence in (
+        ({"kmeans": {"k": 61}}, r"kmeans\.k is 61 but there are only 60 events"),
+        ({"label": {"model": "models:/nothing/7"}}, "the model models:/nothing/7 cannot be read"),
+        ({"labels": {"path": str(other_times)}}, "matches no event"),
+        ({"labels": {"path": str(tmp_path / "none.csv")}}, r"labels\.path .*none\.csv"),
+        ({"labels": {"names": str(names)}}, "must map cluster numbers to names"),
+        ({"label": {"reference": example.workspace.url}}, "holds no labels"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            label_events(example.workspace, example.with_settings(**sections), example.tracking)
+    register(example.workspace, new_encoder(num_samples=512))
+    with pytest.raises(InputError, match=r"takes windows of 512 samples at 50 Hz but .* has 256"):
+        label_events(example.workspace, example.config, example.tracking)
+    assert not list(example.workspace.store.walk("ledger"))
+    assert not example.workspace.store.exists("config/label.yaml")
+
+
+def test_the_job_exits_with_2_and_one_sentence_where_nothing_was_detected(tmp_path, capsys):
+    assert label.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

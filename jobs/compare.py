@@ -1,0 +1,30 @@
+"""Print the labelling runs of one or more workspaces side by side, with the protocol behind every number.
+
+firnline compare runs/demo runs/demo-whitened
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import Arguments, run_job
+from pipelines.label.compare import compare_runs
+from pipelines.tracking import open_tracking
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline compare`."""
+    return run_job("compare", ["WORKSPACE..."], argv, compare)
+
+
+def compare(arguments: Arguments) -> None:
+    """Open every workspace's tracking and print one table."""
+    trackings = []
+    for position in range(len(arguments.positional)):
+        workspace = arguments.workspace(position, create=False)
+        config = arguments.config("compare", workspace)
+        trackings.append(open_tracking(workspace, arguments.mlflow, config.mlflow.experiment))
+    print(compare_runs(trackings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Labelling runs side by side: what `firnline compare` prints, from MLflow alone."""
+
+from collections.abc import Sequence
+
+from pipelines.label.scores import PROTOCOL
+from pipelines.tracking import RunRecord, Tracking, finished_runs
+
+COLUMNS = {
+    "hungarian": "test.hungarian_accuracy",
+    "purity": "test.purity",
+    "nmi": "test.nmi",
+    "ari": "test.ari",
+    "knn": "test.knn_accuracy",
+    "knn station": "test.knn_station_accuracy",
+    "linear": "test.linear_accuracy",
+    "linear station": "test.linear_station_accuracy",
+    "baseline": "test.majority_baseline",
+}
+INTERVALS = ("test.hungarian_accuracy", "test.purity")
+
+
+def compare_runs(trackings: Sequence[Tracking]) -> str:
+    """Return a table of the finished labelling runs of some experiments, and how each of its numbers is made."""
+    seen: dict[str, RunRecord] = {}
+    for tracking in trackings:
+        seen |= {run.run_id: run for run in finished_runs(tracking, "label")}
+    if not seen:
+        return "no finished labelling run"
+    header = ["experiment", "run", "started (UTC)", "model", "encoder", "k", "events", "labelled", *COLUMNS]
+    rows = [header, *(_row(run) for run in seen.values())]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    words = [f"{short}: {PROTOCOL[name]}" for short, name in COLUMNS.items()]
+    return "\n".join([*lines, "", *words, "[low, high]: 95 % bootstrap interval over events"])
+
+
+def _row(run: RunRecord) -> list[str]:
+    metrics = run.metrics
+    return [
+        run.experiment,
+        run.run_id[:8],
+        f"{run.started:%Y-%m-%d %H:%M}",
+        run.tags.get("firnline.model", "-").removeprefix("models:/"),
+        run.tags.get("firnline.encoder", "-")[:8],
+        f"{metrics['num_clusters']:.0f}" if "num_clusters" in metrics else "-",
+        f"{metrics['num_events']:.0f}" if "num_events" in metrics else "-",
+        f"{metrics['labelled_events.test']:.0f}" if "labelled_events.test" in metrics else "-",
+        *(_score(metrics, name) for name in COLUMNS.values()),
+    ]
+
+
+def _score(metrics: dict[str, float], name: str) -> str:
+    if name not in metrics:
+        return "-"
+    if name in INTERVALS and f"{name}.low" in metrics:
+        return f"{metrics[name]:.3f} [{metrics[f'{name}.low']:.3f}, {metrics[f'{name}.high']:.3f}]"
+    return f"{metrics[name]:.3f}"

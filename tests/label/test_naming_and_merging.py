@@ -1,0 +1,115 @@
+import numpy as np
+import pytest
+from scipy.cluster.hierarchy import fcluster, linkage
+from sklearn.decomposition import PCA
+
+from pipelines.evaluation import adjusted_rand_index
+from pipelines.label.draws import event_keys
+from pipelines.label.kmeans import best, fit, fit_space, gather_local, label_rows, local_partitions
+from pipelines.label.kselection import score_k, suggest_k
+from pipelines.label.merging import merge_overlap, merge_ward, overlaps_of
+from pipelines.label.naming import names_by_majority, numbers_by_reference, numbers_by_size, read_names
+from pipelines.label.scores import LabelledRows, score_labelling
+from pipelines.label.space import to_space
+
+
+def keys_of(num_rows: int) -> np.ndarray:
+    return event_keys([f"AW.VNA1..HH.{number:08d}" for number in range(num_rows)])
+
+
+def two_moons(num_rows: int = 4000) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    angle = random.uniform(0, np.pi, num_rows)
+    moon = random.integers(0, 2, num_rows)
+    rows = np.stack([np.cos(angle) + moon, np.where(moon, 0.4 - np.sin(angle), np.sin(angle))], axis=1)
+    return (rows + 0.05 * random.normal(size=rows.shape)).astype(np.float32), moon
+
+
+def test_ward_merging_of_single_rows_equals_scipys():
+    rows = np.random.default_rng(2).normal(size=(60, 5))
+    expected = fcluster(linkage(rows, "ward"), 7, criterion="maxclust")
+    found = merge_ward(rows, np.ones(60, dtype=np.int64), 7)
+    assert adjusted_rand_index(found, expected) == pytest.approx(1.0)
+
+
+def test_merging_over_clusters_by_overlap_finds_clusters_that_are_not_round():
+    rows, moon = two_moons()
+    gather = gather_local(local_partitions(rows, keys_of(len(rows)), 2))
+    plain = best(fit(gather, 2, restarts=2))
+    over = best(fit(gather, 24, restarts=2))
+    clusters = merge_overlap(overlaps_of(gather, over.centroids), over.counts, 2)
+    by_overlap = adjusted_rand_index(label_rows(rows, over.centroids, clusters)[0], moon)
+    assert by_overlap > 0.95
+    assert by_overlap > adjusted_rand_index(label_rows(rows, plain.centroids)[0], moon) + 0.3
+
+
+def test_whitening_equals_scikit_learns_whitened_components():
+    random = np.random.default_rng(1)
+    rows = (random.normal(size=(3000, 6)) @ random.normal(size=(6, 6)) + 5.0).astype(np.float64)
+    space = fit_space(gather_local(local_partitions(rows, keys_of(3000), 2)), whiten=True)
+    expected = PCA(whiten=True, svd_solver="full").fit_transform(rows)
+    found = to_space(rows, space) / np.sqrt(3000 / 2999)
+    np.testing.assert_allclose(np.abs(found), np.abs(expected), rtol=1e-6, atol=1e-6)
+
+
+def test_unit_length_ignores_amplitude_and_one_value_for_all_is_refused():
+    rows = np.random.default_rng(1).normal(size=(2000, 4)).astype(np.float32)
+    space = fit_space(gather_local(local_partitions(rows, keys_of(2000))), normalize="l2")
+    np.testing.assert_allclose(to_space(rows, space), to_space(3.0 * rows, space), atol=1e-6)
+    same = np.full((2000, 4), 0.3, dtype=np.float32)
+    for whiten in (False, True):
+        with pytest.raises(ValueError, match="all 2000 embeddings are the same"):
+            fit_space(gather_local(local_partitions(same, keys_of(2000))), whiten=whiten)
+
+
+def test_numbers_follow_size_or_the_reference_that_shares_most_events():
+    assert numbers_by_size(np.array([5, 9, 9])).tolist() == [2, 0, 1]
+    shared = np.array([[0, 8], [7, 1], [0, 0], [2, 0]])
+    assert numbers_by_reference(shared, np.array([8, 8, 5, 9])).tolist() == [1, 0, 3, 2]
+
+
+def test_a_cluster_is_named_by_a_majority_that_is_pure_enough():
+    labels = ["spike", "spike", "icequake", "icequake", "spike"]
+    names = names_by_majority(labels, np.array([0, 0, 0, 1, 1]), 3, min_purity=0.6)
+    assert [names[number].name for number in range(3)] == ["spike", None, None]
+    assert names[0].purity == pytest.approx(2 / 3)
+    assert [names[number].num_labels for number in range(3)] == [3, 2, 0]
+
+
+@pytest.mark.parametrize("content", [["spike"], {"a": "spike"}, {0: 3}, {-1: "spike"}, "spike"])
+def test_a_names_file_that_maps_no_numbers_to_names_is_refused(content):
+    with pytest.raises(ValueError, match="^labels"):
+        read_names(content, source="labels.names names.yaml")
+
+
+def test_the_number_of_well_separated_groups_is_suggested():
+    random = np.random.default_rng(3)
+    centers = 8.0 * np.eye(6)[:4]
+    rows = (centers[random.integers(0, 4, 1200)] + random.normal(size=(1200, 6))).astype(np.float32)
+    scores = [score_k(rows, keys_of(1200), k, restarts=2) for k in (2, 4, 7)]
+    assert suggest_k(scores)[0] == 4
+    assert "k = 4" in suggest_k(scores)[1]
+
+
+def test_scores_are_learned_on_one_half_and_taken_on_the_other():
+    """Clusters mean opposite classes in the two halves: what is learned on one must fail on the other."""
+    labels = np.array(["a", "b"] * 100, dtype=object)
+    validation = np.arange(200) < 100
+    clusters = np.where((labels == "a") ^ validation, 0, 1).astype(np.int32)
+    scores = score_labelling(
+        LabelledRows(
+            labels=labels,
+            clusters=clusters,
+            clusters_at_classes=clusters,
+            embeddings=np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32),
+            stations=np.array(["X", "Y"] * 100, dtype=object),
+            events=np.arange(200).astype(str).astype(object),
+            validation=validation,
+        ),
+        bootstrap_draws=20,
+    )
+    assert scores.values["validation.purity"] == 1.0
+    assert scores.values["test.purity"] == 0.0
+    assert scores.values["test.hungarian_accuracy"] == 0.0
+    assert scores.values["test.majority_baseline"] == 0.5
+    assert scores.matrix.sum() == 100
