@@ -18,6 +18,7 @@ from pipelines.config.label import KMeansSettings, LabelSettings, LabelsSettings
 from pipelines.config.mlflow import MlflowSettings
 from pipelines.config.report import CatalogSettings, ExploreSettings, ReportSettings
 from pipelines.config.run import RunSettings
+from pipelines.config.synthesize import SynthesizeSettings
 from pipelines.config.train import TrainSettings
 from pipelines.config.tune import TuneSettings
 from pipelines.errors import InputError
@@ -42,6 +43,7 @@ STAGE_SECTIONS["run"] = (
 class Config(Section):
     """Every section; a job reads those of its stage."""
 
+    synthesize: SynthesizeSettings = SynthesizeSettings()
     archive: ArchiveSettings = ArchiveSettings()
     detection: DetectionSettings = DetectionSettings()
     window: WindowSettings = WindowSettings()

@@ -89,7 +89,7 @@ def _velocity_psd(shape: Array, microseism_db: float, wind_share: float) -> Arra
 
 @lru_cache(maxsize=2)
 def _block_shape(block_samples: int, rate_hz: int) -> Array:
-    return _spectral_shape(np.fft.rfftfreq(block_samples, 1 / rate_hz))
+    return _spectral_shape(np.asarray(np.fft.rfftfreq(block_samples, 1 / rate_hz), np.float64))
 
 
 @lru_cache(maxsize=1)

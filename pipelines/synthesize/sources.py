@@ -25,6 +25,7 @@ ICE_P_KM_S, ICE_S_KM_S, ICE_RAYLEIGH_KM_S = 3.84, 1.93, 1.67
 CRUST_P_KM_S, CRUST_S_KM_S = 6.0, 3.46
 QUALITY = 600.0
 SNR_WINDOW_SECONDS = 0.5
+LONGEST_RING_SECONDS = 1.4
 LONGEST_TREMOR_SECONDS = 60.0
 LONGEST_SPIKE_SECONDS = 22.0
 
@@ -50,33 +51,32 @@ class Ray:
 def icequake(streams: Streams, ray: Ray, rate_hz: int) -> tuple[Waveform, float]:
     """Return an icequake's waveform and its S-P time (s): P, S and a Rayleigh wave, each a short impulsive burst."""
     draw = streams.source
-    frequency_hz = float(np.clip(draw.lognormal(np.log(9.0), 0.55), 2.5, 22.0))
-    ring_seconds = float(np.clip(draw.lognormal(np.log(2.2 / frequency_hz), 0.45), 0.05, 0.9))
-    surface = float(draw.uniform(0.0, 2.0))
+    frequency_hz = float(np.clip(draw.lognormal(np.log(14.0), 0.3), 5.0, 22.0))
+    ring_seconds = float(np.clip(draw.lognormal(np.log(0.3), 0.75), 0.06, LONGEST_RING_SECONDS))
+    surface = float(draw.uniform(0.0, 1.5))
     sp_ratio = float(np.exp(draw.normal(0.5, 0.4)))
     s_delay = ray.distance_km * (1 / ICE_S_KM_S - 1 / ICE_P_KM_S)
     rayleigh_delay = ray.distance_km * (1 / ICE_RAYLEIGH_KM_S - 1 / ICE_P_KM_S)
-    length = int((rayleigh_delay + 14 * ring_seconds + 1.0) * rate_hz)
+    length = int((rayleigh_delay + 9 * ring_seconds + 1.0) * rate_hz)
 
     def burst(random: np.random.Generator, frequency: float, ring: float) -> Array:
-        return _peak_one(
-            _burst(random, length, rate_hz, frequency, rise_seconds=0.15 / frequency, decay_seconds=ring)
-        )
+        return _peak_one(_burst(random, length, rate_hz, frequency, rise_seconds=0.15 / frequency, decay_seconds=ring))
 
     same, own, scattered = (random.spawn(3) for random in (draw, streams.variation, streams.path))
     p, s, r = (
         burst(same[number], part * frequency_hz, ring_seconds)
         + 0.12 * burst(own[number], part * frequency_hz, ring_seconds)
-        for number, part in enumerate((1.0, 0.8, 0.5))
+        for number, part in enumerate((1.0, 0.9, 0.75))
     )
     coda = [0.15 * burst(random, 0.9 * frequency_hz, 2 * ring_seconds) for random in scattered]
     s = _delay(s * sp_ratio, s_delay * rate_hz)
     r = _delay(r * surface, rayleigh_delay * rate_hz)
     inward, upward = np.sin(np.deg2rad(ray.incidence_deg)), np.cos(np.deg2rad(ray.incidence_deg))
     sv, sh = (float(v) for v in _unit_pair(draw))
+    ellipticity = float(streams.path.lognormal(np.log(0.9), 0.3))
     quarter = np.imag(signal.hilbert(r)) * (np.arange(length) >= int(rayleigh_delay * rate_hz))
     vertical = upward * p + inward * sv * s + r + coda[2]
-    radial = inward * p - upward * sv * s + 0.7 * quarter + coda[1]
+    radial = inward * p - upward * sv * s + ellipticity * quarter + coda[1]
     transverse = sh * s + coda[0]
     return _to_east_north_up(radial, transverse, vertical, ray.back_azimuth_deg), s_delay
 
@@ -89,7 +89,7 @@ def earthquake(streams: Streams, ray: Ray, magnitude: float, rate_hz: int) -> tu
     """
     draw = streams.source
     s_delay = ray.distance_km * (1 / CRUST_S_KM_S - 1 / CRUST_P_KM_S)
-    corner_hz = 10 ** (1.45 - 0.42 * magnitude)
+    corner_hz = 10 ** (1.15 - 0.42 * magnitude)
     attenuation_hz = QUALITY * CRUST_S_KM_S / (np.pi * ray.distance_km)
     frequency_hz = float(
         np.clip(draw.lognormal(0, 0.25) / (1 / corner_hz + 1 / attenuation_hz), 1.3, min(16.0, 0.3 * rate_hz))
@@ -111,7 +111,7 @@ def earthquake(streams: Streams, ray: Ray, magnitude: float, rate_hz: int) -> tu
     inward, upward = np.sin(np.deg2rad(ray.incidence_deg)), np.cos(np.deg2rad(ray.incidence_deg))
     sv, sh = (float(v) for v in _unit_pair(draw))
     p_z, p_r, p_t = (0.6 * gain * coda for gain, coda in zip((1.0, 0.8, 0.5), p_coda, strict=True))
-    s_z, s_r, s_t = (0.7 * gain * coda for gain, coda in zip((0.6, 1.0, 1.0), s_coda, strict=True))
+    s_z, s_r, s_t = (0.7 * gain * coda for gain, coda in zip((0.8, 1.0, 1.0), s_coda, strict=True))
     late = s_delay * rate_hz
     vertical = upward * p_direct + p_z + sp_ratio * _delay(inward * sv * s_direct + s_z, late)
     radial = inward * p_direct + p_r + sp_ratio * _delay(-upward * sv * s_direct + s_r, late)
@@ -121,7 +121,7 @@ def earthquake(streams: Streams, ray: Ray, magnitude: float, rate_hz: int) -> tu
 
 def longest_icequake_seconds(ray: Ray) -> float:
     """Return a time that no icequake's waveform exceeds, s."""
-    return ray.distance_km * (1 / ICE_RAYLEIGH_KM_S - 1 / ICE_P_KM_S) + 14 * 0.9 + 1.0
+    return ray.distance_km * (1 / ICE_RAYLEIGH_KM_S - 1 / ICE_P_KM_S) + 9 * LONGEST_RING_SECONDS + 1.0
 
 
 def longest_earthquake_seconds(ray: Ray, magnitude: float) -> float:
@@ -137,8 +137,8 @@ def _s_decay(s_delay: float, magnitude: float) -> float:
 def tremor(streams: Streams, ray: Ray, rate_hz: int) -> Waveform:
     """Return harmonic tremor: a gliding fundamental with overtones, mostly a Rayleigh wave."""
     draw = streams.source
-    duration = float(np.clip(draw.lognormal(np.log(11.0), 0.6), 3.0, LONGEST_TREMOR_SECONDS))
-    fundamental_hz = float(np.clip(draw.lognormal(np.log(2.6), 0.5), 1.0, 7.0))
+    duration = float(np.clip(draw.lognormal(np.log(9.0), 0.6), 2.5, LONGEST_TREMOR_SECONDS))
+    fundamental_hz = float(np.clip(draw.lognormal(np.log(2.0), 0.4), 1.0, 5.0))
     glide = float(draw.normal(0, 0.25))
     bend = float(draw.normal(0, 0.12))
     beat_hz, beat_depth = float(draw.uniform(0.1, 0.6)), float(draw.uniform(0.1, 0.6))
@@ -151,23 +151,24 @@ def tremor(streams: Streams, ray: Ray, rate_hz: int) -> Waveform:
     envelope = np.clip(time / rise, 0, 1) * np.clip((duration - time) / fall, 0, 1)
     envelope = envelope * (1 + beat_depth * np.sin(2 * np.pi * beat_hz * time + draw.uniform(0, 2 * np.pi)))
     highest = min(20.0, 0.4 * rate_hz)
+    ellipticity = float(streams.path.lognormal(np.log(0.9), 0.4))
     radial, transverse, vertical = np.zeros(length), np.zeros(length), np.zeros(length)
     for number in range(1, 8):
-        gain = float(draw.uniform(0.3, 1.0)) / number**0.6
+        gain = float(draw.uniform(0.3, 1.0)) / number
         offset = float(draw.uniform(0, 2 * np.pi))
-        love, phase_shift = float(streams.path.normal(0, 0.35)), float(streams.path.uniform(0, 2 * np.pi))
+        love, phase_shift = float(streams.path.normal(0, 0.8)), float(streams.path.uniform(0, 2 * np.pi))
         if number * float(frequency_hz.max()) > highest:
             break
         angle = number * phase + offset
         vertical += gain * np.sin(angle)
-        radial += 0.7 * gain * np.cos(angle)
+        radial += ellipticity * gain * np.cos(angle)
         transverse += gain * love * np.sin(angle + phase_shift)
     return _to_east_north_up(radial * envelope, transverse * envelope, vertical * envelope, ray.back_azimuth_deg)
 
 
 def spike(random: np.random.Generator, kind: str, rate_hz: int) -> Waveform:
     """Return an instrumental disturbance of one of SPIKE_KINDS, on one component or on all at the same instant."""
-    span = float(np.clip(random.lognormal(np.log(4.0), 0.9), 0.05, 16.0))
+    span = float(np.clip(random.lognormal(np.log(3.0), 0.9), 0.05, 16.0))
     length = int((span + 6.0) * rate_hz)
     if kind == "dropout":
         trace = _dropouts(random, length, span, rate_hz)
@@ -177,8 +178,8 @@ def spike(random: np.random.Generator, kind: str, rate_hz: int) -> Waveform:
         trace = _calibration(random, length, span, rate_hz)
     else:
         trace = _telemetry(random, length, span, rate_hz)
-    gains = random.uniform(0.5, 1.0, 3) * random.choice([-1.0, 1.0], 3)
-    if random.uniform() < 0.35:
+    gains = random.uniform(0.4, 1.0, 3) * random.choice([-1.0, 1.0], 3)
+    if random.uniform() < 0.2:
         gains = gains * (np.arange(3) == random.integers(3))
     return np.asarray(gains[:, None] * trace, np.float32)
 

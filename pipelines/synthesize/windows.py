@@ -77,7 +77,7 @@ def onset_sample(time_ns: int, rate_hz: int) -> int:
 
 def to_counts(velocity: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """Return what the digitiser writes, int32, for ground velocity in m/s."""
-    return np.rint(velocity * np.float32(COUNTS_PER_M_S)).astype(np.int32)
+    return np.asarray(np.rint(velocity * np.float32(COUNTS_PER_M_S)), np.int32)
 
 
 def synthesize_windows(
