@@ -196,7 +196,8 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         client: Any = JobSubmissionClient(address, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
         client.list_jobs()

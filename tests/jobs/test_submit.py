@@ -1,0 +1,227 @@
+"""Jobs go to a real Ray head on this machine, with token authentication, and come back with log and exit code."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import free_port
+
+from jobs import submit
+from pipelines.cluster import private_ray_environment
+from pipelines.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class Head:
+    """A Ray head on this machine: its Jobs server and the file with its token."""
+
+    url: str
+    token_file: Path
+
+    def ask(self, path: str, *, token: bool) -> bytes:
+        """Return the Jobs server's answer to a GET request."""
+        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"} if token else {}
+        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=10) as answer:
+            body: bytes = answer.read()
+        return body
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    """Start a Ray head with a token and ports of its own."""
+    # Not pytest's folder: a Unix socket's path has 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="head-", dir="/tmp", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        token_file = folder / "token"
+        token_file.write_text("0123456789abcdef" * 4)
+        token_file.chmod(0o600)
+        python = Path(sys.executable).parent
+        environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "AWS_"))},
+            **private_ray_environment(),
+            "RAY_AUTH_TOKEN_PATH": str(token_file),
+            # A job's entry point finds its Python on the path that the head was started with.
+            "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
+        }
+        environment.pop("RAY_AUTH_TOKEN", None)
+        jobs_port = free_port()
+        command = [
+            *(str(python / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=3"),
+            *("--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
+            *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={jobs_port}"),
+            *(f"--port={free_port()}", f"--ray-client-server-port={free_port()}"),
+            *(f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"),
+            *(f"--runtime-env-agent-port={free_port()}", f"--metrics-export-port={free_port()}"),
+        ]
+        with (folder / "head.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+            )
+        head = Head(url=f"http://127.0.0.1:{jobs_port}", token_file=token_file)
+        try:
+            wait_until_ready(head, process, folder / "head.log")
+            yield head
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def wait_until_ready(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return when a job could be sent; raises RuntimeError with the head's log."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            head.ask("/api/jobs/", token=True)
+            return
+        except OSError:
+            time.sleep(0.5)
+    raise RuntimeError(log.read_text()[-3000:])
+
+
+def run_submit(head: Head, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "AWS_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.submit", *words],
+        env={**clean, "RAY_AUTH_TOKEN_PATH": str(head.token_file), **(environment or {})},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_log_and_exit_code_of_a_good_job_come_back_and_no_credential_is_shown_with_it(head: Head):
+    secrets = {"AWS_SECRET_ACCESS_KEY": "secret-one", "MLFLOW_TRACKING_URI": "http://me:secret-two@127.0.0.1:9"}
+    shown = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9000"}
+    done = run_submit(head, "detect", "--help", environment={**secrets, **shown, "RAY_API_SERVER_ADDRESS": head.url})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: firnline detect ARCHIVE WORKSPACE") == 1
+    jobs = head.ask("/api/jobs/", token=True).decode()
+    assert shown["AWS_ENDPOINT_URL"] in jobs
+    assert "secret-one" not in jobs + done.stdout + done.stderr
+    assert "secret-two" not in jobs + done.stdout + done.stderr
+
+
+def test_the_exit_code_of_a_bad_job_comes_back_and_a_local_path_is_said(head: Head, tmp_path: Path):
+    workspace = tmp_path / "never-made"
+    done = run_submit(head, "--address", head.url, "report", str(workspace))
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"{workspace} must exist on the nodes" in done.stderr
+    assert str(workspace) in done.stdout
+
+
+def test_a_job_runs_on_the_cluster_with_the_configuration_read_here(head: Head, tmp_path: Path):
+    config = tmp_path / "mine.yaml"
+    config.write_text("synthesize: {num_days: 1, num_stations: 1, rate_hz: 40, events_per_station_day: 3, seed: 5}\n")
+    done = run_submit(head, "synthesize", str(tmp_path / "archive"), "--config", str(config), "--address", head.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "seed: 5" in done.stdout
+    assert list((tmp_path / "archive").rglob("SY.*.D.2020.001"))
+
+
+def test_the_jobs_server_refuses_whoever_has_no_token(head: Head):
+    for path in ("/api/jobs/", "/api/version", "/nodes"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            head.ask(path, token=False)
+        assert refused.value.code == 401
+    assert isinstance(json.loads(head.ask("/api/jobs/", token=True)), list)
+
+
+def test_a_wrong_token_and_a_dead_server_are_one_sentence_and_exit_code_2(head: Head, tmp_path: Path):
+    wrong = tmp_path / "wrong"
+    wrong.write_text("f" * 64)
+    for address, sentence in ((head.url, "refuses the token"), ("http://127.0.0.1:9", "does not answer")):
+        done = run_submit(
+            head,
+            "--address",
+            address,
+            "status",
+            "s3://bucket/workspace",
+            environment={"RAY_AUTH_TOKEN_PATH": str(wrong)},
+        )
+        assert done.returncode == 2
+        assert sentence in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_address_and_the_config_are_not_passed_on():
+    own, rest = submit.take_flags(
+        ["--address=http://head:8265", "run", "s3://b/a", "s3://b/w", "--python", "python3.11", "--kmeans.k", "8"],
+        ("address", "python"),
+    )
+    assert own == {"address": "http://head:8265", "python": "python3.11"}
+    assert rest == ["run", "s3://b/a", "s3://b/w", "--kmeans.k", "8"]
+
+
+def test_paths_become_absolute_and_values_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hand.csv").write_text("event_id,label\n")
+    sent = submit.prepare(
+        ["run", "archive", "s3://bucket/workspace", "--labels.path", "hand.csv", "--archive.layout", "sds", "--replace"]
+    )
+    assert sent.words == [
+        *(str(tmp_path / "archive"), "s3://bucket/workspace", "--labels.path", str(tmp_path / "hand.csv")),
+        *("--archive.layout", "sds", "--replace"),
+    ]
+    assert len(sent.notes) == 2
+
+
+def test_the_command_line_survives_a_shell():
+    submission = submit.Submission(job="run", words=["s3://b/a b", "--detection.band_hz", "[1, 20]"], config_text="")
+    assert submit.entrypoint(submission, "python") == (
+        "python -m jobs.run 's3://b/a b' --detection.band_hz '[1, 20]' --config config.yaml"
+    )
+
+
+def test_only_code_and_configuration_leave_this_machine():
+    submission = submit.Submission(job="run", words=[], config_text="kmeans: {k: 8}\n", config_name="mine.yaml")
+    with submit.working_folder(submission) as folder:
+        assert {entry.name for entry in folder.iterdir()} <= {
+            "pipelines",
+            "jobs",
+            "mine.yaml",
+            ".gitignore",
+            ".rayignore",
+        }
+        assert (folder / "mine.yaml").read_text() == "kmeans: {k: 8}\n"
+        assert not list(folder.rglob("__pycache__"))
+        total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        assert total < submit.UPLOAD_LIMIT_BYTES / 100
+
+
+@pytest.mark.parametrize(
+    ("words", "right"),
+    [
+        (["--address", "head:8265", "run"], "http"),
+        (["--address", "http://head:8265", "paint"], "unknown job"),
+        (["--address", "http://head:8265", "explore", "w"], "explore is not submitted"),
+        (["--address", "http://head:8265"], "no JOB given"),
+        (["--address"], "needs a value"),
+        (["run", "a", "b"], "RAY_API_SERVER_ADDRESS"),
+        (["--address", "http://head:8265", "run", "a", "b", "--config", "nowhere.yaml"], "nowhere.yaml"),
+        (
+            ["--address", "http://head:8265", "run", "a", "b", "--mlflow", "http://me:pw@host"],
+            "MLFLOW_TRACKING_PASSWORD",
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_anything_is_sent(words: list[str], right: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    with pytest.raises(InputError, match=right):
+        submit.submit(words)
