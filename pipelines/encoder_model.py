@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel
+from mlflow.pyfunc import PythonModel  # type: ignore[attr-defined]
 
 
-class EncoderModel(PythonModel):  # type: ignore[misc]
+class EncoderModel(PythonModel):
     """Windows (n, 3, sample) float32, rows E, N, Z, absent samples NaN, to embeddings (n, dim) float32."""
 
     def load_context(self, context: Any) -> None:

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -30,15 +29,14 @@ from pipelines.config import Config, flatten, stage_config
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.checkpoint import network_state, read_facts
 from pipelines.contrastive.objective import cluster_stability
-from pipelines.contrastive.step import TrainPlan, new_state
+from pipelines.contrastive.step import new_state
 from pipelines.encoders import Encoder, NetworkConfig
 from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
-from pipelines.encoders.preparation import prepare
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import EventSample, choose_events, events_fingerprint, read_sample, read_windows
 from pipelines.ledger import fingerprint
 from pipelines.model_registry import log_encoder
-from pipelines.storage import Store, open_store
+from pipelines.storage import Store
 from pipelines.tracking import (
     CANDIDATE,
     CHAMPION,
@@ -53,19 +51,22 @@ from pipelines.tracking import (
 from pipelines.train.baselines import autoencoder_epoch, fit_features, fit_pca
 from pipelines.train.figures import augmentation_gallery, embedding_map
 from pipelines.train.loop import StuckTraining, Training, train_rank
+from pipelines.training_setup import (
+    effective_augmentation,
+    network_config,
+    prepare_windows,
+    torch_threads,
+    train_plan,
+)
 from pipelines.workspace import Workspace
 
 ALGORITHM_VERSION = 1
 
 MARKER = "train/training.json"
 ENCODER = "train/encoder.safetensors"
-BEST_AUGMENTATION = "config/best-augmentation.yaml"
-"""Where `tune` writes the best augmentation section."""
-
 SCORE_WINDOWS = 2000
 """Windows that the label-free score is computed on."""
 
-_PREPARE_BATCH = 64
 _KEPT_CHECKPOINTS = 2
 
 
@@ -173,76 +174,6 @@ def read_training(store: Store) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return content
-
-
-def effective_augmentation(workspace: Workspace, config: Config) -> AugmentationSettings:
-    """Return the augmentation section that is trained with: `train.augment_from`'s where that is given.
-
-    Raises:
-        InputError: the file is missing or is no augmentation section.
-    """
-    source = config.train.augment_from
-    if source is None:
-        return config.augmentation
-    try:
-        if source == "tune":
-            name = workspace.store.full(BEST_AUGMENTATION)
-            text = workspace.store.read(BEST_AUGMENTATION)
-        else:
-            name = source
-            folder, _, file = source.rpartition("/")
-            text = open_store(folder or ".").read(file)
-    except FileNotFoundError:
-        raise InputError(
-            f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file"
-        ) from None
-    try:
-        content = yaml.safe_load(text)
-        return AugmentationSettings.model_validate(content.get("augmentation", content))
-    except (yaml.YAMLError, ValidationError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"train.augment_from {name} is no augmentation section: {reason}") from None
-
-
-def network_config(config: Config, sample: EventSample) -> NetworkConfig:
-    """Return the network's configuration for the sample's windows.
-
-    Raises:
-        InputError: the windows are too short for an encoder.
-    """
-    settings = config.train
-    kind = "spectrogram" if settings.encoder == "untrained" else settings.encoder
-    try:
-        return NetworkConfig(
-            kind=kind,
-            num_samples=sample.num_samples,
-            rate_hz=sample.rate_hz,
-            lead_samples=sample.lead_samples,
-            width=settings.width,
-            blocks=settings.blocks,
-            dim=settings.dim,
-            num_bands=settings.num_bands,
-            num_frames=settings.num_frames,
-            log_amplitude=settings.log_amplitude,
-        )
-    except ValueError as error:
-        raise InputError(f"the events' windows suit no encoder: {error}") from None
-
-
-def train_plan(config: Config) -> TrainPlan:
-    """Return the plan of the configured training."""
-    settings = config.train
-    return TrainPlan(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        temperature=settings.temperature,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_epochs=settings.warmup_epochs,
-        seed=settings.seed,
-        decoupled=settings.decoupled,
-        bf16=settings.bf16,
-    )
 
 
 def check_resources(config: Config) -> None:
@@ -514,15 +445,6 @@ def _fit_baseline(store: Store, config: Config, sample: EventSample, network: Ne
     return Encoder(network, built)
 
 
-def prepare_windows(windows: NDArray[np.float32], lead_samples: int) -> Tensor:
-    """Return prepared windows, batch by batch, so that no second copy of all of them is made."""
-    prepared = torch.from_numpy(np.array(windows, dtype=np.float32))
-    for start in range(0, len(prepared), _PREPARE_BATCH):
-        stop = start + _PREPARE_BATCH
-        prepared[start:stop] = prepare(prepared[start:stop], lead_samples)
-    return prepared
-
-
 def write_checkpoint(store: Store, folder: str, done: int, content: bytes) -> None:
     """Write an epoch's checkpoint and remove those before the last."""
     store.write(f"{folder}/epoch-{done:05d}.safetensors", content)
@@ -535,17 +457,6 @@ def last_checkpoint(store: Store, folder: str) -> bytes | None:
     """Return the newest checkpoint's content; None where there is none."""
     names = sorted(item.path for item in store.walk(folder) if item.path.endswith(".safetensors"))
     return store.read(names[-1]) if names else None
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Let torch work with so many threads inside; sums depend on them, so the number is never left to chance."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -1,0 +1,116 @@
+"""From the configuration to what a training takes; shared by the stages that train."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+import yaml
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from torch import Tensor
+
+from pipelines.config import Config
+from pipelines.config.augmentation import AugmentationSettings
+from pipelines.contrastive.step import TrainPlan
+from pipelines.encoders import NetworkConfig
+from pipelines.encoders.preparation import prepare
+from pipelines.errors import InputError
+from pipelines.event_sample import EventSample
+from pipelines.storage import open_store
+from pipelines.workspace import Workspace
+
+BEST_AUGMENTATION = "config/best-augmentation.yaml"
+"""Where `tune` writes the best augmentation section."""
+
+_PREPARE_BATCH = 64
+
+
+def effective_augmentation(workspace: Workspace, config: Config) -> AugmentationSettings:
+    """Return the augmentation section that is trained with: `train.augment_from`'s where that is given.
+
+    Raises:
+        InputError: the file is missing or is no augmentation section.
+    """
+    source = config.train.augment_from
+    if source is None:
+        return config.augmentation
+    try:
+        if source == "tune":
+            name = workspace.store.full(BEST_AUGMENTATION)
+            text = workspace.store.read(BEST_AUGMENTATION)
+        else:
+            name = source
+            folder, _, file = source.rpartition("/")
+            text = open_store(folder or ".").read(file)
+    except FileNotFoundError:
+        raise InputError(
+            f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file"
+        ) from None
+    try:
+        content = yaml.safe_load(text)
+        return AugmentationSettings.model_validate(content.get("augmentation", content))
+    except (yaml.YAMLError, ValidationError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"train.augment_from {name} is no augmentation section: {reason}") from None
+
+
+def network_config(config: Config, sample: EventSample) -> NetworkConfig:
+    """Return the network's configuration for the sample's windows.
+
+    Raises:
+        InputError: the windows are too short for an encoder.
+    """
+    settings = config.train
+    kind = "spectrogram" if settings.encoder == "untrained" else settings.encoder
+    try:
+        return NetworkConfig(
+            kind=kind,
+            num_samples=sample.num_samples,
+            rate_hz=sample.rate_hz,
+            lead_samples=sample.lead_samples,
+            width=settings.width,
+            blocks=settings.blocks,
+            dim=settings.dim,
+            num_bands=settings.num_bands,
+            num_frames=settings.num_frames,
+            log_amplitude=settings.log_amplitude,
+        )
+    except ValueError as error:
+        raise InputError(f"the events' windows suit no encoder: {error}") from None
+
+
+def train_plan(config: Config) -> TrainPlan:
+    """Return the plan of the configured training."""
+    settings = config.train
+    return TrainPlan(
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        temperature=settings.temperature,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        warmup_epochs=settings.warmup_epochs,
+        seed=settings.seed,
+        decoupled=settings.decoupled,
+        bf16=settings.bf16,
+    )
+
+
+def prepare_windows(windows: NDArray[np.float32], lead_samples: int) -> Tensor:
+    """Return prepared windows, batch by batch, so that no second copy of all of them is made."""
+    prepared = torch.from_numpy(np.array(windows, dtype=np.float32))
+    for start in range(0, len(prepared), _PREPARE_BATCH):
+        stop = start + _PREPARE_BATCH
+        prepared[start:stop] = prepare(prepared[start:stop], lead_samples)
+    return prepared
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch work with so many threads inside; sums depend on them, so the number is never left to chance."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
