@@ -208,12 +208,17 @@ def _read_all(traces: _TraceList, buffer: bytes) -> bool:
     flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC
     pointer = ffi.from_buffer(buffer)
     count = clibmseed.mstl3_readbuffer(traces.head, pointer, len(buffer), 1, flags, _TOLERANCE, 0)
-    return bool(count > 0)
+    if count <= 0:
+        return False
+    # libmseed leaves out an incomplete last record without a word: account for every byte.
+    length = clibmseed.ms3_detect(pointer, len(buffer), ffi.new("uint8_t *"))
+    return bool(count * length == len(buffer) or whole_records(buffer) == len(buffer))
 
 
 def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded) -> None:
     """Read what is readable of a damaged buffer, going on at the next header after each damaged part."""
-    flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC
+    # At the end of the file a record without a length of its own reaches to the end.
+    flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC | clibmseed.MSF_ATENDOFFILE
     pointer = ffi.from_buffer(buffer)
     record = ffi.new("MS3Record **")
     offset, size = 0, len(buffer)
