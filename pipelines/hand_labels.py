@@ -43,7 +43,7 @@ def label_sample(sample: EventSample, settings: LabelsSettings) -> SampleLabels 
         matches = match_event_ids(sample.event_ids, table["event_id"].astype(str).tolist(), labels)
     else:
         try:
-            times = pd.to_datetime(table["time"], utc=True).dt.as_unit("ns").astype("int64").to_numpy(dtype=np.int64)
+            times = pd.to_datetime(table["time"], utc=True).dt.as_unit("ns").astype("int64").to_numpy().astype(np.int64)
         except (ValueError, TypeError) as error:
             raise InputError(f"labels.path {settings.path} has a time that is none: {error}") from None
         stations = [_pair(name) for name in sample.stations]
