@@ -486,8 +486,8 @@ def confusion_tables(evaluation: Mapping[str, Any]) -> Iterator[ConfusionTable]:
     yield ConfusionTable(
         title="Known class against the class given by the cluster",
         protocol=(
-            f"Rows are the hand labels or the truth of the test half, {int(counts.sum())} detections; columns the class "
-            "that their cluster was given by the majority of the validation half. Shares are of the row."
+            f"Rows are the hand labels or the truth of the test half, {int(counts.sum())} detections; columns the "
+            "class that their cluster was given by the majority of the validation half. Shares are of the row."
         ),
         columns=tuple(given[column] for column in columns),
         rows=tuple(

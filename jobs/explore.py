@@ -1,0 +1,43 @@
+"""Look through the events of a labelled workspace in a browser, label them by hand, name clusters.
+
+    firnline explore WORKSPACE
+    python -m jobs.explore runs/demo --explore.port 0 --explore.labels_path labels.csv
+
+The labels are saved to a CSV file that `labels.path` reads, the names to one that `labels.names` reads. The server
+listens on this machine only; open the address that it prints. Ctrl-C ends it.
+"""
+
+import contextlib
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import Arguments, run_job
+from pipelines.config.label import LabelsSettings
+from pipelines.report.explore import ExplorerServer, is_loopback, open_explorer
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline explore`."""
+    return run_job("explore", ["WORKSPACE"], argv, explore)
+
+
+def explore(arguments: Arguments) -> None:
+    """Serve until interrupted."""
+    workspace = arguments.workspace(0, create=False)
+    config = arguments.config("explore", workspace)
+    labels = config.labels
+    if labels.path is None:
+        labels = LabelsSettings.model_validate(workspace.stored_config("label").get("labels", {}))
+    explorer = open_explorer(workspace, config.explore, labels)
+    with ExplorerServer(explorer, config.explore) as server:
+        print(f"hand labels: {explorer.labels_store.full(explorer.labels_name)}")
+        print(f"cluster names: {explorer.store.full(explorer.names_name)}")
+        if not is_loopback(config.explore.host):
+            print(f"explore.host is {config.explore.host}: other machines can reach this server, without encryption")
+        print(f"open {server.url}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

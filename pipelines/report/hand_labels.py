@@ -1,0 +1,76 @@
+"""Hand labels as text: a CSV with the columns `event_id` and `label`, and cluster names as YAML, read and changed."""
+
+import csv
+import io
+import re
+from collections.abc import Mapping
+
+import yaml
+
+MAX_LETTERS = 64
+# Letters, digits, blanks, some punctuation: nothing that a spreadsheet takes for a formula or a page for markup.
+_LABEL = re.compile(r"\w(?:[\w .,/()+-]*[\w.)])?")
+
+
+def check_label(label: str) -> str:
+    """Return a label without blanks around it; ValueError where it is empty, too long, or has odd characters."""
+    label = label.strip()
+    if len(label) > MAX_LETTERS or not _LABEL.fullmatch(label):
+        raise ValueError(
+            f"the label {label[:MAX_LETTERS]!r} must have 1 to {MAX_LETTERS} letters, digits, blanks or .,/()+- "
+            "and begin with a letter or digit"
+        )
+    return label
+
+
+def read_labels(text: str) -> dict[str, dict[str, str]]:
+    """Return the rows of a label CSV by event id, in their order; other columns (such as `split`) are kept.
+
+    Raises:
+        ValueError: a column is missing.
+    """
+    reader = csv.DictReader(io.StringIO(text))
+    if not reader.fieldnames:
+        return {}
+    if not {"event_id", "label"} <= set(reader.fieldnames):
+        raise ValueError("it must have the columns event_id and label")
+    return {row["event_id"]: {name: value or "" for name, value in row.items() if name} for row in reader}
+
+
+def write_labels(rows: Mapping[str, Mapping[str, str]]) -> str:
+    """Return the CSV text of label rows, sorted by event id, so that a change of one label changes one line."""
+    columns = list(dict.fromkeys(("event_id", "label", *(name for row in rows.values() for name in row))))
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for event_id in sorted(rows):
+        writer.writerow(rows[event_id])
+    return stream.getvalue()
+
+
+def with_labels(rows: Mapping[str, Mapping[str, str]], changes: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
+    """Return label rows with some labels set, or removed where the new label is None."""
+    result = {event_id: dict(row) for event_id, row in rows.items()}
+    for event_id, label in changes.items():
+        if label is None:
+            result.pop(event_id, None)
+        else:
+            result[event_id] = {"event_id": event_id, **result.get(event_id, {}), "label": check_label(label)}
+    return result
+
+
+def read_names(text: str) -> dict[int, str]:
+    """Return cluster names from YAML such as `0: icequake`; ValueError where it is anything else."""
+    try:
+        content = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ValueError("it is not valid YAML") from error
+    if not isinstance(content, dict) or not all(isinstance(number, int) for number in content):
+        raise ValueError("it must map numbers of clusters to names, such as 0: icequake")
+    return {int(number): str(name) for number, name in content.items() if name is not None}
+
+
+def write_names(names: Mapping[int, str]) -> str:
+    """Return the YAML text of cluster names, the form that `labels.names` reads."""
+    text: str = yaml.safe_dump(dict(sorted(names.items())), allow_unicode=True)
+    return text
