@@ -21,6 +21,7 @@ from pipelines.workspace import Workspace, open_workspace
 
 JOBS = {
     "synthesize": "write a synthetic archive with its truth",
+    "fetch": "bring recordings from an FDSN service",
     "detect": "STA/LTA over the archive: events",
     "tune": "search the augmentations",
     "train": "learn features: SimCLR",

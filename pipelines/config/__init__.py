@@ -14,6 +14,7 @@ from pipelines.config.archive import ArchiveSettings
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.base import Section
 from pipelines.config.detection import DetectionSettings, ShardSettings, WindowSettings
+from pipelines.config.fetch import FetchSettings
 from pipelines.config.label import KMeansSettings, LabelSettings, LabelsSettings
 from pipelines.config.mlflow import MlflowSettings
 from pipelines.config.report import CatalogSettings, ExploreSettings, ReportSettings
@@ -25,6 +26,7 @@ from pipelines.errors import InputError
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": ("synthesize",),
+    "fetch": ("fetch",),
     "detect": ("archive", "detection", "window", "shards", "mlflow"),
     "tune": ("tune", "train", "augmentation", "labels", "mlflow"),
     "train": ("train", "augmentation", "labels", "mlflow"),
@@ -44,6 +46,7 @@ class Config(Section):
     """Every section; a job reads those of its stage."""
 
     synthesize: SynthesizeSettings = SynthesizeSettings()
+    fetch: FetchSettings = FetchSettings()
     archive: ArchiveSettings = ArchiveSettings()
     detection: DetectionSettings = DetectionSettings()
     window: WindowSettings = WindowSettings()

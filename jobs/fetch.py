@@ -1,0 +1,36 @@
+"""Bring recordings and StationXML from an FDSN service into an SDS archive, on a disk or in a bucket.
+
+    python -m jobs.fetch runs/neumayer-archive --config configs/neumayer.yaml --fetch.end 2019-01-03
+
+is a laptop-size run: two days of three stations. The same command goes on where it was interrupted, and brings what has
+come since. No Ray: a data centre is asked by one machine, with few connections.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from jobs.command_line import Arguments, print_config, run_job
+from pipelines.fdsn import fetch_recordings
+from pipelines.storage import open_store
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline fetch`."""
+    return run_job("fetch", ["ARCHIVE"], argv, fetch)
+
+
+def fetch(arguments: Arguments) -> None:
+    """Bring what the archive lacks and print what came."""
+    store = open_store(arguments.positional[0])
+    config = arguments.config("fetch")
+    store.check_writable()
+    print_config(config, "fetch")
+    summary = fetch_recordings(store, config.fetch, replace=arguments.replace)
+    print(
+        f"{store.url}: {summary.num_written} channel-days written ({summary.num_bytes / 1e6:.1f} MB), "
+        f"{summary.num_there} there already, {summary.num_without_data} without data"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,153 @@
+"""An FDSN data centre on loopback: the station and dataselect services, with the answers that ObsPy's client needs."""
+
+import fnmatch
+import io
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Self
+from urllib.parse import parse_qs, urlsplit
+
+from obspy import Inventory, Stream, UTCDateTime
+
+_PARAMETERS = {
+    "dataselect": ("starttime", "endtime", "network", "station", "location", "channel"),
+    "station": (
+        *("starttime", "endtime", "network", "station", "location", "channel", "level", "format"),
+        *("minlatitude", "maxlatitude", "minlongitude", "maxlongitude"),
+    ),
+}
+
+
+class FdsnStandIn:
+    """A data centre that has `stream` and `inventory`, from `with` to the end of its block."""
+
+    def __init__(self, stream: Stream, inventory: Inventory) -> None:
+        self.stream = stream
+        self.inventory = inventory
+        self.dataselect_lines: list[str] = []
+        """Every line of every request for waveforms."""
+        stand_in = self
+
+        class Handler(_Handler):
+            owner = stand_in
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(5)
+
+    def wadl(self, service: str) -> bytes:
+        """Return a service's description of itself."""
+        params = "".join(
+            f'<param name="{name}" style="query" type="xs:{"dateTime" if name.endswith("time") else "string"}"/>'
+            for name in _PARAMETERS[service]
+        )
+        return (
+            '<?xml version="1.0"?><application xmlns="http://wadl.dev.java.net/2009/02" '
+            'xmlns:xs="http://www.w3.org/2001/XMLSchema">'
+            f'<resources base="{self.url}/fdsnws/{service}/1/"><resource path="query">'
+            f'<method name="GET" id="query"><request>{params}</request></method></resource></resources></application>'
+        ).encode()
+
+    def waveforms(self, body: str) -> bytes:
+        """Return the miniSEED of a request's lines; nothing where there are no data."""
+        found = Stream()
+        for line in body.splitlines():
+            words = line.split()
+            if len(words) != 6:
+                continue
+            self.dataselect_lines.append(line)
+            network, station, location, channel, start, end = words
+            found += self.stream.select(network, station, location.replace("--", ""), channel).slice(
+                UTCDateTime(start), UTCDateTime(end)
+            )
+        if not found:
+            return b""
+        buffer = io.BytesIO()
+        found.write(buffer, format="MSEED", reclen=512)
+        return buffer.getvalue()
+
+    def stations(self, query: dict[str, str]) -> bytes:
+        """Return channels as text, or StationXML."""
+        chosen = Inventory()
+        for network in self.inventory:
+            for station in network:
+                for channel in station:
+                    codes = {
+                        "network": network.code,
+                        "station": station.code,
+                        "location": channel.location_code,
+                        "channel": channel.code,
+                    }
+                    if all(_matches(code, query.get(name, "*")) for name, code in codes.items()):
+                        chosen += self.inventory.select(**codes)
+        if not chosen.networks:
+            return b""
+        if query.get("format") == "text":
+            text = io.StringIO()
+            chosen.write(text, format="STATIONTXT", level=query.get("level", "channel"))
+            return text.getvalue().encode()
+        buffer = io.BytesIO()
+        chosen.write(buffer, format="STATIONXML")
+        return buffer.getvalue()
+
+
+def _matches(code: str, patterns: str) -> bool:
+    return any(fnmatch.fnmatchcase(code, pattern.replace("--", "")) for pattern in patterns.split(","))
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: FdsnStandIn
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Stay silent."""
+
+    def do_GET(self) -> None:
+        parts = urlsplit(self.path)
+        service = parts.path.removeprefix("/fdsnws/").partition("/")[0]
+        if service not in _PARAMETERS:
+            self._answer(404, b"no such service")
+        elif parts.path.endswith("/application.wadl"):
+            self._answer(200, self.owner.wadl(service), "application/xml")
+        elif service == "station":
+            self._give(self.owner.stations({name: values[0] for name, values in parse_qs(parts.query).items()}))
+        else:
+            self._answer(400, b"this stand-in takes waveform requests by POST")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if "/dataselect/" in self.path:
+            self._give(self.owner.waveforms(body))
+            return
+        query = dict(line.split("=", 1) for line in body.splitlines() if "=" in line)
+        lines = [line.split() for line in body.splitlines() if len(line.split()) == 6]
+        for position, name in enumerate(("network", "station", "location", "channel")):
+            query[name] = ",".join(sorted({words[position] for words in lines}))
+        self._give(self.owner.stations(query))
+
+    def _give(self, content: bytes) -> None:
+        if content:
+            self._answer(200, content, "application/octet-stream")
+        else:
+            self._answer(204, b"")
+
+    def _answer(self, status: int, content: bytes, kind: str = "text/plain") -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        if status != 204:
+            self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if status != 204:
+            self.wfile.write(content)
