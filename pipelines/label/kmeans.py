@@ -26,6 +26,8 @@ from pipelines.label.space import Normalize, Space, to_space, whitening_basis
 CHUNK_ROWS = 512
 """Rows of one matrix product: its buffer stays in the processor's cache."""
 MIN_BLOCK_ROWS = 1024
+USUAL_BLOCKS = 64
+USUAL_BLOCK_ROWS = 8192
 MAX_BLOCKS = 256
 """Most blocks, and so most partitions, of a fit: the driver holds this many (k, d) sums at a time."""
 
@@ -34,9 +36,12 @@ T = TypeVar("T")
 
 
 def block_rows(num_rows: int) -> int:
-    """Return the rows of a block for a fit of `num_rows` rows: a multiple of the chunk, at most MAX_BLOCKS blocks."""
-    rows = -(-num_rows // MAX_BLOCKS)
-    return max(MIN_BLOCK_ROWS, -(-rows // CHUNK_ROWS) * CHUNK_ROWS)
+    """Return the rows of a block for a fit of `num_rows` rows, a multiple of the chunk.
+
+    64 blocks of 1024 to 8192 rows, then up to 256 of these, then 256 larger ones.
+    """
+    rows = max(MIN_BLOCK_ROWS, min(USUAL_BLOCK_ROWS, -(-num_rows // USUAL_BLOCKS)), -(-num_rows // MAX_BLOCKS))
+    return -(-rows // CHUNK_ROWS) * CHUNK_ROWS
 
 
 def block_edges(num_rows: int) -> NDArray[np.int64]:
@@ -353,10 +358,12 @@ def assign(partition: Partition, centroids: NDArray[np.float64]) -> tuple[NDArra
     Returns each block's sums of rows by centroid (b, k, d), its counts (b, k), and how many rows changed centroid.
     """
 
+    prepared = cache(lambda dtype: _prepared(centroids, dtype))
+
     def work(block: Array, rows: slice) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
         sums = np.zeros(centroids.shape)
         counts = np.zeros(len(centroids), dtype=np.int64)
-        changed = int(_assign_block(block, *_prepared(centroids, block.dtype), partition.labels[rows], sums, counts))
+        changed = int(_assign_block(block, *prepared(block.dtype), partition.labels[rows], sums, counts))
         return sums, counts, changed
 
     results = partition.map_blocks(work)
@@ -401,8 +408,10 @@ def begin_seeding(partition: Partition) -> None:
 def measure_candidates(partition: Partition, candidates: Array, first_number: int) -> NDArray[np.float64]:
     """Take new candidates (m, d) into each row's nearest distance; returns each block's sum of squared distances."""
 
+    prepared = cache(lambda dtype: _prepared(candidates.astype(np.float64), dtype))
+
     def work(block: Array, rows: slice) -> float:
-        transposed, norms = _prepared(candidates.astype(np.float64), block.dtype)
+        transposed, norms = prepared(block.dtype)
         nearest = partition.nearest[rows]
         _measure_block(block, transposed, norms, nearest, partition.candidate[rows], first_number)
         return float(nearest.sum())
@@ -552,11 +561,13 @@ def _assign_block(block: Array, transposed: Array, norms: Array, labels: Array, 
         products = buffer[: end - start]
         np.dot(block[start:end], transposed, products)
         for row in range(end - start):
-            least, label = products[row, 0] + norms[0], 0
+            # Two loops, so that the compiler adds the norms several at a time.
+            for centroid in range(num_centroids):
+                products[row, centroid] += norms[centroid]
+            least, label = products[row, 0], 0
             for centroid in range(1, num_centroids):
-                value = products[row, centroid] + norms[centroid]
-                if value < least:
-                    least, label = value, centroid
+                if products[row, centroid] < least:
+                    least, label = products[row, centroid], centroid
             if labels[start + row] != label:
                 labels[start + row] = label
                 changed += 1
@@ -578,11 +589,12 @@ def _measure_block(
         products = buffer[: end - start]
         np.dot(block[start:end], transposed, products)
         for row in range(end - start):
-            least, number = products[row, 0] + norms[0], 0
+            for index in range(num_candidates):
+                products[row, index] += norms[index]
+            least, number = products[row, 0], 0
             for index in range(1, num_candidates):
-                value = products[row, index] + norms[index]
-                if value < least:
-                    least, number = value, index
+                if products[row, index] < least:
+                    least, number = products[row, index], index
             square = np.float64(0.0)
             for axis in range(dim):
                 square += np.float64(block[start + row, axis]) ** 2
@@ -613,16 +625,16 @@ def _label_block(
         products = buffer[: end - start]
         np.dot(block[start:end], transposed, products)
         for row in range(end - start):
-            least, own = products[row, 0] + norms[0], 0
+            for centroid in range(num_centroids):
+                products[row, centroid] += norms[centroid]
+            least, own = products[row, 0], 0
             for centroid in range(1, num_centroids):
-                value = products[row, centroid] + norms[centroid]
-                if value < least:
-                    least, own = value, centroid
+                if products[row, centroid] < least:
+                    least, own = products[row, centroid], centroid
             other = -1
             for centroid in range(num_centroids):
-                value = products[row, centroid] + norms[centroid]
-                if clusters[centroid] != clusters[own] and (other < 0 or value < least):
-                    least, other = value, centroid
+                if clusters[centroid] != clusters[own] and (other < 0 or products[row, centroid] < least):
+                    least, other = products[row, centroid], centroid
             # The products order the centroids; the distances themselves are worth a subtraction in float64.
             near, far = 0.0, 0.0
             for axis in range(dim):

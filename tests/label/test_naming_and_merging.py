@@ -78,7 +78,7 @@ def test_a_cluster_is_named_by_a_majority_that_is_pure_enough():
 
 @pytest.mark.parametrize("content", [["spike"], {"a": "spike"}, {0: 3}, {-1: "spike"}, "spike"])
 def test_a_names_file_that_maps_no_numbers_to_names_is_refused(content):
-    with pytest.raises(ValueError, match="^labels"):
+    with pytest.raises(ValueError, match=r"^labels"):
         read_names(content, source="labels.names names.yaml")
 
 
