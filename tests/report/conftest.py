@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from jobs import report
 from pipelines import tables
 from pipelines.ledger import MarkerName, write_marker
 from pipelines.storage import Store
@@ -132,6 +133,17 @@ def small_workspace(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace
     workspace = open_workspace(str(folder), create=True)
     workspace.update_state()
     return workspace, write_workspace(workspace.store)
+
+
+@pytest.fixture(scope="session")
+def reported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, pd.DataFrame]:
+    """A workspace that the report job has run on, and its rows; tests only read it."""
+    workspace = open_workspace(str(tmp_path_factory.mktemp("reported") / "neumayer"), create=True)
+    workspace.update_state()
+    rows = write_workspace(workspace.store)
+    counts = {"nearest_per_cluster": 1, "random_per_cluster": 1, "boundary_per_cluster": 0, "map_events": 60}
+    assert report.main([workspace.url, *(f"--report.{key}={value}" for key, value in counts.items())]) == 0
+    return workspace, rows
 
 
 @pytest.fixture

@@ -18,13 +18,6 @@ from pipelines.report.summary import LabelSummary, SummarySize, merge
 from pipelines.workspace import Workspace, open_workspace
 
 Make = Callable[..., tuple[Workspace, pd.DataFrame]]
-SMALL = {
-    "nearest_per_cluster": 1,
-    "random_per_cluster": 1,
-    "boundary_per_cluster": 0,
-    "map_events": 60,
-    "map_method": "pca",
-}
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}
 
 
@@ -64,21 +57,17 @@ def read_page(text: str) -> Reader:
     return reader
 
 
+SMALL_REPORT = {
+    "nearest_per_cluster": 1,
+    "random_per_cluster": 1,
+    "boundary_per_cluster": 0,
+    "map_events": 60,
+    "map_method": "pca",
+}
+
+
 def make_report(workspace: Workspace) -> ReportResult:
-    return write_report(workspace, config.resolve({"report": SMALL}), None)
-
-
-@pytest.fixture(scope="module")
-def reported(
-    tmp_path_factory: pytest.TempPathFactory, fill_workspace: Callable[..., pd.DataFrame]
-) -> tuple[Workspace, pd.DataFrame]:
-    """A workspace that the job has reported on, and its rows; tests only read it."""
-    workspace = open_workspace(str(tmp_path_factory.mktemp("reported") / "neumayer"), create=True)
-    workspace.update_state()
-    rows = fill_workspace(workspace.store)
-    flags = [f"--report.{key}={value}" for key, value in SMALL.items()]
-    assert job.main([workspace.url, *flags]) == 0
-    return workspace, rows
+    return write_report(workspace, config.resolve({"report": SMALL_REPORT}), None)
 
 
 def test_the_page_opens_without_a_network_and_shows_every_cluster(reported: tuple[Workspace, pd.DataFrame]) -> None:
