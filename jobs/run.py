@@ -1,0 +1,77 @@
+"""The whole chain in one process and one Ray: detect, train, label, report; with `run.tune true`, tune before train.
+
+    firnline run ARCHIVE WORKSPACE
+    firnline run runs/demo-archive runs/demo --config configs/demo.yaml
+
+Each stage goes on where it stopped; a chain that is done is a no-op.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from pipelines.tune.stage import tune_augmentations
+
+from jobs.command_line import Arguments, print_config, run_job
+from pipelines.cluster import ray_session
+from pipelines.detect.stage import check_archive, detect_events, read_responses
+from pipelines.label.stage import label_events
+from pipelines.report.stage import write_report
+from pipelines.storage import check_readable, open_store
+from pipelines.tables import list_shards
+from pipelines.tracking import open_tracking
+from pipelines.train.stage import train_encoder
+
+CHAIN = ("detect", "tune", "train", "label", "report")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `firnline run` and return its exit code."""
+    return run_job("run", ["ARCHIVE", "WORKSPACE"], argv, run)
+
+
+def run(arguments: Arguments) -> None:
+    """Check all that can be wrong, then run the stages one after the other."""
+    workspace = arguments.workspace(1, create=True)
+    config = arguments.config("run", workspace)
+    stages = [stage for stage in CHAIN if stage != "tune" or config.run.tune]
+    configs = {stage: arguments.config(stage, workspace) for stage in stages}
+    archive = open_store(arguments.positional[0], anonymous=configs["detect"].archive.anonymous)
+    check_readable(archive, what="archive")
+    manifest = check_archive(archive, workspace, configs["detect"])
+    responses, stationxml_hash = read_responses(configs["detect"])
+    tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
+    for stage in stages:
+        print_config(configs[stage], stage)
+    workspace.claim("detect", configs["detect"], replace=arguments.replace)
+    began = time.monotonic()
+    with ray_session(arguments.address) as session:
+        detect_events(
+            archive,
+            workspace,
+            configs["detect"],
+            manifest,
+            responses,
+            stationxml_hash,
+            tracking=tracking,
+            num_workers=configs["detect"].shards.num_workers or session.num_cpus,
+        )
+        if not list_shards(workspace.store, "events"):
+            print("run: no event was found, so there is nothing to learn from, label or report")
+            return
+        if config.run.tune:
+            tune_augmentations(workspace, configs["tune"], tracking)
+        train_encoder(workspace, configs["train"], tracking, replace=arguments.replace)
+        label_events(workspace, configs["label"], tracking, replace=arguments.replace)
+        write_report(workspace, configs["report"], tracking, replace=arguments.replace)
+    print(f"\nrun: done in {time.monotonic() - began:.0f} s")
+    print(f"report: {workspace.store.full('report/index.html')}")
+    if tracking.uri.startswith("sqlite"):
+        print(f"MLflow: mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri {tracking.uri}")
+        print("        then open http://127.0.0.1:5000")
+    else:
+        print(f"MLflow: {tracking.uri}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

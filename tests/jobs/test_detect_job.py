@@ -1,0 +1,182 @@
+"""`firnline detect` as its user runs it: exit codes, sentences, resume, growth, quarantine, buckets."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import obspy
+import pytest
+
+from jobs import detect as detect_job
+from jobs import status as status_job
+from pipelines import storage, tables
+from pipelines.detect.stage_status import read_status
+from pipelines.ledger import list_markers, read_marker
+from pipelines.storage import open_store
+
+FLAGS = [
+    *("--detection.band_hz", "[1, 8]", "--detection.max_seconds", "20"),
+    *("--window.rate_hz", "20", "--window.lead_seconds", "3", "--window.length_seconds", "12"),
+]
+DAYS = 3
+
+
+def write_archive(root: Path, days: int = DAYS) -> None:
+    """Write day files of one component at 20 Hz with a burst an hour."""
+    rng = np.random.default_rng(4)
+    for day in range(days):
+        data = rng.normal(0, 50, 86400 * 20)
+        for place in range(20_000, 86400 * 20 - 1000, 72_000):
+            data[place : place + 600] += 3000 * np.exp(-np.arange(600) / 100) * rng.normal(size=600)
+        trace = obspy.Trace(data.astype(np.int32), {"network": "XX", "station": "0101", "channel": "HHZ"})
+        trace.stats.sampling_rate = 20.0
+        trace.stats.starttime = obspy.UTCDateTime(2022, 1, 1) + day * 86400
+        folder = root / "2022/XX/0101/HHZ.D"
+        folder.mkdir(parents=True, exist_ok=True)
+        trace.write(str(folder / f"XX.0101..HHZ.D.2022.{day + 1:03d}"), format="MSEED")
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    root = tmp_path_factory.mktemp("archive")
+    write_archive(root)
+    return root
+
+
+def run(*words, **environment):
+    """Run `firnline detect` in a process of its own; return (exit code, stdout, stderr)."""
+    command = [sys.executable, "-m", "jobs.detect", *map(str, words)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=os.environ | environment
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def contents(workspace: Path):
+    store = open_store(str(workspace))
+    return {item.path: store.read(item.path) for item in store.walk("events")}
+
+
+def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster, capsys):
+    mine = tmp_path / "archive"
+    shutil.copytree(archive, mine)
+    workspace = tmp_path / "workspace"
+    assert detect_job.main([str(mine), str(workspace), *FLAGS]) == 0
+    first = capsys.readouterr().out
+    assert "detection:" in first
+    store = open_store(str(workspace))
+    before = {(name.shard, name.fingerprint) for name in list_markers(store, "detect")}
+    rows = contents(workspace)
+    events = sum(tables.read_table(store, path).num_rows for path in rows)
+    assert events >= DAYS * 23
+    assert f"{events} events" in first
+
+    # The same again: nothing is done, stored settings need not be given again.
+    assert detect_job.main([str(mine), str(workspace)]) == 0
+    assert "5 done" in capsys.readouterr().out
+    assert contents(workspace) == rows
+
+    # Another threshold conflicts, naming the key.
+    assert detect_job.main([str(mine), str(workspace), "--detection.on", "5"]) == 2
+    assert "detection.on is 5" in capsys.readouterr().err
+    assert contents(workspace) == rows
+
+    # A new day invalidates the shards that it reaches and no other; a damaged one is quarantined.
+    folder = mine / "2022/XX/0101/HHZ.D"
+    damaged = bytearray((folder / "XX.0101..HHZ.D.2022.003").read_bytes())
+    damaged[4096 * 5 : 4096 * 5 + 48] = b"?" * 48
+    (folder / "XX.0101..HHZ.D.2022.004").write_bytes(bytes(damaged))
+    (folder / "XX.0101..HHZ.D.2022.004").write_text("no seismogram at all")
+    assert detect_job.main([str(mine), str(workspace)]) == 0
+    output = capsys.readouterr().out
+    assert "1 files quarantined" in output
+    assert "XX.0101..HHZ.D.2022.004: " in output
+    after = {(name.shard, name.fingerprint) for name in list_markers(store, "detect")}
+    kept = {shard for shard, _ in before & after}
+    assert "--.HH.2022-01-01.day" in kept
+    assert "--.HH.2022-01-02.day" in kept
+    assert "--.HH.2022-01-03.day" not in kept
+    assert contents(workspace) == rows
+
+    # The file goes: its shards go, and what was is again.
+    (folder / "XX.0101..HHZ.D.2022.004").unlink()
+    assert detect_job.main([str(mine), str(workspace)]) == 0
+    assert {(name.shard, name.fingerprint) for name in list_markers(store, "detect")} == before
+    assert contents(workspace) == rows
+    capsys.readouterr()
+
+    # --replace with other settings leaves no stale file beside a new one.
+    assert detect_job.main([str(mine), str(workspace), "--shards.interval", "month", "--replace"]) == 0
+    assert all(path.endswith(".month.parquet") for path in contents(workspace))
+
+    assert status_job.main([str(workspace), "--plot"]) == 0
+    output = capsys.readouterr().out
+    assert "0 failed" in output
+    assert "XX.0101      2022-01-02  100.00 %" in output
+    assert (workspace / "report/coverage.png").read_bytes().startswith(b"\x89PNG")
+    assert read_status(store).num_events == events
+
+
+def test_a_bucket_gives_the_same_bytes_as_a_disk(archive, tmp_path, moto_s3, mlflow_server, ray_cluster):
+    storage._s3.cache_clear()
+    bucket = open_store(f"{moto_s3.url}/archive")
+    for path in archive.rglob("*HHZ.D.2022*"):
+        bucket.write(path.relative_to(archive).as_posix(), path.read_bytes())
+    workspace = f"{moto_s3.url}/workspace"
+    assert detect_job.main([f"{moto_s3.url}/archive", workspace, *FLAGS, "--mlflow", mlflow_server]) == 0
+    assert detect_job.main([str(archive), str(tmp_path / "workspace"), *FLAGS]) == 0
+    store = open_store(workspace)
+    there = {item.path: store.read(item.path) for item in store.walk("events")}
+    assert there == contents(tmp_path / "workspace")
+    assert there
+    name = next(list_markers(store, "detect"))
+    assert read_marker(store, "detect", name)["version"]
+
+
+def test_a_bucket_workspace_needs_a_tracking_server(archive, moto_s3, monkeypatch, capsys):
+    storage._s3.cache_clear()
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert detect_job.main([str(archive), f"{moto_s3.url}/workspace", *FLAGS]) == 2
+    assert "--mlflow" in capsys.readouterr().err
+
+
+def bad_inputs(archive, tmp_path):
+    empty, text = tmp_path / "empty", tmp_path / "text"
+    empty.mkdir()
+    text.mkdir()
+    (text / "notes.txt").write_text("no seismogram")
+    broken = tmp_path / "broken" / "2022/XX/0101/HHZ.D"
+    broken.mkdir(parents=True)
+    (broken / "XX.0101..HHZ.D.2022.001").write_bytes(b"\0" * 5000)
+    (tmp_path / "file").write_text("x")
+    new = tmp_path / "new"
+    yield [tmp_path / "missing", new], "does not exist"
+    yield [empty, new], "is empty"
+    yield [text, new], "can be read"
+    yield [tmp_path / "broken", new], "XX.0101..HHZ.D.2022.001"
+    yield [archive, new, "--archive.station", "NONE"], "not selected"
+    yield [archive, new, "--detection.sta_seconds", "20"], "sta_seconds 20"
+    yield [archive, new, "--detection.band_hz", "[1, 15]"], "detection.band_hz"
+    yield [archive, new, "--window.lead_seconds", "99"], "lead_seconds 99"
+    yield [archive, new, "--detection.typo", "1"], "detection.typo"
+    yield [archive, new, "--typo", "1"], "--typo"
+    yield [archive, new, "--config", tmp_path / "no.yaml"], "no.yaml"
+    yield [archive], "WORKSPACE"
+    yield [archive, tmp_path / "file"], "file"
+    yield [archive, new, *FLAGS, "--mlflow", "http://127.0.0.1:9"], "MLflow"
+    yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml", "--detection.units", "m/s"], "no.xml"
+
+
+def test_bad_input_gives_one_sentence_and_exit_code_2_and_writes_nothing(archive, tmp_path, capsys):
+    for words, expected in bad_inputs(archive, tmp_path):
+        assert detect_job.main([str(word) for word in words]) == 2, words
+        said = capsys.readouterr().err.strip()
+        assert expected in said, (words, said)
+        assert "\n" not in said
+        assert not (tmp_path / "new").exists(), words
+    code, _, said = run(tmp_path / "missing", tmp_path / "new")
+    assert code == 2
+    assert "Traceback" not in said
