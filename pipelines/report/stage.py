@@ -26,7 +26,15 @@ from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import CatalogSettings, ReportSettings
 from pipelines.errors import InputError
-from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, stage_fingerprint
+from pipelines.ledger import (
+    MarkerName,
+    fingerprint,
+    list_markers,
+    marker_path,
+    read_marker,
+    stage_fingerprint,
+    write_marker,
+)
 from pipelines.report import catalogue, embedding_map
 from pipelines.report.activity import activity_figure, coverage_figure
 from pipelines.report.confusion import confusion_rows
@@ -41,6 +49,10 @@ from pipelines.workspace import Workspace
 T = TypeVar("T")
 R = TypeVar("R")
 
+ALGORITHM_VERSION = 1
+"""Raised by hand when the same tables and settings give another catalogue or page."""
+
+PAGE_PATH = "report/index.html"
 FILES_PER_TASK = 64
 READ_THREADS = 8
 COVERAGE_STATIONS = 60
@@ -102,37 +114,88 @@ def write_report(
 ) -> ReportResult:
     """Write the catalogue and the page, print what was found, log both to MLflow, and return the counts.
 
+    Where both were made from the same tables with the same settings before, nothing is done again.
+
     Raises:
-        InputError: the workspace has no labels.
+        InputError: the workspace has no labels, or a report with other settings and no `replace`.
     """
     store = workspace.store
     files = label_files(workspace)
     workspace.claim("report", config, replace=replace)
-    settings = config.report
-    per_role = settings.nearest_per_cluster + settings.random_per_cluster + settings.boundary_per_cluster
-    size = SummarySize(per_role=per_role, sample=settings.map_events)
-    summary = summarise_labels(store, files, size)
+    marker = _marker_name(workspace, config)
+    before = list(list_markers(store, "report"))
+    if marker in before and store.exists(PAGE_PATH):
+        content = read_marker(store, "report", marker)
+        print("report: made from the same tables before; nothing to do")
+        return _say(store, content)
+    per_role = config.report.nearest_per_cluster + config.report.random_per_cluster + config.report.boundary_per_cluster
+    summary = summarise_labels(store, files, SummarySize(per_role=per_role, sample=config.report.map_events))
     if not summary.files["events"].sum():
         raise InputError(f"the labels in {workspace.url} have no rows; nothing was detected, so there is no report")
     within_seconds = association_seconds(workspace)
     catalog_files, catalog_events = write_catalog(workspace, config.catalog, summary, within_seconds)
-    page = build_page(workspace, settings, summary, catalog_files, catalog_events, within_seconds, tracking)
+    page = build_page(workspace, config.report, summary, catalog_files, catalog_events, within_seconds, tracking)
     html = render(page)
-    store.write("report/index.html", html.encode())
+    store.write(PAGE_PATH, html.encode())
     clusters = summary.groups.groupby("cluster")["events"].sum()
-    result = ReportResult(
-        events=int(clusters.sum()),
-        clusters={int(str(cluster)): int(count) for cluster, count in clusters.items()},
-        catalog_events=catalog_events,
-        page=store.full("report/index.html"),
-    )
+    content = {
+        "words": _words(page),
+        "counts": {
+            "events": int(clusters.sum()),
+            "clusters": {str(cluster): int(count) for cluster, count in clusters.items()},
+            "catalog_events": catalog_events,
+        },
+        "code_version": __version__,
+    }
     if tracking is not None:
         inputs = {"labels": stage_fingerprint(store, "label")}
         with stage_run(tracking, "report", configuration.stage_config(config, "report"), inputs=inputs) as run:
-            run.log_metrics({"events": result.events, "catalog_events": catalog_events, "clusters": len(clusters)})
+            run.log_metrics(
+                {"events": int(clusters.sum()), "catalog_events": catalog_events, "clusters": len(clusters)}
+            )
             run.log_text(html, "report/index.html")
-    print_result(page, result)
-    return result
+            content["mlflow_run_id"] = run.run_id
+    write_marker(store, "report", marker, content)
+    for name in before:
+        if name != marker:
+            store.remove(marker_path("report", name))
+    return _say(store, content)
+
+
+def _marker_name(workspace: Workspace, config: Config) -> MarkerName:
+    """Return the marker of a workspace's one report: its fingerprint covers tables, settings and code."""
+    store = workspace.store
+    labels = [(item.path, item.size, item.etag) for item in tables.list_shards(store, "labels")]
+    values = {
+        "labels": labels,
+        "detect": stage_fingerprint(store, "detect"),
+        "evaluation": _evaluation(store),
+        "association_seconds": association_seconds(workspace),
+        "settings": configuration.stage_output_keys(config, "report"),
+        "algorithm_version": ALGORITHM_VERSION,
+    }
+    return MarkerName("all", "all", "report", fingerprint(values))
+
+
+def _words(page: Page) -> list[str]:
+    """Return what is printed: events by cluster, and agreement with known classes."""
+    words = [page.lede]
+    for card in page.clusters:
+        name = f" ({card.name})" if card.name else ""
+        words.append(f"  cluster {card.number}{name}: {_number(card.events, 'detection')}, {percent(card.share)}")
+    return words + [f"  {statement.title}: {statement.value}" for statement in page.statements]
+
+
+def _say(store: Store, content: Mapping[str, Any]) -> ReportResult:
+    counts = content["counts"]
+    page = store.full(PAGE_PATH)
+    print("\n".join([*content["words"], f"report: {page}"]), flush=True)
+    return ReportResult(
+        events=counts["events"],
+        clusters={int(cluster): count for cluster, count in counts["clusters"].items()},
+        catalog_events=counts["catalog_events"],
+        page=page,
+    )
 
 
 def label_files(workspace: Workspace) -> list[str]:
@@ -146,17 +209,6 @@ def label_files(workspace: Workspace) -> list[str]:
 def wants_ray(workspace: Workspace) -> bool:
     """Whether there is enough to read for Ray to pay; InputError where the workspace has no labels."""
     return len(label_files(workspace)) > FILES_PER_TASK
-
-
-def print_result(page: Page, result: ReportResult) -> None:
-    """Print events by cluster, agreement with known classes, and where the page lies."""
-    print(page.lede)
-    for card in page.clusters:
-        name = f" ({card.name})" if card.name else ""
-        print(f"  cluster {card.number}{name}: {card.events} detections, {percent(card.share)}")
-    for statement in page.statements:
-        print(f"  {statement.title}: {statement.value}")
-    print(f"report: {result.page}")
 
 
 def association_seconds(workspace: Workspace) -> float:

@@ -13,6 +13,7 @@ import pytest
 from jobs import report as job
 from pipelines import association, config, tables
 from pipelines.errors import InputError
+from pipelines.ledger import list_markers, marker_path
 from pipelines.report.stage import ReportResult, summarise_files, write_report
 from pipelines.report.summary import LabelSummary, SummarySize, merge
 from pipelines.workspace import Workspace, open_workspace
@@ -113,9 +114,31 @@ def test_a_second_report_writes_the_same_bytes_and_removes_what_is_stale(new_wor
     first = {item.path: workspace.store.read(item.path) for item in workspace.store.walk("catalog")}
     page = workspace.store.read("report/index.html")
     workspace.store.write("catalog/1999-01.csv", b"stale")
+    for name in list_markers(workspace.store, "report"):
+        workspace.store.remove(marker_path("report", name))
     make_report(workspace)
     assert {item.path: workspace.store.read(item.path) for item in workspace.store.walk("catalog")} == first
     assert workspace.store.read("report/index.html") == page
+
+
+def test_a_report_that_is_done_is_not_made_again_until_labels_or_settings_change(
+    new_workspace: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, _ = new_workspace(events_per_file=3)
+    first = make_report(workspace)
+    workspace.store.write("report/index.html", b"untouched")
+    assert make_report(workspace) == first
+    assert "nothing to do" in capsys.readouterr().out
+    assert workspace.store.read("report/index.html") == b"untouched"
+    other = config.resolve({"report": SMALL_REPORT, "catalog": {"min_stations": 2}})
+    with pytest.raises(InputError, match=r"catalog\.min_stations"):
+        write_report(workspace, other, None)
+    fewer = write_report(workspace, other, None, replace=True)
+    assert fewer.catalog_events < first.catalog_events
+    table = tables.list_shards(workspace.store, "labels")[0]
+    workspace.store.remove(table.path)
+    assert write_report(workspace, other, None).events == first.events - 3
+    assert len(list(list_markers(workspace.store, "report"))) == 1
 
 
 def test_the_summary_of_all_files_is_that_of_the_files_one_by_one(small_workspace: tuple[Workspace, object]) -> None:
