@@ -1,0 +1,234 @@
+"""Training from a workspace: resumed to the last bit, on Ray, on a bucket, registered, and refused where it must be."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from training_events import LEAD_SAMPLES, NUM_SAMPLES, make_windows, make_workspace, write_events
+
+from pipelines import config as configuration
+from pipelines import encoders
+from pipelines.contrastive.checkpoint import read_facts
+from pipelines.errors import InputError, StageFailed
+from pipelines.event_sample import choose_events, read_sample
+from pipelines.tracking import Tracking, alias_version, open_tracking
+from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, read_training, train_encoder
+from pipelines.workspace import open_workspace
+
+SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16, "num_threads": 1}
+
+
+def settings(**changes):
+    return configuration.resolve({"train": SMALL | {"epochs": 3} | changes})
+
+
+def tracking_of(workspace):
+    return open_tracking(workspace, None, None)
+
+
+def loss_curve(tracking: Tracking) -> list[float]:
+    client = tracking.client()
+    run = client.search_runs([tracking.experiment_id()], order_by=["attributes.start_time DESC"], max_results=1)[0]
+    return [metric.value for metric in client.get_metric_history(run.info.run_id, "loss")]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A workspace trained in this process for three epochs without a stop."""
+    workspace = make_workspace(str(tmp_path_factory.mktemp("train") / "undisturbed"))
+    return workspace, train_encoder(workspace, settings(), tracking_of(workspace))
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_encoder(undisturbed, tmp_path):
+    workspace, summary = undisturbed
+    disturbed = make_workspace(str(tmp_path / "disturbed"))
+    flags = [part for name, value in (SMALL | {"epochs": 3}).items() for part in (f"--train.{name}", str(value))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", disturbed.url, *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while process.poll() is None:
+            if any("epoch-" in item.path for item in disturbed.store.walk("train")):
+                break
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert read_training(disturbed.store) is None, "the training was done before it could be killed"
+    resumed = train_encoder(disturbed, settings(), tracking_of(disturbed))
+    assert 1 <= resumed.resumed_from < 3
+    assert resumed.content_hash == summary.content_hash
+    assert loss_curve(tracking_of(disturbed)) == loss_curve(tracking_of(workspace))
+
+
+def test_a_finished_training_is_not_done_again(undisturbed, capsys):
+    workspace, summary = undisturbed
+    again = train_encoder(workspace, settings(num_threads=2), tracking_of(workspace))
+    assert again.already_done
+    assert again.content_hash == summary.content_hash
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused_by_name_unless_replaced(undisturbed):
+    workspace, _ = undisturbed
+    with pytest.raises(InputError, match=r"train\.temperature is 0\.5 .*0\.2"):
+        train_encoder(workspace, settings(temperature=0.5), tracking_of(workspace))
+    changed = configuration.resolve({"train": SMALL | {"epochs": 3}, "augmentation": {"gain": {"probability": 0.125}}})
+    with pytest.raises(InputError, match=r"augmentation\.gain\.probability"):
+        train_encoder(workspace, changed, tracking_of(workspace))
+
+
+def test_the_registered_model_loads_in_a_fresh_process_without_firnline(undisturbed, tmp_path):
+    workspace, _ = undisturbed
+    windows, _ = make_windows(6)
+    np.save(tmp_path / "windows.npy", windows)
+    script = (
+        "import mlflow, numpy as np, sys\n"
+        f"mlflow.set_tracking_uri({tracking_of(workspace).uri!r})\n"
+        "model = mlflow.pyfunc.load_model('models:/firnline-encoder@champion')\n"
+        f"np.save({str(tmp_path / 'embeddings.npy')!r}, model.predict(np.load({str(tmp_path / 'windows.npy')!r})))\n"
+        "assert not [name for name in sys.modules if name.split('.')[0] == 'pipelines']\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True)
+    expected = encoders.load(workspace.store.read(ENCODER)).embed(windows)
+    np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_file_of_the_model_is_pickled(undisturbed):
+    workspace, _ = undisturbed
+    tracking = tracking_of(workspace)
+    mlflow.set_tracking_uri(tracking.uri)
+    version = alias_version(tracking, "firnline-encoder", "champion")
+    folder = mlflow.artifacts.download_artifacts(f"models:/firnline-encoder/{version.version}")
+    names = [name for _, _, files in os.walk(folder) for name in files]
+    assert "encoder.safetensors" in names
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin"))]
+
+
+def test_a_later_model_is_candidate_unless_it_scores_better(undisturbed, tmp_path):
+    workspace, _ = undisturbed
+    tracking = tracking_of(workspace)
+    before = alias_version(tracking, "firnline-encoder", "champion")
+    other = make_workspace(str(tmp_path / "other"))
+    summary = train_encoder(other, settings(encoder="untrained"), tracking)
+    scores = read_training(other.store)["score"]["stability"], read_training(workspace.store)["score"]["stability"]
+    expected = "champion" if scores[0] > scores[1] else "candidate"
+    assert summary.alias == expected
+    after = alias_version(tracking, "firnline-encoder", "champion")
+    assert (after.version == before.version) == (expected == "candidate")
+
+
+def test_new_events_are_trained_on(tmp_path):
+    workspace = make_workspace(str(tmp_path / "growing"), count=24)
+    first = train_encoder(workspace, settings(epochs=1), tracking_of(workspace))
+    windows, _ = make_windows(9, seed=5)
+    write_events(workspace, "S2", "month0", windows, month=0)
+    second = train_encoder(workspace, settings(epochs=1), tracking_of(workspace))
+    assert (first.num_events, second.num_events) == (24, 33)
+    assert first.content_hash != second.content_hash
+
+
+@pytest.mark.parametrize("kind", ["features", "pca", "autoencoder"])
+def test_baselines_train_and_embed_through_the_same_interface(tmp_path, kind):
+    workspace = make_workspace(str(tmp_path / kind), count=24)
+    train_encoder(workspace, settings(encoder=kind, epochs=2), tracking_of(workspace))
+    encoder = encoders.load(workspace.store.read(ENCODER))
+    windows, _ = make_windows(24)
+    embeddings = encoder.embed(windows)
+    assert embeddings.shape == (24, encoder.dim)
+    assert np.isfinite(embeddings).all()
+
+
+def test_a_stuck_loss_is_an_error_and_registers_nothing(tmp_path):
+    workspace = make_workspace(str(tmp_path / "stuck"), count=32)
+    # At this temperature every candidate looks alike, so that the loss cannot leave ln(candidates).
+    with pytest.raises(StageFailed, match="learns nothing"):
+        train_encoder(workspace, settings(temperature=1e6, epochs=8), tracking_of(workspace))
+    assert alias_version(tracking_of(workspace), "firnline-encoder", "champion") is None
+    assert read_training(workspace.store) is None
+
+
+def test_an_empty_workspace_says_what_to_do(tmp_path):
+    workspace = open_workspace(str(tmp_path / "empty"), create=True)
+    workspace.update_state()
+    with pytest.raises(InputError, match="run detect first"):
+        train_encoder(workspace, settings(), tracking_of(workspace))
+
+
+def test_the_sample_is_stratified_and_the_same_however_the_files_are_cut(tmp_path):
+    windows, _ = make_windows(60)
+    one, many = (open_workspace(str(tmp_path / name), create=True) for name in ("one", "many"))
+    write_events(one, "S0", "all", windows[:50], month=0)
+    write_events(one, "S1", "all", windows[50:], month=0)
+    ids = choose_events(one.store, max_events=None, seed=0)
+    assert len(ids) == 60
+    chosen = choose_events(one.store, max_events=24, seed=3)
+    for start in range(0, 50, 7):
+        write_events(many, "S0", f"part{start}", windows[start : min(start + 7, 50)], month=0, first=start)
+    write_events(many, "S1", "all", windows[50:], month=0)
+    assert choose_events(many.store, max_events=24, seed=3).event_ids == chosen.event_ids
+    stations = [name.partition(".")[2] for name in chosen.stations]
+    assert (stations.count("S0"), stations.count("S1")) == (14, 10)
+    assert chosen.lead_samples == LEAD_SAMPLES
+    assert chosen.num_samples == NUM_SAMPLES
+    np.testing.assert_array_equal(
+        read_sample(one.store, chosen, range(len(chosen)))[3],
+        windows[[*ids.event_ids].index(chosen.event_ids[3])],
+    )
+
+
+def test_training_on_ray_survives_a_lost_worker_bit_for_bit(ray_cluster, tmp_path):
+    plain, disturbed = (make_workspace(str(tmp_path / name)) for name in ("plain", "disturbed"))
+    on_ray = settings(num_workers=2, epochs=4, cpus_per_worker=1)
+    first = train_encoder(plain, on_ray, tracking_of(plain))
+    killed = threading.Event()
+
+    def kill_a_worker():
+        while not killed.is_set():
+            content = last_checkpoint(disturbed.store, folder_of(disturbed)) if folder_of(disturbed) else None
+            if content is not None and read_facts(content)[0] >= 1:
+                for process in psutil.process_iter(["pid", "name", "cmdline"]):
+                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                        process.kill()
+                        killed.set()
+                        return
+            time.sleep(0.01)
+
+    def folder_of(workspace):
+        names = [item.path for item in workspace.store.walk("train") if "epoch-" in item.path]
+        return names[0].rpartition("/")[0] if names else None
+
+    thread = threading.Thread(target=kill_a_worker, daemon=True)
+    thread.start()
+    second = train_encoder(disturbed, on_ray, tracking_of(disturbed))
+    was_killed = killed.is_set()
+    killed.set()
+    thread.join()
+    assert was_killed, "the training was over before a worker could be killed"
+    assert second.content_hash == first.content_hash
+    assert loss_curve(tracking_of(disturbed)) == loss_curve(tracking_of(plain))
+
+
+def test_too_few_cpus_are_refused_at_once(ray_cluster):
+    with pytest.raises(InputError, match=r"train\.num_workers is 64 .* reading the events needs one"):
+        check_resources(settings(num_workers=64, batch_size=64))
+    with pytest.raises(InputError, match=r"train\.use_gpu"):
+        check_resources(settings(num_workers=1, use_gpu=True))
+
+
+def test_a_bucket_holds_checkpoints_and_encoder_as_a_disk_does(moto_s3, tmp_path, undisturbed):
+    workspace = make_workspace(f"{moto_s3.url}/workspace")
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="bucket", artifact_location=tmp_path.as_uri())
+    summary = train_encoder(workspace, settings(), tracking)
+    assert summary.content_hash == undisturbed[1].content_hash
+    assert json.loads(workspace.store.read("train/training.json"))["content_hash"] == summary.content_hash
