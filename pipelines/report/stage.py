@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,7 +40,7 @@ from pipelines.report.confusion import confusion_rows
 from pipelines.report.figures import cluster_colour, drawing, to_svg
 from pipelines.report.gallery import choose_gallery, event_figure
 from pipelines.report.page import ClusterCard, ConfusionTable, GalleryItem, Page, Statement, percent, render
-from pipelines.report.summary import LabelSummary, SummarySize, merge, summarise
+from pipelines.report.summary import LabelSummary, SummarySize, merge_all, summarise
 from pipelines.storage import Store
 from pipelines.tracking import Tracking, finished_runs, stage_run
 from pipelines.workspace import Workspace
@@ -54,6 +53,7 @@ ALGORITHM_VERSION = 1
 
 PAGE_PATH = "report/index.html"
 FILES_PER_TASK = 64
+ROWS_AT_ONCE = 200_000
 READ_THREADS = 8
 COVERAGE_STATIONS = 60
 EVALUATION_PATH = "clustering/summary.json"
@@ -220,14 +220,23 @@ def association_seconds(workspace: Workspace) -> float:
 def summarise_labels(store: Store, files: Sequence[str], size: SummarySize) -> LabelSummary:
     """Fold all files of `labels/` (paths below it) into one summary: as Ray tasks where they are many and Ray runs."""
     parts = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
-    summaries = _map_tasks(lambda part: summarise_files(store, part, size), parts)
-    return reduce(lambda first, second: merge(first, second, size), summaries)
+    return merge_all(_map_tasks(lambda part: summarise_files(store, part, size), parts), size)
 
 
 def summarise_files(store: Store, files: Sequence[str], size: SummarySize) -> LabelSummary:
-    """Fold some files of `labels/` into one summary."""
-    read = (summarise(read_columns(store, f"labels/{file}", LABEL_COLUMNS).to_pandas(), file, size) for file in files)
-    return reduce(lambda first, second: merge(first, second, size), read)
+    """Fold some files of `labels/` into one summary, some rows at a time."""
+
+    def batches() -> Iterator[pd.DataFrame]:
+        held: list[pd.DataFrame] = []
+        for file in files:
+            held.append(read_columns(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file))
+            if sum(map(len, held)) >= ROWS_AT_ONCE:
+                yield pd.concat(held, ignore_index=True)
+                held = []
+        if held:
+            yield pd.concat(held, ignore_index=True)
+
+    return merge_all((summarise(rows, size) for rows in batches()), size)
 
 
 def _map_tasks(task: Callable[[T], R], parts: Sequence[T]) -> Iterator[R]:

@@ -4,6 +4,7 @@
 grouped, and its size depends on the number of clusters and stations, not on the number of events.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,31 +52,22 @@ class SummarySize:
     """Rows of the sample."""
 
 
-def summarise(labels: pd.DataFrame, file: str, size: SummarySize) -> LabelSummary:
-    """Return the summary of one table with the columns of `labels/`; `file` names it, below its table's folder."""
+def summarise(labels: pd.DataFrame, size: SummarySize) -> LabelSummary:
+    """Return the summary of rows with the columns of `labels/` and the `file` that each comes from."""
     site = labels["network"].astype(str) + "." + labels["station"].astype(str)
-    rows = labels.assign(site=site, file=file, hash=event_hash(labels["event_id"]))
-    groups = (
-        rows.assign(
-            label=rows["label"].fillna("").astype(str), label_source=rows["label_source"].fillna("").astype(str)
-        )
-        .groupby(_GROUP, sort=True)
-        .size()
-        .rename("events")
-        .reset_index()
-    )
+    rows = labels.assign(site=site, hash=event_hash(labels["event_id"]))
+    names = {name: rows[name].fillna("").astype(str) for name in ("label", "label_source")}
+    groups = rows.assign(**names).groupby(_GROUP, sort=True).size().rename("events").reset_index()
     onset_ns = rows["onset"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[ns]").astype(np.int64)
+    times = pd.DataFrame({"file": rows["file"].to_numpy(dtype=object), "onset_ns": onset_ns}).groupby("file", sort=True)
+    files = times["onset_ns"].agg(["size", "min", "max"]).reset_index()
     return LabelSummary(
         groups=groups,
         by_cluster=add_onsets(no_counts(), onset_ns, rows["cluster"].to_numpy(), MAX_BINS),
         by_site=add_onsets(no_counts(_DAY_S), onset_ns, rows["site"].to_numpy(dtype=object), MAX_BINS),
         candidates=best_candidates(gallery_candidates(rows), size.per_role),
         sample=smallest_hashes(rows, size.sample),
-        files=pd.DataFrame(
-            {"file": [file], "events": [len(rows)], "first_ns": [onset_ns.min()], "last_ns": [onset_ns.max()]}
-            if len(rows)
-            else {"file": [], "events": [], "first_ns": [], "last_ns": []}
-        ),
+        files=files.rename(columns={"size": "events", "min": "first_ns", "max": "last_ns"}),
     )
 
 
@@ -90,3 +82,17 @@ def merge(first: LabelSummary, second: LabelSummary, size: SummarySize) -> Label
         sample=smallest_hashes(pd.concat([first.sample, second.sample]), size.sample),
         files=pd.concat([first.files, second.files]).sort_values("file", ignore_index=True),
     )
+
+
+def merge_all(summaries: Iterable[LabelSummary], size: SummarySize) -> LabelSummary:
+    """Return the summary of all parts (at least one); like sizes are merged, so that long lists are seldom copied."""
+    waiting: list[tuple[int, LabelSummary]] = []
+    for summary in summaries:
+        waiting.append((1, summary))
+        while len(waiting) > 1 and waiting[-2][0] <= waiting[-1][0]:
+            (parts, second), (others, first) = waiting.pop(), waiting.pop()
+            waiting.append((parts + others, merge(first, second, size)))
+    _, result = waiting.pop()
+    while waiting:
+        result = merge(waiting.pop()[1], result, size)
+    return result
