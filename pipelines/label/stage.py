@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines import tables
 from pipelines.cluster import ray_session
-from pipelines.config import Config, stage_config
+from pipelines.config import Config, stage_config, stage_output_keys
 from pipelines.errors import InputError
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
@@ -27,18 +27,21 @@ from pipelines.label.stage_embed import (
     embed_shards,
     embedding_fingerprint,
     load_encoder,
+    unembedded_shards,
 )
 from pipelines.label.stage_inputs import (
     HandLabels,
+    LabelTable,
     Shard,
     check_enough_events,
     list_event_shards,
+    match_hand_labels,
     read_cluster_names,
-    read_hand_labels,
+    read_label_table,
 )
 from pipelines.label.stage_kmeans import Model, fit_model, survey_embeddings
 from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
-from pipelines.ledger import fingerprint
+from pipelines.ledger import fingerprint, list_markers
 from pipelines.storage import Store, content_hash
 from pipelines.tracking import StageRun, Tracking, stage_run
 from pipelines.workspace import Workspace, open_workspace
@@ -66,6 +69,7 @@ class LabelSummary:
     scores: dict[str, float]
     """Metrics as logged to MLflow; {} without hand labels."""
     run_id: str
+    """Of MLflow; empty where there was nothing to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,6 @@ class _Inputs:
     registered: RegisteredEncoder
     hand: HandLabels | None
     user_names: dict[int, str | None]
-    names_hash: str
     reference: Store | None
 
 
@@ -94,23 +97,54 @@ def label_events(
     check_windows(store, shards, registered.encoder)
     user_names, names_hash = read_cluster_names(config.labels.names)
     reference = _open_reference(config.label.reference)
+    table = None if config.labels.path is None else read_label_table(config.labels.path)
+    lineage = _lineage(shards, registered, reference, table, names_hash)
+    whole = fingerprint(lineage | stage_output_keys(config, "label") | {"algorithm_version": ALGORITHM_VERSION})
+    done = None if replace else _already_labelled(store, shards, registered, config, whole)
+    if done is not None:
+        print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)
+        return done
     with ray_session(address) as session:
-        inputs = _Inputs(
-            shards=shards,
-            registered=registered,
-            hand=read_hand_labels(store, shards, config),
-            user_names=user_names,
-            names_hash=names_hash,
-            reference=reference,
-        )
-        _say_hand_labels(inputs.hand, config)
+        hand = None if table is None else match_hand_labels(store, shards, config.labels, table)
+        if hand is not None:
+            print(
+                f"hand labels: {len(hand.label_of)} events from {hand.num_rows} rows of {config.labels.path}; "
+                f"{hand.num_unmatched} rows without an event, {hand.num_ambiguous} ambiguous",
+                flush=True,
+            )
+        inputs = _Inputs(shards=shards, registered=registered, hand=hand, user_names=user_names, reference=reference)
         workspace.claim("label", config, replace=replace)
-        lineage = _lineage(inputs, config)
         with stage_run(tracking, "label", stage_config(config, "label"), inputs=lineage) as run:
-            return _label(store, inputs, config, run, num_cpus=session.num_cpus)
+            return _label(store, inputs, config, run, whole, num_cpus=session.num_cpus)
 
 
-def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, *, num_cpus: int) -> LabelSummary:
+def _already_labelled(
+    store: Store, shards: Sequence[Shard], registered: RegisteredEncoder, config: Config, whole: str
+) -> LabelSummary | None:
+    """Return what an earlier run found, if it finished with the same inputs and settings and all its files stand."""
+    if not store.exists(SUMMARY):
+        return None
+    summary = json.loads(store.read(SUMMARY))
+    current = {(shard.network, shard.station, shard.name) for shard in shards}
+    if summary["fingerprint"] != whole or config.label.sweep_k:
+        return None
+    marks = list(list_markers(store, "label"))
+    if {(mark.network, mark.station, mark.shard) for mark in marks if mark.fingerprint == summary["mark"]} != current:
+        return None
+    if unembedded_shards(store, shards, registered.encoder, config.label):
+        return None
+    return LabelSummary(
+        num_events=sum(entry["events"] for entry in summary["clusters"]),
+        num_embedded=0,
+        num_written=0,
+        cluster_sizes={entry["cluster"]: entry["events"] for entry in summary["clusters"]},
+        cluster_names={entry["cluster"]: entry["name"] for entry in summary["clusters"] if entry["name"]},
+        scores=summary.get("scores", {}),
+        run_id="",
+    )
+
+
+def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: str, *, num_cpus: int) -> LabelSummary:
     encoder = inputs.registered.encoder
     num_workers = config.label.num_workers or num_cpus
     num_embedders = num_workers
@@ -142,7 +176,7 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, *, num_
     naming = Naming(numbers=numbers, names=names)
     num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
     scores = _score(inputs, config, count.labelled, numbers)
-    _write_summary(store, sizes, named, scores)
+    _write_summary(store, sizes, named, scores, {"fingerprint": whole, "mark": mark})
     _log(run, store, inputs, config, model, model_hash, count, numbers, named, scores)
     _say(sizes, named, scores)
     return LabelSummary(
@@ -260,7 +294,11 @@ def _score(inputs: _Inputs, config: Config, labelled: Labelled | None, numbers: 
 
 
 def _write_summary(
-    store: Store, sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Scores | None
+    store: Store,
+    sizes: Mapping[int, int],
+    named: Mapping[int, ClusterName],
+    scores: Scores | None,
+    marks: Mapping[str, str],
 ) -> None:
     clusters = [
         {
@@ -272,7 +310,7 @@ def _write_summary(
         }
         for number, entry in named.items()
     ]
-    content: dict[str, Any] = {"clusters": clusters}
+    content: dict[str, Any] = {"clusters": clusters, **marks}
     if scores is not None:
         metrics = scores.metrics()
         content["scores"] = metrics
@@ -376,19 +414,26 @@ def _gallery(
     return draw_gallery(titled, inputs.registered.encoder.rate_hz)
 
 
-def _lineage(inputs: _Inputs, config: Config) -> dict[str, str]:
-    sources = "".join(f"{shard.path('events')}{shard.source}" for shard in inputs.shards)
+def _lineage(
+    shards: Sequence[Shard],
+    registered: RegisteredEncoder,
+    reference: Store | None,
+    table: LabelTable | None,
+    names_hash: str,
+) -> dict[str, str]:
+    sources = "".join(f"{shard.path('events')}{shard.source}" for shard in shards)
     lineage = {
         "events": content_hash(sources.encode()),
-        "encoder": inputs.registered.encoder.content_hash,
-        "model": inputs.registered.uri,
+        "encoder": registered.encoder.content_hash,
+        "model": registered.uri,
     }
-    if inputs.hand is not None:
-        lineage["labels"] = inputs.hand.content_hash
-    if inputs.names_hash:
-        lineage["names"] = inputs.names_hash
-    if config.label.reference is not None:
-        lineage["reference"] = config.label.reference
+    if table is not None:
+        lineage["labels"] = table.content_hash
+    if names_hash:
+        lineage["names"] = names_hash
+    if reference is not None:
+        marks = [f"{mark.partition}{mark.shard}{mark.fingerprint}" for mark in list_markers(reference, "label")]
+        lineage["reference"] = content_hash("".join(sorted(marks)).encode())
     return lineage
 
 
@@ -409,15 +454,6 @@ def _num_gpus() -> int:
 def _print_progress(restart: int, iteration: int, inertia: float) -> None:
     if iteration % 10 == 0:
         print(f"k-means: restart {restart}, iteration {iteration}, inertia {inertia:.6g}", flush=True)
-
-
-def _say_hand_labels(hand: HandLabels | None, config: Config) -> None:
-    if hand is not None:
-        print(
-            f"hand labels: {len(hand.label_of)} events from {hand.num_rows} rows of {config.labels.path}; "
-            f"{hand.num_unmatched} rows without an event, {hand.num_ambiguous} ambiguous",
-            flush=True,
-        )
 
 
 def _say(sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Scores | None) -> None:

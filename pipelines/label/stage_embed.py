@@ -110,6 +110,16 @@ def embedding_fingerprint(shard: Shard, encoder: Encoder, settings: LabelSetting
     )
 
 
+def unembedded_shards(store: Store, shards: Sequence[Shard], encoder: Encoder, settings: LabelSettings) -> list[Shard]:
+    """Return the shards that have no embedding yet, or one of other events, another encoder or other arithmetic."""
+    done = {(mark.network, mark.station, mark.shard, mark.fingerprint) for mark in list_markers(store, "embed")}
+    return [
+        shard
+        for shard in shards
+        if (shard.network, shard.station, shard.name, embedding_fingerprint(shard, encoder, settings)) not in done
+    ]
+
+
 def embed_shards(
     store: Store, shards: Sequence[Shard], encoder: Encoder, settings: LabelSettings, *, num_workers: int
 ) -> int:
@@ -118,19 +128,16 @@ def embed_shards(
     Raises:
         StageFailed: a shard could not be embedded; the others are done and stay.
     """
-    marks = list(list_markers(store, "embed"))
-    done = {(mark.network, mark.station, mark.shard, mark.fingerprint) for mark in marks}
     wanted = {(s.network, s.station, s.name): embedding_fingerprint(s, encoder, settings) for s in shards}
     left = [
-        asdict(shard) | {"fingerprint": mark}
-        for shard, mark in zip(shards, wanted.values(), strict=True)
-        if (shard.network, shard.station, shard.name, mark) not in done
+        asdict(shard) | {"fingerprint": wanted[shard.network, shard.station, shard.name]}
+        for shard in unembedded_shards(store, shards, encoder, settings)
     ]
     if left:
         failed = [f"{row['name']}: {row['error']}" for row in _embed(store, left, encoder, settings, num_workers)]
         if failed:
             raise StageFailed(f"{len(failed)} of {len(left)} shards could not be embedded, first {failed[0]}")
-    for mark in marks:
+    for mark in list(list_markers(store, "embed")):
         key = (mark.network, mark.station, mark.shard)
         if wanted.get(key) != mark.fingerprint:
             store.remove(marker_path("embed", mark))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pipelines import tables
 from pipelines.association import NANOSECONDS, event_names, in_validation, match_event_ids, match_times
-from pipelines.config import Config
+from pipelines.config.label import LabelsSettings
 from pipelines.errors import InputError
 from pipelines.label.naming import read_names
 from pipelines.ledger import list_markers
@@ -71,6 +71,15 @@ def check_enough_events(store: Store, shards: Iterable[Shard], k: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelTable:
+    """Hand labels as they were read."""
+
+    rows: pd.DataFrame
+    """`label`, and `event_id` or `network, station, time_ns`; perhaps `split`."""
+    content_hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class HandLabels:
     """Hand labels matched to events."""
 
@@ -86,16 +95,13 @@ class HandLabels:
     content_hash: str
 
 
-def read_hand_labels(store: Store, shards: Sequence[Shard], config: Config) -> HandLabels | None:
-    """Read the configured label table and match it to the events, a station a task; None where none is configured.
+def match_hand_labels(store: Store, shards: Sequence[Shard], settings: LabelsSettings, known: LabelTable) -> HandLabels:
+    """Match a label table to the events, a station a task.
 
     Raises:
-        InputError: the table cannot be read, lacks columns, or matches no event.
+        InputError: it matches no event.
     """
-    settings = config.labels
-    if settings.path is None:
-        return None
-    table, digest = _read_label_table(settings.path)
+    table = known.rows
     by_station: dict[tuple[str, str], list[Shard]] = {}
     for shard in shards:
         by_station.setdefault((shard.network, shard.station), []).append(shard)
@@ -129,7 +135,7 @@ def read_hand_labels(store: Store, shards: Sequence[Shard], config: Config) -> H
         num_rows=len(table),
         num_unmatched=len(table) - len(attributed),
         num_ambiguous=len(ambiguous),
-        content_hash=digest,
+        content_hash=known.content_hash,
     )
 
 
@@ -148,7 +154,12 @@ def read_cluster_names(path: str | None) -> tuple[dict[int, str | None], str]:
         raise InputError(" ".join(str(error).split())) from None
 
 
-def _read_label_table(path: str) -> tuple[pd.DataFrame, str]:
+def read_label_table(path: str) -> LabelTable:
+    """Read the hand labels; times become nanoseconds in `time_ns`.
+
+    Raises:
+        InputError: it cannot be read, lacks columns, or holds a time or split that is none.
+    """
     files = _label_files(path)
     parts, digests = [], []
     for name, content in files:
@@ -188,7 +199,8 @@ def _read_label_table(path: str) -> tuple[pd.DataFrame, str]:
         if wrong:
             raise InputError(f"labels.path {path} has the split {sorted(wrong)[0]!r}; it must be validation or test")
     table["label"] = table["label"].astype(str)
-    return table[table["label"].str.len() > 0].reset_index(drop=True), content_hash("".join(digests).encode())
+    rows = table[table["label"].str.len() > 0].reset_index(drop=True)
+    return LabelTable(rows=rows, content_hash=content_hash("".join(digests).encode()))
 
 
 def _label_files(path: str) -> list[tuple[str, bytes]]:
