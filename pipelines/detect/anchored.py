@@ -208,6 +208,7 @@ class Windows(NamedTuple):
 def cut_windows(
     segments: Mapping[int, Sequence[Segment]],
     onsets: Sequence[Onset],
+    detection: DetectionSettings,
     window: WindowSettings,
     rate_hz: float,
     factors: Mapping[int, float],
@@ -217,7 +218,7 @@ def cut_windows(
     Args:
         segments: segments by component row.
         onsets: events.
-        window: settings.
+        detection, window: settings.
         rate_hz: source sampling rate in Hz.
         factors: by component row, what samples are multiplied with (1 for counts, 1 / sensitivity for m/s).
     """
@@ -237,7 +238,15 @@ def cut_windows(
     num_lead = round(window.lead_seconds * window.rate_hz)
     num_signal = np.array([ceil((o.end_ns - o.onset_ns) / 1e9 * window.rate_hz) for o in onsets], np.int64)
     component = np.array([o.component for o in onsets], np.int64)
-    snr_db, peak = amplitudes(waveforms, component, num_lead, num_signal)
+    snr_db, peak = amplitudes(
+        waveforms,
+        component,
+        num_lead,
+        num_signal,
+        band_hz=detection.band_hz,
+        corners=detection.corners,
+        rate_hz=window.rate_hz,
+    )
     missing = np.isnan(waveforms).mean(axis=(1, 2))
     return Windows(waveforms, starts, snr_db.astype(np.float32), peak.astype(np.float32), missing.astype(np.float32))
 

@@ -275,7 +275,7 @@ class BatchDetector:
             mine = owned[places[0]][2]
             onsets = [owned[place][0] for place in places]
             factors = self.responses.factors(mine.codes, mine.channels, onsets[0].onset_ns)
-            cut = cut_windows(mine.segments, onsets, window, mine.rate_hz, factors)
+            cut = cut_windows(mine.segments, onsets, self.config.detection, window, mine.rate_hz, factors)
             cut = self.responses.remove(cut, mine.codes, mine.channels, window)
             waveforms[places], starts[places] = cut.waveforms, cut.window_start_ns
             snr_db[places], peak[places], missing[places] = cut.snr_db, cut.peak_amplitude, cut.missing_fraction

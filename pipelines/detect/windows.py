@@ -6,7 +6,7 @@ from math import ceil
 from typing import Any
 
 import numpy as np
-from scipy.signal import resample_poly
+from scipy.signal import butter, resample_poly, sosfilt
 
 from pipelines.archive.continuity import Segment
 from pipelines.archive.records import sample_time
@@ -97,31 +97,56 @@ def source_samples(num_samples: int, source_hz: float, rate_hz: float) -> int:
     return ceil(num_samples * ratio.denominator / ratio.numerator) + 2 * resampling_margin(source_hz, rate_hz)
 
 
-def amplitudes(waveforms: Array, component: Array, num_lead: int, num_signal: Array) -> tuple[Array, Array]:
-    """Return signal-to-noise ratio in dB and peak amplitude on the component that triggered.
+def amplitudes(
+    waveforms: Array,
+    component: Array,
+    num_lead: int,
+    num_signal: Array,
+    *,
+    band_hz: tuple[float, float],
+    corners: int,
+    rate_hz: float,
+) -> tuple[Array, Array]:
+    """Return signal-to-noise ratio in dB and peak amplitude in the detection's band, on the component that triggered.
 
     Args:
         waveforms: (n, 3, samples); NaN where absent.
         component: (n,) int, row of each window's trigger component.
-        num_lead: samples before the onset: the noise.
+        num_lead: samples before the onset; the second half of them is the noise, clear of the filter's beginning.
         num_signal: (n,) int, samples from the onset to the end of the trigger: the signal.
+        band_hz, corners: the detection's causal Butterworth band-pass; a high-pass where the rate ends the band.
+        rate_hz: sampling rate of the windows in Hz.
 
     Returns:
-        (n,) `20 log10(rms signal / rms noise)`, NaN where either is absent or zero, and (n,) the largest deviation from
-        the noise's mean from the onset on.
+        (n,) `20 log10(rms signal / rms noise)`, NaN where either is absent or zero, and (n,) the largest absolute value
+        from the onset on.
     """
     traces = waveforms[np.arange(len(waveforms)), component].astype(np.float64)
-    noise, after = traces[:, :num_lead], traces[:, num_lead:]
-    noise_mean = _nan_mean(noise)
-    noise_rms = np.sqrt(_nan_mean((noise - noise_mean[:, None]) ** 2))
-    centred = after - np.where(np.isnan(noise_mean), _nan_mean(after), noise_mean)[:, None]
+    absent = np.isnan(traces)
+    low, high = band_hz
+    if high < rate_hz / 2:
+        sections = butter(corners, [low, high], btype="bandpass", fs=rate_hz, output="sos")
+    else:
+        sections = butter(corners, low, btype="highpass", fs=rate_hz, output="sos")
+    passed = sosfilt(sections, _held(traces, absent), axis=-1)
+    passed[absent] = np.nan
+    noise, after = passed[:, num_lead // 2 : num_lead], passed[:, num_lead:]
     within = np.arange(after.shape[1])[None, :] < np.maximum(num_signal, 1)[:, None]
-    signal_rms = np.sqrt(_nan_mean(np.where(within, centred, np.nan) ** 2))
+    noise_rms = np.sqrt(_nan_mean(noise**2))
+    signal_rms = np.sqrt(_nan_mean(np.where(within, after, np.nan) ** 2))
     with np.errstate(divide="ignore", invalid="ignore"):
         snr_db = 20 * np.log10(signal_rms / noise_rms)
     snr_db[~np.isfinite(snr_db)] = np.nan
-    peak = np.max(np.where(np.isnan(centred), 0.0, np.abs(centred)), axis=1, initial=0.0)
+    peak = np.max(np.where(np.isnan(after), 0.0, np.abs(after)), axis=1, initial=0.0)
     return snr_db, peak
+
+
+def _held(traces: Array, absent: Array) -> Array:
+    """Return rows less their first present sample; absent samples hold the one before (0 at the start)."""
+    levelled = traces - _first_present(traces)
+    last = np.maximum.accumulate(np.where(absent, -1, np.arange(traces.shape[1])), axis=1)
+    held: Array = np.where(last < 0, 0.0, np.take_along_axis(levelled, np.maximum(last, 0), axis=1))
+    return held
 
 
 def _nan_mean(values: Array) -> Array:
