@@ -22,7 +22,7 @@ class ReportSettings(Section):
     max_gallery_events: int = 96
     """Most gallery events on the page; with many clusters each shows fewer (count)."""
 
-    map_events: int = 2000
+    map_events: int = 1500
     """Events drawn by a hash of their id for the map and the descriptions of the clusters (count)."""
 
     map_method: Literal["tsne", "pca"] = "tsne"

@@ -191,7 +191,7 @@ def event_figure(
         1,
         sharex=True,
         height_ratios=[1.6, 1],
-        gridspec_kw={"left": 0.125, "right": 0.985, "top": 0.99, "bottom": 0.145, "hspace": 0.05},
+        gridspec_kw={"left": 0.125, "right": 0.965, "top": 0.99, "bottom": 0.145, "hspace": 0.05},
     )
     length_s = waveform.shape[1] / rate_hz
     waveform = centred(waveform)

@@ -102,6 +102,7 @@ def render(page: Page) -> str:
     )
     environment.filters["count"] = lambda value: f"{value:,}".replace(",", "\u202f")
     environment.filters["percent"] = percent
+    environment.filters["decimal"] = lambda value, digits: f"{value:.{digits}f}".replace("-", "\u2212")
     environment.filters["svg"] = Markup
     template = environment.from_string(folder.joinpath("page.html").read_text(encoding="utf-8"))
     style = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))

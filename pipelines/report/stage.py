@@ -417,7 +417,7 @@ def build_page(
     store = workspace.store
     evaluation = _evaluation(store)
     names = cluster_names(summary, evaluation)
-    titles = {cluster: f"{cluster} · {name}"[:28] if name else str(cluster) for cluster, name in names.items()}
+    titles = {cluster: f"{cluster} · {name}"[:28] if name else f"cluster {cluster}" for cluster, name in names.items()}
     sample = _sample_with_measures(store, summary.sample)
     cards = cluster_cards(summary, names, sample)
     coverage, coverage_words = read_coverage(store)

@@ -14,7 +14,7 @@ from pipelines.report.activity import BIN_WIDTHS_S, BinnedCounts, add_onsets, me
 from pipelines.report.gallery import best_candidates, event_hash, gallery_candidates, smallest_hashes
 
 MAX_BINS = 480
-_DAY_S = BIN_WIDTHS_S[4]
+_HOUR_S = BIN_WIDTHS_S[2]
 _GROUP = ["cluster", "label", "label_source", "site"]
 
 
@@ -29,7 +29,7 @@ class LabelSummary:
     """Events over time, a series a cluster."""
 
     by_site: BinnedCounts
-    """Events over time, a series a site, in bins of at least a day."""
+    """Events over time, a series a site, in bins of at least an hour."""
 
     candidates: pd.DataFrame
     """Candidates for the gallery, see `gallery.best_candidates`, with the `file` that holds them."""
@@ -64,7 +64,7 @@ def summarise(labels: pd.DataFrame, size: SummarySize) -> LabelSummary:
     return LabelSummary(
         groups=groups,
         by_cluster=add_onsets(no_counts(), onset_ns, rows["cluster"].to_numpy(), MAX_BINS),
-        by_site=add_onsets(no_counts(_DAY_S), onset_ns, rows["site"].to_numpy(dtype=object), MAX_BINS),
+        by_site=add_onsets(no_counts(_HOUR_S), onset_ns, rows["site"].to_numpy(dtype=object), MAX_BINS),
         candidates=best_candidates(gallery_candidates(rows), size.per_role),
         sample=smallest_hashes(rows, size.sample),
         files=files.rename(columns={"size": "events", "min": "first_ns", "max": "last_ns"}),
