@@ -259,28 +259,82 @@ def write_catalog(
 ) -> tuple[list[str], int]:
     """Write `catalog/<yyyy-mm>.*` for every month with events; return the files and the number of events.
 
-    Files of months or formats that no longer exist are removed.
+    Files of months or formats that no longer exist are removed. Months are written by a task each where Ray runs.
     """
     store = workspace.store
     method = f"sta-lta/{fingerprint(workspace.stored_config('detect'))}"
-    written: list[str] = []
-    num_events = 0
-    taken_until_ns = np.iinfo(np.int64).min
-    for month in _months(summary):
-        start_ns, end_ns = _month_bounds(month)
+
+    def write(month: _Month) -> tuple[list[str], int]:
+        detections = read_detections(store, month.files, month.start_ns, month.beyond_ns)
+        owned, _ = catalogue.events_opened_before(detections, month.end_ns, month.taken_until_ns, within_seconds)
+        events, picks = catalogue.associated_events(owned, within_seconds, settings.min_stations, settings.event_types)
+        if not len(events):
+            return [], 0
+        return _write_month(store, settings, month.name, events, picks, method), len(events)
+
+    results = list(_map_tasks(write, _months(store, summary, within_seconds)))
+    written = sorted(path for paths, _ in results for path in paths)
+    for item in list(store.walk("catalog")):
+        if item.path not in written:
+            store.remove(item.path)
+    return written, sum(count for _, count in results)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Month:
+    """A month of the catalogue: times in ns since 1970-01-01 UTC."""
+
+    name: str
+    start_ns: int
+    end_ns: int
+    beyond_ns: int
+    """Until when detections may belong to an event of the month."""
+    taken_until_ns: int
+    """Until when detections belong to an event of an earlier month."""
+    files: tuple[str, ...]
+    """Files of `labels/` with detections of the month or just after it."""
+
+
+def _months(store: Store, summary: LabelSummary, within_seconds: float) -> list[_Month]:
+    """Return every month that a file with rows touches, in order.
+
+    An event that opens at the end of a month takes detections of the next one, so the months are looked at one after
+    the other first, at onsets alone.
+    """
+    touched: set[np.datetime64] = set()
+    for first_ns, last_ns in zip(summary.files["first_ns"], summary.files["last_ns"], strict=True):
+        first, last = (np.datetime64(int(time), "ns").astype("datetime64[M]") for time in (first_ns, last_ns))
+        touched.update(np.arange(first, last + 1))
+    months = []
+    taken_until_ns = int(np.iinfo(np.int64).min)
+    for month in sorted(touched):
+        start_ns, end_ns = (int(time.astype("datetime64[ns]").astype(np.int64)) for time in (month, month + 1))
         beyond_ns = end_ns + round(within_seconds * 1e9) + 1
         overlapping = summary.files[(summary.files["first_ns"] < beyond_ns) & (summary.files["last_ns"] >= start_ns)]
-        detections = read_detections(store, overlapping["file"].tolist(), start_ns, beyond_ns)
-        owned, taken_until_ns = catalogue.events_opened_before(detections, end_ns, taken_until_ns, within_seconds)
-        events, picks = catalogue.associated_events(owned, within_seconds, settings.min_stations, settings.event_types)
-        if len(events):
-            written += _write_month(store, settings, month, events, picks, method)
-            num_events += len(events)
-    keep = set(written)
-    for item in list(store.walk("catalog")):
-        if item.path not in keep:
-            store.remove(item.path)
-    return sorted(keep), num_events
+        files = tuple(overlapping["file"].tolist())
+        months.append(
+            _Month(
+                name=str(month),
+                start_ns=start_ns,
+                end_ns=end_ns,
+                beyond_ns=beyond_ns,
+                taken_until_ns=taken_until_ns,
+                files=files,
+            )
+        )
+        onsets = _read_onsets(store, files, start_ns, beyond_ns)
+        _, taken_until_ns = catalogue.events_opened_before(onsets, end_ns, taken_until_ns, within_seconds)
+    return months
+
+
+def _read_onsets(store: Store, files: Sequence[str], start_ns: int, end_ns: int) -> pd.DataFrame:
+    def read(file: str) -> pd.DataFrame:
+        onsets: pd.DataFrame = read_columns(store, f"labels/{file}", ("onset",)).to_pandas()
+        onset_ns = catalogue.onset_nanoseconds(onsets)
+        return onsets[(onset_ns >= start_ns) & (onset_ns < end_ns)]
+
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        return pd.concat(pool.map(read, files), ignore_index=True)
 
 
 def _write_month(
@@ -299,21 +353,6 @@ def _write_month(
         tables.write_table(store, f"catalog/{month}.parquet", catalogue.catalogue_table(events))
         written.append(f"catalog/{month}.parquet")
     return written
-
-
-def _months(summary: LabelSummary) -> list[str]:
-    """Return every month (`yyyy-mm`) that a file with rows touches, in order."""
-    months: set[str] = set()
-    for first_ns, last_ns in zip(summary.files["first_ns"], summary.files["last_ns"], strict=True):
-        first, last = (np.datetime64(int(time), "ns").astype("datetime64[M]") for time in (first_ns, last_ns))
-        months.update(str(month) for month in np.arange(first, last + 1))
-    return sorted(months)
-
-
-def _month_bounds(month: str) -> tuple[int, int]:
-    """Return start and end of a month in ns since 1970-01-01 UTC."""
-    start = np.datetime64(month, "M")
-    return tuple(int(time.astype("datetime64[ns]").astype(np.int64)) for time in (start, start + 1))  # type: ignore[return-value]
 
 
 def read_detections(store: Store, files: Sequence[str], start_ns: int, end_ns: int) -> pd.DataFrame:

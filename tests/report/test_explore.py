@@ -23,7 +23,7 @@ from jobs import explore as job
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import ExploreSettings
 from pipelines.errors import InputError
-from pipelines.report.explore import ExplorerServer, is_loopback, open_explorer
+from pipelines.report.explore import ExplorerServer, Filter, is_loopback, open_explorer
 from pipelines.workspace import Workspace, open_workspace
 
 Rows = tuple[Workspace, pd.DataFrame]
@@ -178,6 +178,20 @@ def test_a_cluster_gets_a_name_that_labels_names_reads(new_workspace: Callable[.
     assert workspace.store.read("cluster-names.yaml") == b"0: icequake\n"
     with pytest.raises(ValueError, match="no cluster 7"):
         explorer.set_name(7, "tremor")
+
+
+def test_a_workspace_in_a_bucket_is_browsed_and_labelled(
+    fill_workspace: Callable[..., pd.DataFrame], moto_s3: Any
+) -> None:
+    workspace = open_workspace(f"{moto_s3.url}/runs/neumayer", create=True)
+    workspace.update_state()
+    rows = fill_workspace(workspace.store, events_per_file=2)
+    explorer = open_explorer(workspace, ExploreSettings(), LabelsSettings())
+    events, _ = explorer.list_events(Filter(site="XX.0101"), "", 50)
+    assert {event["event_id"] for event in events} == set(rows.loc[rows["station"] == "0101", "event_id"])
+    assert explorer.figure(events[0]["event_id"])["svg"].startswith("<svg")
+    explorer.set_labels({events[0]["event_id"]: "spike"})
+    assert workspace.store.read("hand-labels.csv").decode() == f"event_id,label\n{events[0]['event_id']},spike\n"
 
 
 def test_without_the_token_nothing_is_shown(browser: Browser) -> None:

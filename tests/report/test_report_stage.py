@@ -168,6 +168,18 @@ def test_a_workspace_in_a_bucket_gets_the_same_catalogue(
     read_page(bucket.store.read("report/index.html").decode())
 
 
+def test_one_event_a_station_without_embeddings_markers_or_scores_still_gives_a_report(new_workspace: Make) -> None:
+    workspace, rows = new_workspace(events_per_file=1, by_hand=False)
+    for folder in ("embeddings", "ledger"):
+        workspace.store.remove_folder(folder)
+    assert make_report(workspace).events == len(rows)
+    text = workspace.store.read("report/index.html").decode()
+    read_page(text)
+    assert "nothing can be said about how well" in text
+    assert "A map needs the embeddings of at least 10 events" in text
+    assert "what was recorded is not known" in text
+
+
 def test_odd_labels_and_names_cannot_put_anything_into_the_page(new_workspace: Make) -> None:
     workspace, _ = new_workspace(events_per_file=3)
     for item in tables.list_shards(workspace.store, "labels"):
