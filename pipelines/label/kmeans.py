@@ -393,10 +393,13 @@ def farthest_rows(
 
 def draw_first(partition: Partition, seed: int, restart: int) -> tuple[float, int, Array]:
     """Return the row with the smallest draw, as (draw, row number, row)."""
-    draws = uniform(partition.keys, seed, restart, 0)
-    row = int(draws.argmin())
-    chosen = _take_rows(partition, np.array([row]))[0]
-    return float(draws[row]), partition.first_row + row, chosen
+
+    def work(block: Array, rows: slice) -> tuple[float, int, Array]:
+        draws = uniform(partition.keys[rows], seed, restart, 0)
+        row = int(draws.argmin())
+        return float(draws[row]), partition.first_row + rows.start + row, block[row].copy()
+
+    return min(partition.map_blocks(work), key=lambda drawn: drawn[:2])
 
 
 def begin_seeding(partition: Partition) -> None:
@@ -421,8 +424,12 @@ def measure_candidates(partition: Partition, candidates: Array, first_number: in
 
 def draw_candidates(partition: Partition, seed: int, restart: int, round_number: int, factor: float) -> Array:
     """Return the rows drawn in a round, each with probability `factor` times its squared distance: (m, d)."""
-    drawn = uniform(partition.keys, seed, restart, round_number) < factor * partition.nearest
-    return _take_rows(partition, np.flatnonzero(drawn))
+
+    def drawn(rows: slice) -> NDArray[np.bool_]:
+        draws = uniform(partition.keys[rows], seed, restart, round_number)
+        return np.asarray(draws < factor * partition.nearest[rows], dtype=np.bool_)
+
+    return _take_rows(partition, drawn)
 
 
 def weigh_candidates(partition: Partition, num_candidates: int) -> NDArray[np.int64]:
@@ -432,17 +439,20 @@ def weigh_candidates(partition: Partition, num_candidates: int) -> NDArray[np.in
 
 def sample_rows(partition: Partition, seed: int, share: float) -> tuple[NDArray[np.uint64], Array]:
     """Return the rows drawn with a probability, as (event keys, rows)."""
-    drawn = np.flatnonzero(uniform(partition.keys, seed, _SAMPLE_SALT) < share)
-    return partition.keys[drawn], _take_rows(partition, drawn)
+
+    def drawn(rows: slice) -> NDArray[np.bool_]:
+        return np.asarray(uniform(partition.keys[rows], seed, _SAMPLE_SALT) < share, dtype=np.bool_)
+
+    keys = partition.map_blocks(lambda _, rows: partition.keys[rows][drawn(rows)])
+    return np.concatenate(keys), _take_rows(partition, drawn)
 
 
 _SAMPLE_SALT = -1
 
 
-def _take_rows(partition: Partition, numbers: NDArray[np.int64]) -> Array:
+def _take_rows(partition: Partition, drawn: Callable[[slice], NDArray[np.bool_]]) -> Array:
     def work(block: Array, rows: slice) -> Array:
-        first, end = np.searchsorted(numbers, [rows.start, rows.stop])
-        taken: Array = block[numbers[first:end] - rows.start]
+        taken: Array = block[drawn(rows)]
         return taken
 
     return np.concatenate(partition.map_blocks(work))

@@ -11,6 +11,9 @@ Normalize = Literal["none", "l2"]
 SMALLEST_VARIANCE = 1e-6
 """Principal components with less than this share of the largest variance hold rounding noise and are left out."""
 
+CHUNK_ROWS = 8192
+"""Rows turned at a time: the float64 copies stay small."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
@@ -25,6 +28,10 @@ class Space:
 
 def to_space(rows: NDArray[Any], space: Space) -> NDArray[Any]:
     """Return rows (n, d) as points (n, r) of the same float type; an embedding of length zero stays zero."""
+    if len(rows) > CHUNK_ROWS:
+        return np.concatenate(
+            [to_space(rows[start : start + CHUNK_ROWS], space) for start in range(0, len(rows), CHUNK_ROWS)]
+        )
     points = rows
     if space.normalize == "l2":
         lengths = np.sqrt((points.astype(np.float64) ** 2).sum(axis=1))

@@ -127,7 +127,7 @@ def fit_model(
     of numbers of clusters.
 
     Raises:
-        InputError: fewer events, or fewer distinct embeddings, than clusters.
+        InputError: fewer events, or fewer distinct embeddings, than clusters, or all embeddings are the same.
         StageFailed: workers were lost again and again.
     """
     for attempt in range(MOST_ATTEMPTS):
@@ -141,7 +141,7 @@ def fit_model(
                     "more memory or a smaller kmeans.memory_gb"
                 ) from None
         except ValueError as error:
-            raise InputError(f"kmeans.k = {settings.k} (x kmeans.overcluster): {error}") from None
+            raise InputError(f"{error}; change kmeans.k ({settings.k}), kmeans.overcluster or label.model") from None
         finally:
             for actor in actors:
                 ray.kill(actor)
