@@ -52,6 +52,10 @@ class EventSample:
         size = len(self) // world
         return [range(rank * size, (rank + 1) * size) for rank in range(world)]
 
+    def spread(self, count: int) -> range:
+        """Return at most `count` events, evenly spread over the sample, so over stations and time."""
+        return range(0, len(self), max(1, -(-len(self) // count)))
+
     def by_file(self, events: range) -> Iterator[tuple[str, list[int], list[int]]]:
         """Yield (path, rows, places in `events`) for each file that some events lie in; rows rise."""
         places: dict[int, list[tuple[int, int]]] = defaultdict(list)

@@ -19,6 +19,9 @@ class TrainSettings(Section):
     """Residual blocks of each stage (count)."""
     dim: int = Field(64, ge=2, le=4096)
     """Length of an embedding (count)."""
+    even_components: int = Field(8, ge=0)
+    """After the training the embedding is turned to its principal components and so many of them are scaled to like
+    variance, so that k-means sees more than the strongest (count); 0 leaves the embedding as it was trained."""
     num_bands: int = Field(32, ge=8, le=256)
     """Frequency bands of the log spectrogram (count)."""
     num_frames: int = Field(96, ge=16, le=1024)

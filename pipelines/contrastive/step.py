@@ -24,7 +24,7 @@ from pipelines.encoders.networks import NetworkConfig, ProjectionHead
 REFERENCE_BATCH = 256
 """The learning rate is given for this global batch and scaled with its square root, as suits AdamW."""
 
-QUALITY_WINDOWS = 1024
+QUALITY_WINDOWS = 512
 """Windows of a rank that the quality figures of an epoch are computed on."""
 
 
@@ -228,7 +228,7 @@ def embedding_quality(
     for start in range(0, min(len(windows_NCS), QUALITY_WINDOWS), batch):
         windows = windows_NCS[start : min(start + batch, QUALITY_WINDOWS)].to(device)
         plain.append(network(windows))
-        if start < 2 * batch:
+        if start < batch:
             first.append(network(augmenter(windows, generator)))
             second.append(network(augmenter(windows, generator)))
     embeddings = torch.cat(plain)

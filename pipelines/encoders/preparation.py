@@ -4,6 +4,7 @@ Legend of shape suffixes: B window, C component (E, N, Z), S sample, F frequency
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,28 +69,32 @@ def prepare(x_BCS: Tensor, lead_samples: int) -> Tensor:
     standard, present, _, log_rms = standardise(x_BCS)
     num_samples = standard.shape[-1]
     length = noise_length_for(num_samples, lead_samples)
-    usable = max(length, lead_samples * 3 // 4)
-    taper = torch.hann_window(length, dtype=standard.dtype, device=standard.device)
-    frames = standard[..., :usable].unfold(-1, length, max(1, length // 4))
-    frames = (frames - frames.mean(-1, keepdim=True)) * taper
-    # A dead frame (all absent) says nothing about the noise: only frames that hold data are averaged.
-    weight = (frames.abs().amax(-1, keepdim=True) > 0).to(standard.dtype)
-    power = (torch.fft.rfft(frames).abs().square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
-    power = power / taper.square().sum()
-    floor = 1e-6 * power.amax(-1, keepdim=True) + 1e-12
-    log_power = torch.log((power + floor)[:, None])
-    num_bins = num_samples // 2 + 1
-    fine = torch.nn.functional.interpolate(log_power, size=num_bins, mode="linear", align_corners=True)
-    # Below the second bin of the noise spectrum the noise is not resolved.
-    bin_number = torch.linspace(0, length / 2, num_bins, dtype=standard.dtype, device=standard.device)
-    high_pass = 0.5 - 0.5 * torch.cos(math.pi * (bin_number - 0.5).clamp(0, 1))
+    like: dict[str, Any] = {"dtype": standard.dtype, "device": standard.device}
     edge = max(1, num_samples // 50)
-    ramp = 0.5 - 0.5 * torch.cos(math.pi * torch.linspace(0, 1, edge, dtype=standard.dtype, device=standard.device))
-    window = torch.ones(num_samples, dtype=standard.dtype, device=standard.device)
+    ramp = 0.5 - 0.5 * torch.cos(math.pi * torch.linspace(0, 1, edge, **like))
+    window = torch.ones(num_samples, **like)
     window[:edge] = ramp
     window[-edge:] = ramp.flip(0)
-    spectrum = torch.fft.rfft(standard * window) * (torch.exp(-0.5 * fine) * high_pass)
-    white = torch.fft.irfft(spectrum, n=num_samples) * torch.pow(10, log_rms)[:, None, None]
+    # Below the second bin of the noise spectrum the noise is not resolved. It goes first: it can lie 80 dB above the
+    # rest, and would leak into the noise spectrum.
+    num_bins = num_samples // 2 + 1
+    bin_number = torch.linspace(0, length / 2, num_bins, **like)
+    high_pass = 0.5 - 0.5 * torch.cos(math.pi * (bin_number - 0.5).clamp(0, 1))
+    spectrum = torch.fft.rfft(standard * window) * high_pass
+    quick = torch.fft.irfft(spectrum, n=num_samples) * present
+    usable = max(edge + length, lead_samples * 3 // 4)
+    frames = quick[..., edge:usable].unfold(-1, length, max(1, length // 4))
+    taper = torch.hann_window(length, **like)
+    # A dead frame (all absent) says nothing about the noise: only frames that hold data are averaged.
+    weight = (frames.abs().amax(-1, keepdim=True) > 0).to(standard.dtype)
+    power = (torch.fft.rfft(frames * taper).abs().square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
+    power = power / taper.square().sum()
+    floor = 1e-6 * power.amax(-1, keepdim=True) + 1e-14
+    # The first bins hold what the high-pass left; their own power would give back what it took.
+    power = torch.cat([power[:, 2:3], power[:, 2:3], power[:, 2:]], dim=1)
+    log_power = torch.log((power + floor)[:, None])
+    fine = torch.nn.functional.interpolate(log_power, size=num_bins, mode="linear", align_corners=True)
+    white = torch.fft.irfft(spectrum * torch.exp(-0.5 * fine), n=num_samples) * torch.pow(10, log_rms)[:, None, None]
     return torch.where(present, white, white.new_tensor(math.nan))
 
 

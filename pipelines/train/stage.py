@@ -10,7 +10,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +30,7 @@ from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.checkpoint import network_state, read_facts
 from pipelines.contrastive.objective import cluster_stability
 from pipelines.contrastive.step import new_state
+from pipelines.contrastive.whitening import whiten_output
 from pipelines.encoders import Encoder, NetworkConfig
 from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
 from pipelines.errors import InputError, StageFailed
@@ -64,6 +65,9 @@ ALGORITHM_VERSION = 1
 
 MARKER = "train/training.json"
 ENCODER = "train/encoder.safetensors"
+EVENED_WINDOWS = 4096
+"""Windows whose embeddings say what the principal components are."""
+
 SCORE_WINDOWS = 2000
 """Windows that the label-free score is computed on."""
 
@@ -134,10 +138,11 @@ def train_encoder(
         run.log_text(yaml.safe_dump(augmentation.model_dump(mode="json"), sort_keys=False), "augmentation.yaml")
         encoder, resumed_from = _fit(store, config, augmentation, sample, network, run, mark)
         store.write(ENCODER, encoder.to_bytes())
-        windows = read_sample(store, sample, range(min(len(sample), SCORE_WINDOWS)))
+        scored = sample.spread(SCORE_WINDOWS)
+        windows = read_sample(store, sample, scored)
         score = score_encoder(encoder, windows, settings.seed)
         run.log_metrics({**score, "train_seconds": time.perf_counter() - began}, step=settings.epochs)
-        _log_figures(run, encoder, windows, sample, config, augmentation)
+        _log_figures(run, encoder, windows, [sample.stations[event] for event in scored], sample, config, augmentation)
         model_uri, alias = _register(run, tracking, config, encoder, windows, score["stability"])
         done = {
             "fingerprint": mark,
@@ -243,6 +248,9 @@ def _fit(
             ) from error
     built = encoders.build_network(network)
     built.load_state_dict(network_state(content))
+    if config.train.even_components:
+        some = read_sample(store, sample, sample.spread(EVENED_WINDOWS))
+        whiten_output(built, torch.from_numpy(Encoder(network, built).embed(some)), config.train.even_components)
     worlds = read_facts(content)[1]["worlds"]
     if len(worlds) > 1:
         run.set_tags({"firnline.workers": json.dumps(worlds)})
@@ -535,12 +543,13 @@ def _log_figures(
     run: StageRun,
     encoder: Encoder,
     windows: NDArray[np.float32],
+    stations: Sequence[str],
     sample: EventSample,
     config: Config,
     augmentation: AugmentationSettings,
 ) -> None:
     embeddings = encoder.embed(windows)
-    run.log_bytes(embedding_map(embeddings, sample.stations[: len(windows)]), "embedding_map.png")
+    run.log_bytes(embedding_map(embeddings, stations), "embedding_map.png")
     if config.train.encoder in encoders.NETWORKS:
         shown = prepare_windows(windows[:4], sample.lead_samples)
         gallery = augmentation_gallery(

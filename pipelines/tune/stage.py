@@ -24,6 +24,7 @@ from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.objective import cluster_stability
 from pipelines.contrastive.step import TrainPlan, new_state, run_epoch
+from pipelines.contrastive.whitening import whiten_output
 from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, events_fingerprint, read_sample
@@ -158,6 +159,7 @@ def _search(
             "labels": labels,
             "objective": objective,
             "clusters": settings.clusters,
+            "even_components": config.train.even_components,
         }
     )
 
@@ -220,7 +222,10 @@ def _judge(network: torch.nn.Module, task: dict[str, Any]) -> dict[str, float]:
     scores: dict[str, float] = {}
     if task["labels"] is not None:
         scores |= validation_scores(encoder.embed(windows), task["labels"])
-    stability = cluster_stability(encoder, windows[:SCORED_WINDOWS], num_clusters=task["clusters"], seed=0)
+    some = windows[:: max(1, -(-len(windows) // SCORED_WINDOWS))]
+    if task["even_components"]:
+        whiten_output(copy, torch.from_numpy(encoder.embed(some)), task["even_components"])
+    stability = cluster_stability(encoder, some, num_clusters=task["clusters"], seed=0)
     scores["stability"] = stability["stability"]
     scores["score"] = scores.get("validation_knn", 0.0) if task["objective"] == "validation" else scores["stability"]
     return scores

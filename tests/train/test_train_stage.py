@@ -19,7 +19,7 @@ from pipelines import encoders
 from pipelines.contrastive.checkpoint import read_facts
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, read_sample
-from pipelines.tracking import Tracking, alias_version, open_tracking
+from pipelines.tracking import Tracking, alias_version
 from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, read_training, train_encoder
 from pipelines.workspace import open_workspace
 
@@ -31,7 +31,11 @@ def settings(**changes):
 
 
 def tracking_of(workspace):
-    return open_tracking(workspace, None, None)
+    # Not `open_tracking`: logging a model sets MLFLOW_TRACKING_URI, and another test's workspace would be used.
+    root = workspace.url
+    return Tracking(
+        uri=f"sqlite:///{root}/mlflow.db", experiment="training", artifact_location=f"file://{root}/mlartifacts"
+    )
 
 
 def loss_curve(tracking: Tracking) -> list[float]:
@@ -69,6 +73,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_encoder(undisturbed, tmp
     assert 1 <= resumed.resumed_from < 3
     assert resumed.content_hash == summary.content_hash
     assert loss_curve(tracking_of(disturbed)) == loss_curve(tracking_of(workspace))
+    assert len(loss_curve(tracking_of(workspace))) == 3
 
 
 def test_a_finished_training_is_not_done_again(undisturbed, capsys):

@@ -1,0 +1,115 @@
+"""The search on a small table: trials nested under one parent, the best section written, taken up by training."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipelines import config as configuration
+from pipelines.config.augmentation import AugmentationSettings
+from pipelines.contrastive.augmentations import PRESETS, build_augmenter
+from pipelines.errors import InputError
+from pipelines.tracking import Tracking
+from pipelines.training_setup import effective_augmentation
+from pipelines.tune.space import DIMENSIONS, apply_point, dimensions_of
+from pipelines.tune.stage import tune_augmentations
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
+from training_events import make_workspace
+
+SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16}
+BASE = AugmentationSettings().model_dump(mode="json")
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("end", ["low", "high"])
+def test_every_corner_of_the_space_is_a_valid_configuration(preset, end):
+    point = {name: getattr(one, end) for name, one in dimensions_of(preset).items()}
+    section = AugmentationSettings.model_validate(apply_point(BASE, point)).model_dump()
+    build_augmenter(preset, section, lead_samples=100)
+
+
+def test_a_preset_searches_its_own_families_alone():
+    amplitude, frequency = dimensions_of("amplitude"), dimensions_of("frequency")
+    assert "coloured_noise.probability" in amplitude
+    assert "coloured_noise.probability" not in frequency
+    assert "spectral_response.reach_db" in frequency
+    assert dimensions_of("both").keys() == DIMENSIONS.keys()
+
+
+def test_what_a_point_leaves_open_stays_as_configured():
+    assert apply_point(BASE, {}) == BASE
+    changed = apply_point(BASE, {"gain.reach_db": 3.0})
+    assert changed["gain"]["component_db"] == [-3.0, 3.0]
+    assert {**changed, "gain": None} == {**BASE, "gain": None}
+
+
+@pytest.fixture(scope="module")
+def searched(ray_cluster, tmp_path_factory):
+    root = tmp_path_factory.mktemp("tune")
+    workspace = make_workspace(str(root / "workspace"), count=36)
+    config = configuration.resolve(
+        {
+            "train": SMALL,
+            "tune": {"num_trials": 4, "epochs": 2, "grace_epochs": 1, "max_events": 30, "clusters": 3},
+        }
+    )
+    tracking = Tracking(uri=f"sqlite:///{root}/mlflow.db", experiment="tune", artifact_location=root.as_uri())
+    return workspace, config, tracking, tune_augmentations(workspace, config, tracking)
+
+
+def test_trials_are_children_of_one_parent_and_nothing_else_is(searched):
+    _, _, tracking, summary = searched
+    runs = tracking.client().search_runs([tracking.experiment_id()])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+    assert [run.data.tags["firnline.stage"] for run in parents] == ["tune"]
+    assert len(children) == summary.num_trials == 4
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all("score" in run.data.metrics for run in children)
+
+
+def test_the_best_section_is_never_worse_than_the_configured_one(searched):
+    _, _, tracking, summary = searched
+    assert summary.best_score >= summary.first_score
+    runs = tracking.client().search_runs([tracking.experiment_id()])
+    finished = [
+        run.data.metrics["score"]
+        for run in runs
+        if "mlflow.parentRunId" in run.data.tags
+        and len(tracking.client().get_metric_history(run.info.run_id, "score")) == 2
+    ]
+    assert summary.best_score == pytest.approx(max(finished))
+
+
+def test_training_takes_the_best_section_up(searched):
+    workspace, config, _, summary = searched
+    written = yaml.safe_load(Path(summary.path).read_text())["augmentation"]
+    tuned = config.model_copy(update={"train": config.train.model_copy(update={"augment_from": "tune"})})
+    assert effective_augmentation(workspace, tuned).model_dump(mode="json") == written
+    by_path = config.model_copy(update={"train": config.train.model_copy(update={"augment_from": summary.path})})
+    assert effective_augmentation(workspace, by_path).model_dump(mode="json") == written
+
+
+def test_a_workspace_without_a_search_says_so(tmp_path):
+    workspace = make_workspace(str(tmp_path / "untuned"), count=12)
+    config = configuration.resolve({"train": {"augment_from": "tune"}})
+    with pytest.raises(InputError, match=r"train\.augment_from is 'tune', but there is no .* run tune first"):
+        effective_augmentation(workspace, config)
+
+
+def test_an_encoder_without_augmentations_is_refused(tmp_path):
+    workspace = make_workspace(str(tmp_path / "features"), count=12)
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune")
+    with pytest.raises(InputError, match=r"train\.encoder is 'features'"):
+        tune_augmentations(workspace, configuration.resolve({"train": {"encoder": "features"}}), tracking)
+
+
+def test_an_objective_without_labels_is_refused(tmp_path):
+    workspace = make_workspace(str(tmp_path / "unlabelled"), count=12)
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune")
+    config = configuration.resolve({"train": SMALL, "tune": {"objective": "validation"}})
+    with pytest.raises(InputError, match=r"tune\.objective is validation"):
+        tune_augmentations(workspace, config, tracking)
