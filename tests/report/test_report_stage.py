@@ -12,8 +12,10 @@ import pytest
 
 from jobs import report as job
 from pipelines import association, config, tables
+from pipelines.config.report import CatalogSettings
 from pipelines.errors import InputError
 from pipelines.ledger import list_markers, marker_path
+from pipelines.report import stage
 from pipelines.report.stage import ReportResult, summarise_files, write_report
 from pipelines.report.summary import LabelSummary, SummarySize, merge
 from pipelines.workspace import Workspace, open_workspace
@@ -153,6 +155,23 @@ def test_the_summary_of_all_files_is_that_of_the_files_one_by_one(small_workspac
     for field in ("groups", "sample", "files"):
         pd.testing.assert_frame_equal(getattr(whole, field), getattr(backwards, field))
     pd.testing.assert_series_equal(whole.by_cluster.counts, backwards.by_cluster.counts)
+
+
+def test_ray_tasks_write_the_same_catalogue(
+    ray_cluster: object,
+    reported: tuple[Workspace, pd.DataFrame],
+    fill_workspace: Callable[..., pd.DataFrame],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stage, "FILES_PER_TASK", 2)
+    workspace = open_workspace(str(tmp_path / "tasks"), create=True)
+    fill_workspace(workspace.store)
+    summary = stage.summarise_labels(workspace.store, stage.label_files(workspace), SummarySize(per_role=1, sample=9))
+    written, _ = stage.write_catalog(workspace, CatalogSettings(), summary, 30.0)
+    assert len(written) == 6
+    for path in written:
+        assert workspace.store.read(path) == reported[0].store.read(path)
 
 
 def test_a_workspace_in_a_bucket_gets_the_same_catalogue(
