@@ -81,8 +81,12 @@ function showSummary() {
   byId("bulk").replaceChildren(...names.slice(0, 9).map((label) => element("button", {
     type: "button", onclick: attempt(() => setLabel(state.events, label)),
   }, label)));
-  const total = Object.values(labels).reduce((sum, count) => sum + count, 0);
-  say(`${total} labelled by hand`);
+  sayCount();
+}
+
+function sayCount(saved = "") {
+  const total = Object.values(state.summary.labels).reduce((sum, count) => sum + count, 0);
+  say(`${total} labelled by hand${saved}`);
 }
 
 async function rename(cluster) {
@@ -113,6 +117,7 @@ const loadEvents = attempt(async () => {
   byId("events").replaceChildren(...answer.events.map(card));
   if (!answer.events.length) byId("events").append(element("p", { class: "nothing" }, "No event matches the filter."));
   byId("events").setAttribute("aria-busy", "false");
+  if (byId("status").classList.contains("error")) sayCount();
   window.scrollTo(0, 0);
 });
 
@@ -175,8 +180,7 @@ async function setLabel(events, label) {
     const event = state.events.find((entry) => entry.event_id === node.dataset.eventId);
     if (event) showButtons(node, event);
   }
-  const total = Object.values(answer.labels).reduce((sum, count) => sum + count, 0);
-  say(`${total} labelled by hand, saved to ${state.summary.labels_path}`);
+  sayCount(`, saved to ${state.summary.labels_path}`);
 }
 
 document.addEventListener("keydown", (press) => {
