@@ -1,7 +1,7 @@
 """The events that a training sees, chosen and read; shared by the stages that train."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -56,7 +56,7 @@ class EventSample:
         """Return at most `count` events, evenly spread over the sample, so over stations and time."""
         return range(0, len(self), max(1, -(-len(self) // count)))
 
-    def by_file(self, events: range) -> Iterator[tuple[str, list[int], list[int]]]:
+    def by_file(self, events: Iterable[int]) -> Iterator[tuple[str, list[int], list[int]]]:
         """Yield (path, rows, places in `events`) for each file that some events lie in; rows rise."""
         places: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for place, event in enumerate(events):
@@ -139,8 +139,13 @@ def read_windows(store: Store, path: str, rows: Sequence[int]) -> NDArray[np.flo
     return np.concatenate(parts)
 
 
-def read_sample(store: Store, sample: EventSample, events: range) -> NDArray[np.float32]:
-    """Return the windows of some of the sample's events, in the sample's order."""
+def read_rows(store: Store, sample: EventSample, events: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the windows of the sample's events at some places, in the order of the places."""
+    return read_sample(store, sample, events.tolist())
+
+
+def read_sample(store: Store, sample: EventSample, events: Sequence[int]) -> NDArray[np.float32]:
+    """Return the windows of some of the sample's events, in the given order."""
     windows = np.empty((len(events), 3, sample.num_samples), dtype=np.float32)
 
     def fill(part: tuple[str, list[int], list[int]]) -> None:

@@ -67,7 +67,7 @@ def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> 
     """Return balanced accuracies of nearest neighbours and of a linear probe, each fold scored by the other.
 
     Args:
-        embeddings: of the whole sample, in its order.
+        embeddings: of the labelled events, in the order of `labels.places`.
         labels: of the sample's validation half.
 
     Returns:
@@ -75,13 +75,12 @@ def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> 
     """
     if len(np.unique(labels.folds)) < 2:
         return {}
-    points = embeddings[labels.places]
     scores = {}
     for name, predict in (("validation_knn", knn_predict), ("validation_linear", linear_predict)):
-        guess = np.empty(len(points), dtype=object)
+        guess = np.empty(len(embeddings), dtype=object)
         for fold in (0, 1):
             learn, score = labels.folds != fold, labels.folds == fold
-            guess[score] = predict(points[learn], labels.labels[learn], points[score])
+            guess[score] = predict(embeddings[learn], labels.labels[learn], embeddings[score])
         scores[name] = balanced_accuracy(labels.labels, guess)
     return scores
 

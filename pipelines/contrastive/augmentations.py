@@ -58,11 +58,12 @@ class Gain(Augmentation):
 
 
 class ColouredNoise(Augmentation):
-    """Adds Gaussian noise whose power falls with a random power of the frequency."""
+    """Adds Gaussian noise whose power falls with a random power of the frequency, down to a signal-to-noise ratio."""
 
-    def __init__(self, *, probability: float, snr_db: Range, exponent: Range) -> None:
+    def __init__(self, *, probability: float, snr_db: Range, exponent: Range, lead_samples: int) -> None:
         super().__init__(probability)
         self.snr_db, self.exponent = _ordered("snr_db", snr_db), _ordered("exponent", exponent)
+        self.lead_samples = lead_samples
 
     def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return every window changed."""
@@ -73,11 +74,15 @@ class ColouredNoise(Augmentation):
         frequency = torch.linspace(0, 1, num_bins, device=x_BCS.device, dtype=x_BCS.dtype).clamp(min=0.01)
         slope = torch.pow(frequency, -0.5 * exponent_B11)
         noise = torch.fft.irfft(torch.complex(white[0], white[1]) * slope, n=num_samples)
-        return _add_noise(x_BCS, noise, _uniform((count, 1, 1), self.snr_db, x_BCS, generator))
+        snr_db = _uniform((count, 1, 1), self.snr_db, x_BCS, generator)
+        return _add_noise(x_BCS, noise, snr_db, self.lead_samples)
 
 
 class RealNoise(Augmentation):
-    """Adds the noise before another window's onset, laid end to end, forwards and backwards in turn."""
+    """Adds the noise before another window's onset, down to a signal-to-noise ratio.
+
+    It is laid end to end, forwards and backwards in turn.
+    """
 
     def __init__(self, *, probability: float, snr_db: Range, lead_samples: int) -> None:
         super().__init__(probability)
@@ -97,7 +102,7 @@ class RealNoise(Augmentation):
         repeats = -(-num_samples // (2 * length))
         noise = torch.cat([lead, lead.flip(-1)], dim=-1).repeat(1, 1, repeats)[..., :num_samples]
         start = int(torch.randint(num_samples, (1,), generator=generator, device=x_BCS.device))
-        return _add_noise(x_BCS, noise.roll(start, -1), snr_db)
+        return _add_noise(x_BCS, noise.roll(start, -1), snr_db, self.lead_samples)
 
 
 class ComponentDrop(Augmentation):
@@ -373,7 +378,7 @@ _ORDER = (
     "crop",
     "time_mask",
 )
-_NEEDS_LEAD = ("time_shift", "time_stretch", "crop", "real_noise")
+_NEEDS_LEAD = ("time_shift", "time_stretch", "crop", "real_noise", "coloured_noise")
 
 
 class Augmenter(nn.Module):
@@ -438,16 +443,24 @@ def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generato
     return torch.where(present, filtered, x_BCS.new_tensor(math.nan))
 
 
-def _add_noise(x_BCS: Tensor, noise: Tensor, snr_db: Tensor) -> Tensor:
-    """Add noise so that the window's RMS lies `snr_db` above the noise's."""
-    present = torch.isfinite(x_BCS)
-    count = present.sum((1, 2), keepdim=True).clamp(min=1)
-    energy = torch.nan_to_num(x_BCS).square().sum((1, 2), keepdim=True) / count
-    noise_energy = (noise.square() * present).sum((1, 2), keepdim=True) / count
+def _add_noise(x_BCS: Tensor, noise: Tensor, snr_db: Tensor, lead_samples: int) -> Tensor:
+    """Add so much noise that the window's peak lies `snr_db` above its noise's RMS; none to a window below that.
+
+    The ratio is the result's and not that of window and added noise: two views then have ratios that say little of the
+    window's own, and a network cannot tell windows by it.
+    """
     tiny = torch.finfo(x_BCS.dtype).tiny
-    scale = (energy / noise_energy.clamp(min=tiny)).sqrt() * torch.pow(10, -snr_db / 20)
-    scale = torch.where(noise_energy > tiny, scale, torch.zeros_like(scale))
-    return x_BCS + scale * noise
+    filled = torch.nan_to_num(x_BCS)
+    present = torch.isfinite(x_BCS)
+    # A shift may have moved the onset to half the lead.
+    lead = slice(0, max(1, lead_samples * 2 // 5))
+    ground = filled[..., lead].square().sum((1, 2), keepdim=True) / present[..., lead].sum((1, 2), keepdim=True).clamp(
+        min=1
+    )
+    wanted = (filled.abs().amax((1, 2), keepdim=True) * torch.pow(10, -snr_db / 20)).square()
+    own = (noise.square() * present).sum((1, 2), keepdim=True) / present.sum((1, 2), keepdim=True).clamp(min=1)
+    scale = ((wanted - ground).clamp(min=0) / own.clamp(min=tiny)).sqrt()
+    return x_BCS + torch.where(own > tiny, scale, torch.zeros_like(scale)) * noise
 
 
 def _take(x_BCS: Tensor, place_BS: Tensor) -> Tensor:

@@ -34,7 +34,15 @@ from pipelines.contrastive.whitening import whiten_output
 from pipelines.encoders import Encoder, NetworkConfig
 from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
 from pipelines.errors import InputError, StageFailed
-from pipelines.event_sample import EventSample, choose_events, events_fingerprint, read_sample, read_windows
+from pipelines.event_sample import (
+    EventSample,
+    choose_events,
+    events_fingerprint,
+    read_rows,
+    read_sample,
+    read_windows,
+)
+from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
 from pipelines.ledger import fingerprint
 from pipelines.model_registry import log_encoder
 from pipelines.storage import Store
@@ -123,6 +131,7 @@ def train_encoder(
                 already_done=True,
             )
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
+    labels = label_sample(sample, config.labels)
     network = network_config(config, sample)
     if settings.num_workers:
         check_resources(config)
@@ -140,10 +149,11 @@ def train_encoder(
         store.write(ENCODER, encoder.to_bytes())
         scored = sample.spread(SCORE_WINDOWS)
         windows = read_sample(store, sample, scored)
-        score = score_encoder(encoder, windows, settings.seed)
+        judge = judge_of(store, sample, labels, windows, settings.seed)
+        score = judge(encoder)
         run.log_metrics({**score, "train_seconds": time.perf_counter() - began}, step=settings.epochs)
         _log_figures(run, encoder, windows, [sample.stations[event] for event in scored], sample, config, augmentation)
-        model_uri, alias = _register(run, tracking, config, encoder, windows, score["stability"])
+        model_uri, alias = _register(run, tracking, config, encoder, windows, judge, score["score"])
         done = {
             "fingerprint": mark,
             "keys": keys,
@@ -159,8 +169,9 @@ def train_encoder(
             if item.path not in (MARKER, ENCODER):
                 store.remove(item.path)
     print(
-        f"train: {model_uri} ({alias}), stability {score['stability']:.3f}, effective rank "
-        f"{score['final_effective_rank']:.1f}, {time.perf_counter() - began:.0f} s."
+        f"train: {model_uri} ({alias}), "
+        + ", ".join(f"{name} {value:.3f}" for name, value in score.items() if name != "score")
+        + f", {time.perf_counter() - began:.0f} s."
     )
     return TrainingSummary(
         content_hash=encoder.content_hash,
@@ -201,9 +212,23 @@ def check_resources(config: Config) -> None:
         raise InputError(f"train.use_gpu is true for {workers} workers, but Ray has {gpus:g} GPUs; use fewer workers")
 
 
-def score_encoder(encoder: Encoder, windows: NDArray[np.float32], seed: int) -> dict[str, float]:
-    """Return the label-free figures by which two encoders are compared on the same windows."""
-    return cluster_stability(encoder, windows, num_clusters=8, seed=seed)
+def judge_of(
+    store: Store, sample: EventSample, labels: SampleLabels | None, windows: NDArray[np.float32], seed: int
+) -> Callable[[Encoder], dict[str, float]]:
+    """Return what scores encoders on the same windows: label-free, and by the validation half of hand labels.
+
+    `score` is what decides about aliases: the balanced accuracy of nearest neighbours where there are labels in both
+    folds, else the stability of clusters.
+    """
+    labelled = None if labels is None else read_rows(store, sample, labels.places)
+
+    def judge(encoder: Encoder) -> dict[str, float]:
+        scores = cluster_stability(encoder, windows, num_clusters=8, seed=seed)
+        if labels is not None and labelled is not None:
+            scores |= validation_scores(encoder.embed(labelled), labels)
+        return scores | {"score": scores.get("validation_knn", scores["stability"])}
+
+    return judge
 
 
 def _fit(
@@ -564,6 +589,7 @@ def _register(
     config: Config,
     encoder: Encoder,
     windows: NDArray[np.float32],
+    judge: Callable[[Encoder], dict[str, float]],
     score: float,
 ) -> tuple[str, str]:
     """Log and register the encoder and move the aliases; return the registered model's URI and its alias.
@@ -578,17 +604,19 @@ def _register(
     champion = alias_version(tracking, name, CHAMPION)
     alias = CHAMPION
     if champion is not None:
-        best = champion_score(tracking, name, windows, config.train.seed)
+        best = champion_score(tracking, name, windows.shape[-1], judge)
         if best is not None:
-            run.log_metrics({"champion_stability": best})
+            run.log_metrics({"champion_score": best})
         alias = CHAMPION if best is not None and score > best else CANDIDATE
     set_alias(tracking, name, alias, version)
     run.set_tags({"firnline.model_version": version, "firnline.alias": alias})
     return f"models:/{name}/{version}", alias
 
 
-def champion_score(tracking: Tracking, name: str, windows: NDArray[np.float32], seed: int) -> float | None:
-    """Return the champion's score on the given windows; None where it takes windows of another length."""
+def champion_score(
+    tracking: Tracking, name: str, num_samples: int, judge: Callable[[Encoder], dict[str, float]]
+) -> float | None:
+    """Return the champion's score on the new model's windows; None where it takes windows of another length."""
     with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
         found = download_artifact(tracking, f"models:/{name}@{CHAMPION}", Path(folder))
         files = sorted(found.rglob("*.safetensors"))
@@ -596,6 +624,6 @@ def champion_score(tracking: Tracking, name: str, windows: NDArray[np.float32], 
             champion = encoders.load(files[0]) if files else None
         except ValueError:
             champion = None
-    if champion is None or champion.num_samples != windows.shape[-1]:
+    if champion is None or champion.num_samples != num_samples:
         return None
-    return score_encoder(champion, windows, seed)["stability"]
+    return judge(champion)["score"]

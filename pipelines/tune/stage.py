@@ -8,7 +8,7 @@ import importlib
 import shutil
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,12 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
     with stage_run(tracking, "tune", stage_config(config, "tune"), inputs=inputs) as run:
         run.set_tags({"firnline.fingerprint": fingerprint({"inputs": inputs, "config": stage_config(config, "tune")})})
         results = _search(config, run, network, plan, base, windows, labels, objective)
+        failed = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
+        if failed:
+            print(f"tune: {len(failed)} of {len(results)} trials failed, the first with {failed[0]}.")
         finished = [r for r in results if r.metrics and r.metrics.get("training_iteration", 0) >= settings.epochs]
         if not finished:
-            errors = [str(r.error).strip().splitlines()[-1] for r in results if r.error]
-            raise StageFailed(f"no trial of the search ran to its end: {errors[0] if errors else 'all were stopped'}")
+            raise StageFailed(f"no trial of the search ran to its end: {failed[0] if failed else 'all were stopped'}")
         best = max(finished, key=lambda result: float(result.metrics["score"]))
         first = next((r for r in finished if r.config["first"]), best)
         section = _section(base, best.config["point"])
@@ -109,6 +111,7 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
                 "first_score": float(first.metrics["score"]),
                 "num_trials": len(results),
                 "num_finished": len(finished),
+                "num_failed": len(failed),
                 "tune_seconds": time.perf_counter() - began,
             }
         )
@@ -221,7 +224,7 @@ def _judge(network: torch.nn.Module, task: dict[str, Any]) -> dict[str, float]:
     windows = task["windows"]
     scores: dict[str, float] = {}
     if task["labels"] is not None:
-        scores |= validation_scores(encoder.embed(windows), task["labels"])
+        scores |= validation_scores(encoder.embed(windows[task["labels"].places]), task["labels"])
     some = windows[:: max(1, -(-len(windows) // SCORED_WINDOWS))]
     if task["even_components"]:
         whiten_output(copy, torch.from_numpy(encoder.embed(some)), task["even_components"])
@@ -311,7 +314,9 @@ def _nested_runs(parent: StageRun, base: dict[str, Any]) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             stack, child = self.open.pop(trial.trial_id)
-            child.set_tags({"firnline.trial": trial.trial_id, "firnline.error": "failed"})
-            stack.close()
+            child.set_tags({"firnline.trial": trial.trial_id})
+            error = StageFailed("the trial failed")
+            with suppress(StageFailed):
+                stack.__exit__(type(error), error, None)
 
     return NestedRuns()
