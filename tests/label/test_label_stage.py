@@ -5,14 +5,26 @@ from itertools import permutations
 import pandas as pd
 import pyarrow as pa
 import pytest
+import torch
 
 from jobs import compare, label
 from pipelines import tables
 from pipelines.config import resolve
-from pipelines.errors import InputError
+from pipelines.encoders import Encoder, NetworkConfig, build_network
+from pipelines.errors import InputError, StageFailed
 from pipelines.label.stage import SUMMARY, label_events
-from pipelines.workspace import Workspace
-from tests.label.conftest import DAY, Example, new_encoder, register, shard_table, write_example
+from pipelines.workspace import Workspace, open_workspace
+from tests.label.conftest import (
+    DAY,
+    LEAD_SAMPLES,
+    NUM_SAMPLES,
+    RATE_HZ,
+    Example,
+    new_encoder,
+    register,
+    shard_table,
+    write_example,
+)
 
 
 def read_all(workspace: Workspace, table: str) -> pa.Table:
@@ -102,6 +114,19 @@ def test_a_rerun_recomputes_nothing_and_a_damaged_workspace_gets_the_same_bytes_
     assert contents(workspace) == before
 
 
+def test_a_bucket_holds_the_same_bytes_as_a_disk(labelled, moto_s3):
+    bucket = open_workspace(f"{moto_s3.url}/workspace", create=True)
+    for item in tables.list_shards(labelled.workspace.store, "events"):
+        bucket.store.write(item.path, labelled.workspace.store.read(item.path))
+    config = labelled.with_settings(label={"model": "models:/firnline-encoder/1"})
+    label_events(bucket, config, labelled.tracking)
+    in_bucket, on_disk = contents(bucket), contents(labelled.workspace)
+    assert {path for path in in_bucket if path.endswith(".parquet")} == {
+        path for path in on_disk if path.endswith(".parquet")
+    }
+    assert all(in_bucket[path] == on_disk[path] for path in in_bucket if path.endswith(".parquet"))
+
+
 def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labelled):
     workspace = labelled.workspace
     table, _ = shard_table("AW", "VNA1", 2)
@@ -166,6 +191,23 @@ def test_mistakes_are_one_sentence_before_anything_is_written(tmp_path, ray_clus
         label_events(example.workspace, example.config, example.tracking)
     assert not list(example.workspace.store.walk("ledger"))
     assert not example.workspace.store.exists("config/label.yaml")
+
+
+def test_an_encoder_that_gives_nan_or_always_the_same_is_named(tmp_path, ray_cluster):
+    example = write_example(tmp_path, stations=("VNA1",), num_days=1)
+    config = NetworkConfig(kind="waveform", num_samples=NUM_SAMPLES, rate_hz=RATE_HZ, lead_samples=LEAD_SAMPLES)
+    for value, error, sentence in (
+        (float("nan"), StageFailed, r"the encoder gives event AW\.VNA1.* an embedding that is not finite"),
+        (0.0, InputError, "all 60 embeddings are the same"),
+    ):
+        network = build_network(config)
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(value)
+        register(example.workspace, Encoder(config, network))
+        with pytest.raises(error, match=sentence):
+            label_events(example.workspace, example.config, example.tracking)
+        assert not tables.list_shards(example.workspace.store, "labels")
 
 
 def test_the_job_exits_with_2_and_one_sentence_where_nothing_was_detected(tmp_path, capsys):
