@@ -25,11 +25,17 @@ from pipelines.errors import InputError, StageFailed
 SPARE_CPUS = 2
 """Logical CPUs on top of the cores: training on every CPU would leave Ray Data none, and it would wait for ever."""
 
+START_ATTEMPTS = 3
+"""Ray gives its servers half a minute to come up, which a busy machine can exceed."""
+
 CONNECT_SECONDS = 10.0
 """How long a cluster's address may take to accept a connection."""
 
 NO_PROGRESS_SECONDS = 6 * 3600.0
 """How long Ray Data may wait on a cluster for capacity: spot machines can be away for hours."""
+
+CLUSTER_CPUS_VARIABLE = "FIRNLINE_CLUSTER_CPUS"
+"""Variable of a cluster's head: how many CPUs its autoscaler may bring the cluster to."""
 
 _GIB = 1 << 30
 _own_cores: list[int] = []
@@ -60,7 +66,8 @@ class RaySession:
     started: bool
     """Whether it was started here, and so ends with the job."""
     num_cpus: int
-    """Logical CPUs that may do work at once: all of the cluster's, less the spare ones of a Ray started here."""
+    """Logical CPUs that may do work at once: all that the cluster has or may still start; of a Ray started here
+    all but the spare ones."""
 
 
 @contextmanager
@@ -222,21 +229,25 @@ def _start(cores: int, *, include_dashboard: bool, worker_logs: bool) -> Path:
     # The variable of this name may have come after Ray's import.
     ray_constants.ENABLE_RAY_CLUSTER = False
     folder = _private_folder()
-    try:
-        context: Any = ray.init(
-            address="local",
-            num_cpus=cores + SPARE_CPUS,
-            include_dashboard=include_dashboard,
-            dashboard_host="127.0.0.1",
-            object_store_memory=_object_store_bytes(cores),
-            logging_level=logging.WARNING,
-            log_to_driver=worker_logs,
-            _temp_dir=str(folder / "ray"),
-        )
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise StageFailed(
-            f"Ray did not start on this machine ({_first_line(error)}); its logs are in {folder}/ray."
-        ) from error
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            context: Any = ray.init(
+                address="local",
+                num_cpus=cores + SPARE_CPUS,
+                include_dashboard=include_dashboard,
+                dashboard_host="127.0.0.1",
+                object_store_memory=_object_store_bytes(cores),
+                logging_level=logging.WARNING,
+                log_to_driver=worker_logs,
+                _temp_dir=str(folder / "ray"),
+            )
+            break
+        except Exception as error:  # Ray raises nothing narrower where a server of its own does not come up in time
+            ray.shutdown()
+            if attempt == START_ATTEMPTS:
+                raise StageFailed(
+                    f"Ray did not start on this machine ({_first_line(error)}); its logs are in {folder}/ray."
+                ) from error
     _own_cores.append(cores)
     return Path(context.address_info["session_dir"])
 
@@ -331,12 +342,23 @@ def _refuse_other_cluster(address: str | None) -> None:
 
 def _session(*, started: bool) -> RaySession:
     ray: Any = importlib.import_module("ray")
-    logical = int(ray.cluster_resources().get("CPU", 0))
     return RaySession(
         address=ray.get_runtime_context().gcs_address,
         started=started,
-        num_cpus=_own_cores[0] if _own_cores else max(1, logical),
+        num_cpus=_own_cores[0] if _own_cores else _cluster_cpus(),
     )
+
+
+def _cluster_cpus() -> int:
+    """Return the CPUs of a cluster: those that are there, or those that it says it may grow to."""
+    ray: Any = importlib.import_module("ray")
+    # Ray does not tell what its autoscaler may still start; the heads of cluster.yaml and infra/kuberay do.
+    promised = os.environ.get(CLUSTER_CPUS_VARIABLE, "0")
+    if not promised.isdigit():
+        raise InputError(
+            f"{CLUSTER_CPUS_VARIABLE} is {promised!r}; it is the number of CPUs that the cluster may grow to."
+        )
+    return max(1, int(ray.cluster_resources().get("CPU", 0)), int(promised))
 
 
 def _configure_data(*, on_cluster: bool) -> None:

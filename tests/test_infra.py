@@ -94,6 +94,17 @@ def test_every_ray_of_the_cluster_starts_with_a_token_and_its_dashboard_on_loopb
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
 
 
+def test_jobs_are_told_how_many_cpus_the_cluster_may_grow_to(cluster: dict[str, Any]):
+    spot = cluster["available_node_types"]["cpu-spot"]
+    promised = f"FIRNLINE_CLUSTER_CPUS={spot['max_workers'] * spot['resources']['CPU']} "
+    assert any(promised in command for command in cluster["head_start_ray_commands"])
+    for _, spec in cluster_specs():
+        [group] = [group for group in spec["workerGroupSpecs"] if group["groupName"] == "cpu-spot"]
+        cpus = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
+        [variable] = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+        assert variable == {"name": "FIRNLINE_CLUSTER_CPUS", "value": str(group["maxReplicas"] * cpus)}
+
+
 def test_what_the_cluster_copies_to_its_nodes_is_in_the_repository(cluster: dict[str, Any]):
     for local in cluster["file_mounts"].values():
         assert local.startswith("~") or (ROOT / local).exists(), local
