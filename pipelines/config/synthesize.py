@@ -46,9 +46,9 @@ class SynthesizeSettings(Section):
     """Shares of the classes."""
     events_per_station_day: float = Field(300.0, ge=0, le=2000)
     """Expected arrivals in the truth, a station and day."""
-    snr_floor: float = Field(1.3, gt=0)
+    snr_floor: float = Field(2.0, gt=0)
     """Least signal-to-noise ratio in the truth: root mean square over 0.5 s against the noise's, 1-20 Hz."""
-    snr_exponent: float = Field(0.9, gt=0, le=5)
+    snr_exponent: float = Field(1.4, gt=0, le=5)
     """Tail of the signal-to-noise ratios: the share above x falls as (snr_floor / x) ** snr_exponent."""
     snr_ceiling: float = Field(300.0, gt=0, le=10_000)
     """Greatest signal-to-noise ratio."""

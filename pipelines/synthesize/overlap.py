@@ -38,7 +38,9 @@ def hand_features(waveforms: npt.NDArray[np.float32], rate_hz: int, lead_seconds
     """Return FEATURES of windows (window, 3, sample), components E, N, Z, as (window, 16).
 
     All are taken after a band-pass of SIGNAL_BAND_HZ, from the component with the most energy where one is meant.
-    Duration is the time that the smoothed envelope spends above its noise; peak and ratios are logarithms.
+    Duration is the time from the first to the last instant at which the smoothed envelope is above its noise;
+    features of shape and spectrum are those of that time, at least 1.5 s. Duration, frequencies, peak, ratios and
+    kurtosis are logarithms.
     """
     low, high = SIGNAL_BAND_HZ
     sos = signal.butter(4, (low, min(high, 0.45 * rate_hz)), "bandpass", fs=rate_hz, output="sos")
@@ -91,12 +93,18 @@ def _features(window: Array, rate_hz: int, lead_seconds: float) -> Array:
     threshold = max(2 * noise_rms, 0.2 * float(envelope.max()))
     above = np.flatnonzero(envelope[lead:] > threshold)
     duration = (above[-1] - above[0]) / rate_hz if above.size else 0.0
-    frequency, psd = signal.welch(trace[lead:], rate_hz, nperseg=min(256 * rate_hz // 100, trace.size - lead))
-    inside = (frequency >= 1) & (frequency <= 20)
-    frequency, psd = frequency[inside], psd[inside]
+    start = lead + (int(above[0]) if above.size else 0)
+    event = window[:, start : start + max(int(duration * rate_hz), int(1.5 * rate_hz))]
+    strongest = event[int(energy.argmax())]
+    size = int(2.56 * rate_hz)
+    frequency, psd = signal.periodogram(strongest, rate_hz, nfft=max(size, strongest.size))
+    grid = np.arange(1.0, 20.0, 0.4)
+    psd = np.interp(grid, frequency, np.convolve(psd, np.ones(5) / 5, "same")) + 1e-12
+    frequency = grid
     share = psd / psd.sum()
     centroid = float((frequency * share).sum())
-    covariance = np.linalg.eigvalsh(np.cov(window[:, lead:]))
+    covariance_matrix = np.cov(event)
+    covariance = np.linalg.eigvalsh(covariance_matrix)
     peak = int(np.abs(trace).argmax())
     return np.array(
         [
@@ -111,10 +119,10 @@ def _features(window: Array, rate_hz: int, lead_seconds: float) -> Array:
             share[(frequency >= 3) & (frequency < 7)].sum(),
             share[(frequency >= 7) & (frequency < 14)].sum(),
             max(peak - lead, 0) / rate_hz,
-            np.log(float(stats.kurtosis(trace, fisher=False))),
-            float(stats.skew(envelope)),
-            np.count_nonzero(np.diff(np.signbit(trace[lead:]))) / (trace.size - lead),
-            np.log((energy[0] + energy[1] + 1e-12) / (2 * energy[2] + 1e-12)),
+            np.log(float(stats.kurtosis(strongest, fisher=False))),
+            float(stats.skew(envelope[start : start + event.shape[1]])),
+            np.count_nonzero(np.diff(np.signbit(strongest))) / strongest.size,
+            np.log((covariance_matrix[0, 0] + covariance_matrix[1, 1] + 1e-12) / (2 * covariance_matrix[2, 2] + 1e-12)),
             1 - (covariance[0] + covariance[1]) / (2 * covariance[2] + 1e-12),
         ]
     )

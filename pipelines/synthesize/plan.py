@@ -262,7 +262,7 @@ def _place(
         distance_km, depth_km = float(draw.uniform(0.5, 15.0)), 0.1
         kind = "harmonic"
     else:
-        distance_km, depth_km = float(np.exp(draw.uniform(np.log(6.0), np.log(200.0)))), float(draw.uniform(3, 15))
+        distance_km, depth_km = float(np.exp(draw.uniform(np.log(12.0), np.log(180.0)))), float(draw.uniform(3, 15))
         kind = "local" if distance_km < 100 else "regional"
     x_km, y_km = near.x_km + distance_km * np.sin(azimuth), near.y_km + distance_km * np.cos(azimuth)
     if kind == "swarm":

@@ -23,7 +23,7 @@ SPIKE_KINDS = ("dropout", "step", "calibration", "telemetry")
 ICE_P_KM_S, ICE_S_KM_S, ICE_RAYLEIGH_KM_S = 3.84, 1.93, 1.67
 """Velocities in ice (Kohnen 1974; Rayleigh waves at 0.93 of S on cold firn-free ice, less in firn)."""
 CRUST_P_KM_S, CRUST_S_KM_S = 6.0, 3.46
-QUALITY = 600.0
+QUALITY = 900.0
 SNR_WINDOW_SECONDS = 0.5
 LONGEST_RING_SECONDS = 1.4
 LONGEST_TREMOR_SECONDS = 60.0
@@ -51,9 +51,9 @@ class Ray:
 def icequake(streams: Streams, ray: Ray, rate_hz: int) -> tuple[Waveform, float]:
     """Return an icequake's waveform and its S-P time (s): P, S and a Rayleigh wave, each a short impulsive burst."""
     draw = streams.source
-    frequency_hz = float(np.clip(draw.lognormal(np.log(14.0), 0.3), 5.0, 22.0))
-    ring_seconds = float(np.clip(draw.lognormal(np.log(0.3), 0.75), 0.06, LONGEST_RING_SECONDS))
-    surface = float(draw.uniform(0.0, 1.5))
+    frequency_hz = float(np.clip(draw.lognormal(np.log(14.0), 0.15), 8.0, 22.0))
+    ring_seconds = float(np.clip(draw.lognormal(np.log(0.3), 0.5), 0.08, LONGEST_RING_SECONDS))
+    surface = float(draw.uniform(0.2, 1.0))
     sp_ratio = float(np.exp(draw.normal(0.5, 0.4)))
     s_delay = ray.distance_km * (1 / ICE_S_KM_S - 1 / ICE_P_KM_S)
     rayleigh_delay = ray.distance_km * (1 / ICE_RAYLEIGH_KM_S - 1 / ICE_P_KM_S)
@@ -89,10 +89,10 @@ def earthquake(streams: Streams, ray: Ray, magnitude: float, rate_hz: int) -> tu
     """
     draw = streams.source
     s_delay = ray.distance_km * (1 / CRUST_S_KM_S - 1 / CRUST_P_KM_S)
-    corner_hz = 10 ** (1.15 - 0.42 * magnitude)
+    corner_hz = 10 ** (0.85 - 0.3 * magnitude)
     attenuation_hz = QUALITY * CRUST_S_KM_S / (np.pi * ray.distance_km)
     frequency_hz = float(
-        np.clip(draw.lognormal(0, 0.25) / (1 / corner_hz + 1 / attenuation_hz), 1.3, min(16.0, 0.3 * rate_hz))
+        np.clip(draw.lognormal(0, 0.1) / (1 / corner_hz + 1 / attenuation_hz), 1.3, min(16.0, 0.3 * rate_hz))
     )
     p_decay = 0.4 + 0.30 * s_delay * float(draw.lognormal(0, 0.25))
     s_decay = _s_decay(s_delay, magnitude) * float(np.clip(draw.lognormal(0, 0.25), 0.5, 1.8))
@@ -235,7 +235,7 @@ def _steps(random: np.random.Generator, length: int, span: float, rate_hz: int) 
     trace = np.zeros(length)
     at = np.concatenate([[0.0], np.sort(random.uniform(0, span, int(random.integers(0, 4))))])
     for start in (at * rate_hz).astype(int):
-        recovery = np.arange(length - start) / rate_hz / float(random.uniform(0.2, 3.0))
+        recovery = np.arange(length - start) / rate_hz / float(np.exp(random.uniform(np.log(0.03), np.log(0.5))))
         trace[start:] += random.choice([-1.0, 1.0]) * random.uniform(0.6, 1.0) * np.exp(-recovery)
     return trace
 
@@ -246,7 +246,7 @@ def _calibration(random: np.random.Generator, length: int, span: float, rate_hz:
     for start in np.arange(0, max(span, 0.1), period):
         edges[int(start * rate_hz)] += 1.0
         edges[min(int((start + width) * rate_hz), length - 1)] -= 1.0
-    recovery = np.exp(-np.arange(length) / rate_hz / float(random.uniform(0.05, 0.4)))
+    recovery = np.exp(-np.arange(length) / rate_hz / float(np.exp(random.uniform(np.log(0.02), np.log(0.2)))))
     return np.asarray(signal.fftconvolve(edges, recovery)[:length] * random.choice([-1.0, 1.0]))
 
 
