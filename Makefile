@@ -18,15 +18,18 @@ install: $(VENV)/.installed ## the virtual environment (.venv), with the locked 
 
 install-dev: $(VENV)/.installed-dev ## the same with what the tests need
 
-$(VENV)/pyvenv.cfg:
+.PHONY: venv
+venv:
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "make install: no Python 3.11 or later with venv and ensurepip found; install one (Debian and Ubuntu: apt-get install python3 python3-venv), or name it: make install PYTHON=/path/to/python3" >&2; \
 		exit 2; fi
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "make install: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or later is needed" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv --clear $(VENV)
 
-$(VENV)/.installed: $(VENV)/pyvenv.cfg requirements.lock pyproject.toml
+# A virtual environment whose making was interrupted has no pip, and is made anew.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv VENV='$(VENV)'
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
 	@touch $@
 
