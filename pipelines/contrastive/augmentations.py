@@ -97,9 +97,10 @@ class RealNoise(Augmentation):
         snr_db = _uniform((count, 1, 1), self.snr_db, x_BCS, generator)
         if length < 16:
             return x_BCS
-        lead = torch.nan_to_num(x_BCS[order][..., :length])
+        # Preparing tapers the first fiftieth of a window.
+        lead = torch.nan_to_num(x_BCS[order][..., min(num_samples // 50, length // 2) : length])
         lead = lead - lead.mean(-1, keepdim=True)
-        repeats = -(-num_samples // (2 * length))
+        repeats = -(-num_samples // (2 * lead.shape[-1]))
         noise = torch.cat([lead, lead.flip(-1)], dim=-1).repeat(1, 1, repeats)[..., :num_samples]
         start = int(torch.randint(num_samples, (1,), generator=generator, device=x_BCS.device))
         return _add_noise(x_BCS, noise.roll(start, -1), snr_db, self.lead_samples)
