@@ -1,79 +1,16 @@
 """Real servers on loopback for the tests: S3 (moto), MLflow, and a small Ray with token authentication."""
 
-import os
-import signal
-import socket
-import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from loopback_servers import S3Server, free_port, point_to_s3, server_process
 
 from pipelines.cluster import RaySession, ray_session
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
-
-
-@dataclass(frozen=True)
-class S3Server:
-    """An S3 server on loopback with one empty bucket; the AWS variables of this process already point to it."""
-
-    endpoint_url: str
-    bucket: str
-    environment: dict[str, str]
-
-    @property
-    def url(self) -> str:
-        return f"s3://{self.bucket}"
-
-
-def free_port() -> int:
-    """Return a TCP port of the loopback address that nothing listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def server_process(command: list[str], url: str, log: Path, seconds: float = 60.0) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server until the block ends; raises RuntimeError with the end of its log where `url` does not answer."""
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + seconds
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command[0]} does not answer at {url}:\n{log.read_text()[-2000:]}")
-            time.sleep(0.1)
-        yield process
-    finally:
-        # Its own process group: MLflow's server is a parent of the processes that serve.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        urllib.request.urlopen(url, timeout=2).close()
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-    return True
 
 
 @pytest.fixture(scope="session")
@@ -91,25 +28,6 @@ def _moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
     with server_process(command, url, tmp_path_factory.mktemp("moto") / "server.log"):
         yield url
-
-
-def point_to_s3(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Set this process's AWS variables to a server on loopback, away from any profile of the user, and return them."""
-    environment = {
-        "AWS_ENDPOINT_URL": endpoint_url,
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
-    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    return environment
 
 
 @pytest.fixture
@@ -134,7 +52,7 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         *("--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
         *("--artifacts-destination", str(folder / "artifacts")),
     ]
-    with server_process(command, f"{url}/health", folder / "server.log", seconds=120):
+    with server_process(command, f"{url}/health", folder / "server.log", seconds=300):
         yield url
 
 

@@ -6,8 +6,8 @@ import boto3
 import botocore.exceptions
 import pytest
 from botocore.config import Config
-from conftest import S3Server
 from faultproxy import Fault, FaultProxy
+from loopback_servers import S3Server
 
 BODY = bytes(range(256)) * 1200
 

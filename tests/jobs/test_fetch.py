@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import obspy
 import pytest
-from conftest import S3Server
 from fdsn_stand_in import FdsnStandIn
+from loopback_servers import S3Server
 from obspy.core.inventory import Channel, Inventory, Network, Response, Site, Station
 
 from jobs import fetch

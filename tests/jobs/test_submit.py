@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import free_port
+from loopback_servers import free_port
 
 from jobs import submit
 from pipelines.cluster import private_ray_environment

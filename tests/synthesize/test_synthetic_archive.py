@@ -7,7 +7,7 @@ import numpy as np
 import obspy
 import pyarrow.compute as pc
 import pytest
-from conftest import S3Server
+from loopback_servers import S3Server
 from obspy.clients.filesystem.sds import Client
 
 from pipelines.cluster import RaySession
