@@ -73,11 +73,18 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
             raise InputError(f"the workspace {workspace.url} is a bucket: give --mlflow URI or MLFLOW_TRACKING_URI")
         root = Path(workspace.url)
         root.mkdir(parents=True, exist_ok=True)
-        return Tracking(
-            uri=f"sqlite:///{root / 'mlflow.db'}", experiment=name, artifact_location=(root / "mlartifacts").as_uri()
-        )
+        database = f"sqlite:///{root / 'mlflow.db'}"
+        return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
     _check_answers(uri)
-    return Tracking(uri=uri, experiment=name)
+    # A database keeps no artifacts, and MLflow's own default for them is the folder that one happens to be in.
+    artifacts = None if uri.startswith("http") else _artifact_location(workspace)
+    return Tracking(uri=uri, experiment=name, artifact_location=artifacts)
+
+
+def _artifact_location(workspace: Workspace) -> str:
+    if workspace.store.is_local:
+        return (Path(workspace.url) / "mlartifacts").as_uri()
+    return workspace.store.full("mlartifacts")
 
 
 def _check_answers(uri: str) -> None:
