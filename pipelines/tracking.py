@@ -256,7 +256,14 @@ def register_model(run: StageRun, model_uri: str, model_name: str, *, tags: Mapp
     client = run.tracking.client()
     with contextlib.suppress(MlflowException):
         client.create_registered_model(model_name)
-    version = client.create_model_version(model_name, source=model_uri, run_id=run.run_id, tags=dict(tags))
+    version = client.create_model_version(
+        model_name,
+        source=model_uri,
+        run_id=run.run_id,
+        tags=dict(tags),
+        # The server asks for the logged model's id beside its own address models:/<id>.
+        model_id=model_uri.removeprefix("models:/"),
+    )
     return str(version.version)
 
 
