@@ -53,7 +53,7 @@ class KMeansSettings(Section):
     restarts: int = Field(default=4, ge=1)
     """Fits from different draws of the first centroids; the one with the least inertia is kept (count)."""
 
-    normalize: Literal["none", "l2"] = "none"
+    normalize: Literal["none", "l2"] = "l2"
     """`l2` scales every embedding to length one first (then distances follow the cosine)."""
 
     whiten: bool = False
