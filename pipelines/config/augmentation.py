@@ -168,8 +168,8 @@ class ColouredNoiseSettings(_Ranged):
 
     probability: Probability = 0.5
     """Share of views that it changes."""
-    snr_db: Range = (14.0, 40.0)
-    """Peak of the window over the RMS of its noise afterwards in dB; a window below that stays as it is."""
+    lowest_snr_db: float = Field(8.0, ge=-20, le=60)
+    """Peak of the window over the RMS of its noise afterwards: drawn between this and what it was, in dB."""
     exponent: Range = (0.0, 1.5)
     """Power of the frequency with which the noise's power falls."""
 
@@ -179,8 +179,8 @@ class RealNoiseSettings(_Ranged):
 
     probability: Probability = 0.5
     """Share of views that it changes."""
-    snr_db: Range = (14.0, 40.0)
-    """Peak of the window over the RMS of its noise afterwards in dB; a window below that stays as it is."""
+    lowest_snr_db: float = Field(8.0, ge=-20, le=60)
+    """Peak of the window over the RMS of its noise afterwards: drawn between this and what it was, in dB."""
 
 
 class ComponentDropSettings(_Ranged):

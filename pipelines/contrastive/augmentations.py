@@ -60,9 +60,9 @@ class Gain(Augmentation):
 class ColouredNoise(Augmentation):
     """Adds Gaussian noise whose power falls with a random power of the frequency, down to a signal-to-noise ratio."""
 
-    def __init__(self, *, probability: float, snr_db: Range, exponent: Range, lead_samples: int) -> None:
+    def __init__(self, *, probability: float, lowest_snr_db: float, exponent: Range, lead_samples: int) -> None:
         super().__init__(probability)
-        self.snr_db, self.exponent = _ordered("snr_db", snr_db), _ordered("exponent", exponent)
+        self.lowest_snr_db, self.exponent = lowest_snr_db, _ordered("exponent", exponent)
         self.lead_samples = lead_samples
 
     def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
@@ -74,8 +74,8 @@ class ColouredNoise(Augmentation):
         frequency = torch.linspace(0, 1, num_bins, device=x_BCS.device, dtype=x_BCS.dtype).clamp(min=0.01)
         slope = torch.pow(frequency, -0.5 * exponent_B11)
         noise = torch.fft.irfft(torch.complex(white[0], white[1]) * slope, n=num_samples)
-        snr_db = _uniform((count, 1, 1), self.snr_db, x_BCS, generator)
-        return _add_noise(x_BCS, noise, snr_db, self.lead_samples)
+        share = _uniform((count, 1, 1), (0.0, 1.0), x_BCS, generator)
+        return _add_noise(x_BCS, noise, self.lowest_snr_db, share, self.lead_samples)
 
 
 class RealNoise(Augmentation):
@@ -84,9 +84,9 @@ class RealNoise(Augmentation):
     It is laid end to end, forwards and backwards in turn.
     """
 
-    def __init__(self, *, probability: float, snr_db: Range, lead_samples: int) -> None:
+    def __init__(self, *, probability: float, lowest_snr_db: float, lead_samples: int) -> None:
         super().__init__(probability)
-        self.snr_db = _ordered("snr_db", snr_db)
+        self.lowest_snr_db = lowest_snr_db
         self.lead_samples = lead_samples
 
     def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
@@ -94,7 +94,7 @@ class RealNoise(Augmentation):
         count, _, num_samples = x_BCS.shape
         length = self.lead_samples * 3 // 4
         order = torch.randperm(count, generator=generator, device=x_BCS.device)
-        snr_db = _uniform((count, 1, 1), self.snr_db, x_BCS, generator)
+        share = _uniform((count, 1, 1), (0.0, 1.0), x_BCS, generator)
         if length < 16:
             return x_BCS
         # Preparing tapers the first fiftieth of a window.
@@ -103,7 +103,7 @@ class RealNoise(Augmentation):
         repeats = -(-num_samples // (2 * lead.shape[-1]))
         noise = torch.cat([lead, lead.flip(-1)], dim=-1).repeat(1, 1, repeats)[..., :num_samples]
         start = int(torch.randint(num_samples, (1,), generator=generator, device=x_BCS.device))
-        return _add_noise(x_BCS, noise.roll(start, -1), snr_db, self.lead_samples)
+        return _add_noise(x_BCS, noise.roll(start, -1), self.lowest_snr_db, share, self.lead_samples)
 
 
 class ComponentDrop(Augmentation):
@@ -444,21 +444,24 @@ def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generato
     return torch.where(present, filtered, x_BCS.new_tensor(math.nan))
 
 
-def _add_noise(x_BCS: Tensor, noise: Tensor, snr_db: Tensor, lead_samples: int) -> Tensor:
-    """Add so much noise that the window's peak lies `snr_db` above its noise's RMS; none to a window below that.
+def _add_noise(x_BCS: Tensor, noise: Tensor, lowest_snr_db: float, share: Tensor, lead_samples: int) -> Tensor:
+    """Add noise until the window's peak lies between its present and the lowest ratio above its noise's RMS.
 
-    The ratio is the result's and not that of window and added noise: two views then have ratios that say little of the
-    window's own, and a network cannot tell windows by it.
+    The ratio afterwards, in dB, lies `share` of the way from the present one down to the lowest; a window below that
+    stays as it is. Two views then have ratios that say little of the window's own, and a network cannot tell windows
+    by it, which noise at a ratio to the window would let it do.
     """
     tiny = torch.finfo(x_BCS.dtype).tiny
     filled = torch.nan_to_num(x_BCS)
     present = torch.isfinite(x_BCS)
     # A shift may have moved the onset to half the lead.
     lead = slice(0, max(1, lead_samples * 2 // 5))
-    ground = filled[..., lead].square().sum((1, 2), keepdim=True) / present[..., lead].sum((1, 2), keepdim=True).clamp(
-        min=1
-    )
-    wanted = (filled.abs().amax((1, 2), keepdim=True) * torch.pow(10, -snr_db / 20)).square()
+    count = present[..., lead].sum((1, 2), keepdim=True).clamp(min=1)
+    ground = filled[..., lead].square().sum((1, 2), keepdim=True) / count
+    peak = filled.abs().amax((1, 2), keepdim=True).square()
+    loudest = peak / 10 ** (lowest_snr_db / 10)
+    quietest = torch.minimum(ground.clamp(min=1e-8 * peak), loudest)
+    wanted = quietest * (loudest / quietest.clamp(min=tiny)).pow(share)
     own = (noise.square() * present).sum((1, 2), keepdim=True) / present.sum((1, 2), keepdim=True).clamp(min=1)
     scale = ((wanted - ground).clamp(min=0) / own.clamp(min=tiny)).sqrt()
     return x_BCS + torch.where(own > tiny, scale, torch.zeros_like(scale)) * noise

@@ -17,8 +17,8 @@ DISTURBANCES: dict[str, dict[str, object]] = {
     "polarity": {"probability": 0.5},
     "rotation": {"probability": 1.0, "degrees": (0.0, 360.0)},
     "gain": {"probability": 1.0, "db": (-6.0, 6.0), "component_db": (-3.0, 3.0)},
-    "coloured_noise": {"probability": 0.5, "snr_db": (18.0, 26.0), "exponent": (0.0, 1.0)},
-    "real_noise": {"probability": 1.0, "snr_db": (18.0, 26.0)},
+    "coloured_noise": {"probability": 0.5, "lowest_snr_db": 16.0, "exponent": (0.0, 1.0)},
+    "real_noise": {"probability": 1.0, "lowest_snr_db": 14.0},
     "component_drop": {"probability": 0.3, "max_components": 1},
     "amplitude_modulation": {"probability": 0.0, "depth": (0.0, 0.1), "cycles": (0.5, 1.0)},
 }

@@ -330,6 +330,7 @@ def _fit_with_ray(
         "num_threads": settings.num_threads or max(1, local_cores() // settings.num_workers),
         "memory_bytes": settings.memory_gb * 1e9,
     }
+    store.remove(f"{folder}/stuck.txt")
     state = Path(tempfile.mkdtemp(prefix="firnline-train-"))
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
@@ -351,12 +352,11 @@ def _fit_with_ray(
         with _watching(store, folder, report):
             trainer.fit()
     except ray.train.TrainingFailedError as error:
-        stuck = [item.path for item in store.walk(folder) if item.path.endswith("stuck.txt")]
-        if stuck:
-            raise StuckTraining(store.read(stuck[0]).decode()) from error
         raise StageFailed(f"training failed: {_cause(error)}") from error
     finally:
         shutil.rmtree(state, ignore_errors=True)
+    if store.exists(f"{folder}/stuck.txt"):
+        raise StuckTraining(store.read(f"{folder}/stuck.txt").decode())
     content = last_checkpoint(store, folder)
     if content is None or read_facts(content)[0] < training.plan.epochs:
         raise StageFailed(f"training ended before its last epoch: see {store.full(folder)}")
@@ -437,9 +437,9 @@ def _train_worker(task: dict[str, Any]) -> None:
             after_epoch=after_epoch,
         )
     except StuckTraining as error:
+        # Every rank sees the same loss and ends here; raised, Ray would take it for a lost worker and try again.
         if rank == 0:
             store.write(f"{folder}/stuck.txt", str(error).encode())
-        raise
 
 
 def _gather_share(shard: Any) -> Tensor:

@@ -36,9 +36,9 @@ DIMENSIONS: dict[str, Dimension] = {
     "spectral_mask.probability": Dimension("spectral_mask", 0.0, 0.8, lambda v: {"probability": v}),
     "gain.reach_db": Dimension("gain", 0.5, 12.0, lambda v: {"component_db": [-v, v]}),
     "coloured_noise.probability": Dimension("coloured_noise", 0.0, 1.0, lambda v: {"probability": v}),
-    "coloured_noise.lowest_snr_db": Dimension("coloured_noise", 11.0, 24.0, lambda v: {"snr_db": [v, v + 25]}),
+    "coloured_noise.lowest_snr_db": Dimension("coloured_noise", 0.0, 24.0, lambda v: {"lowest_snr_db": v}),
     "real_noise.probability": Dimension("real_noise", 0.0, 1.0, lambda v: {"probability": v}),
-    "real_noise.lowest_snr_db": Dimension("real_noise", 11.0, 24.0, lambda v: {"snr_db": [v, v + 25]}),
+    "real_noise.lowest_snr_db": Dimension("real_noise", 0.0, 24.0, lambda v: {"lowest_snr_db": v}),
     "component_drop.probability": Dimension("component_drop", 0.0, 0.8, lambda v: {"probability": v}),
     "amplitude_modulation.probability": Dimension("amplitude_modulation", 0.0, 0.8, lambda v: {"probability": v}),
 }

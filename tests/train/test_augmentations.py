@@ -117,25 +117,27 @@ def test_gain_keeps_the_waveform_and_stays_in_its_range(prepared: torch.Tensor) 
     torch.testing.assert_close(view, whole(prepared) * gain[:, None, None], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("snr_db", [16.0, 20.0])
 @pytest.mark.parametrize("kind", ["coloured", "real"])
-def test_noise_brings_clear_windows_to_the_stated_ratio(kind: str, snr_db: float) -> None:
-    random = torch.Generator().manual_seed(2)
-    windows = 0.1 * torch.randn((40, 3, 2000), generator=random)
+def test_noise_brings_windows_to_ratios_between_the_lowest_and_their_own(kind: str) -> None:
+    windows = 0.1 * torch.randn((200, 3, 2000), generator=generator(2))
     windows[:, :, 500:520] += 100
     if kind == "coloured":
-        noisy = ColouredNoise(probability=1, snr_db=(snr_db, snr_db), exponent=(0, 2), lead_samples=500)
+        noisy = ColouredNoise(probability=1, lowest_snr_db=20, exponent=(0, 2), lead_samples=500)
     else:
-        noisy = RealNoise(probability=1, snr_db=(snr_db, snr_db), lead_samples=500)
-    added = noisy(windows, generator()) - windows
-    ratio_db = 20 * torch.log10(windows.abs().amax((1, 2)) / added.square().mean((1, 2)).sqrt())
-    torch.testing.assert_close(ratio_db, torch.full_like(ratio_db, snr_db), rtol=0, atol=0.1)
+        noisy = RealNoise(probability=1, lowest_snr_db=20, lead_samples=500)
+    view = noisy(windows, generator())
+    rms = view[..., :500].square().mean((1, 2)).sqrt()
+    ratio_db = 20 * torch.log10(windows.abs().amax((1, 2)) / rms)
+    # The windows' own ratio is 60 dB; a coloured noise's RMS over a quarter of the window is known to a few dB.
+    assert 15 < float(ratio_db.min()) < 24
+    assert 57 < float(ratio_db.max()) < 61
+    assert 35 < float(ratio_db.median()) < 45
 
 
 def test_noise_is_not_added_to_a_window_that_is_as_noisy_already() -> None:
-    windows = torch.randn((10, 3, 2000), generator=torch.Generator().manual_seed(2))
-    noisy = ColouredNoise(probability=1, snr_db=(30, 40), exponent=(0, 2), lead_samples=500)
-    assert torch.equal(noisy(windows, generator()), windows)
+    windows = torch.randn((10, 3, 2000), generator=generator(2))
+    noisy = ColouredNoise(probability=1, lowest_snr_db=30, exponent=(0, 2), lead_samples=500)
+    torch.testing.assert_close(noisy(windows, generator()), windows)
 
 
 def test_a_component_is_always_left(prepared: torch.Tensor) -> None:

@@ -202,8 +202,8 @@ def test_training_on_ray_survives_a_lost_worker_bit_for_bit(ray_cluster, tmp_pat
         while not killed.is_set():
             content = last_checkpoint(disturbed.store, folder_of(disturbed)) if folder_of(disturbed) else None
             if content is not None and read_facts(content)[0] >= 1:
-                for process in psutil.process_iter(["pid", "name", "cmdline"]):
-                    if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
+                for process in psutil.Process().children(recursive=True):
+                    if "RayTrainWorker" in " ".join(process.cmdline()):
                         process.kill()
                         killed.set()
                         return
