@@ -28,7 +28,7 @@ def explore(arguments: Arguments) -> None:
     labels = config.labels
     if labels.path is None:
         labels = LabelsSettings.model_validate(workspace.stored_config("label").get("labels", {}))
-    explorer = open_explorer(workspace, config.explore, labels)
+    explorer = open_explorer(workspace, config.explore, labels, config.report)
     with ExplorerServer(explorer, config.explore) as server:
         print(f"hand labels: {explorer.labels_store.full(explorer.labels_name)}")
         print(f"cluster names: {explorer.store.full(explorer.names_name)}")

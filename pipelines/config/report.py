@@ -19,6 +19,9 @@ class ReportSettings(Section):
     boundary_per_cluster: int = 1
     """Gallery events of each cluster with the smallest margin to another cluster (count)."""
 
+    traces: Literal["detection", "recorded"] = "detection"
+    """Traces of the gallery and the explorer: in the `detection`'s band, or as `recorded`."""
+
     max_gallery_events: int = 96
     """Most gallery events on the page; with many clusters each shows fewer (count)."""
 

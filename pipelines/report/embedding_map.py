@@ -53,7 +53,8 @@ def map_figure(
     known = classes is not None and any(name is not None for name in classes)
     if known and panels:
         panels.append(("the same, by known class", panels[-1][1], True))
-    figure = new_figure(9.6, 9.6 / max(len(panels), 2) + 0.55)
+    longest = max(len(cluster_names), len(set(classes.tolist())) if known and classes is not None else 0)
+    figure = new_figure(9.6, 9.6 / max(len(panels), 2) + 0.4 + 0.17 * -(-longest // 3))
     all_axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     size = float(np.clip(9000 / max(len(clusters), 1), 2.5, 14.0))
     for axes, (title, plane, by_class) in zip(all_axes, panels, strict=False):

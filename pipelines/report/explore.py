@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from pipelines.config.label import LabelsSettings
-from pipelines.config.report import ExploreSettings
+from pipelines.config.report import ExploreSettings, ReportSettings
 from pipelines.errors import InputError
 from pipelines.report import hand_labels
 from pipelines.report.catalogue import onset_nanoseconds
@@ -37,6 +37,7 @@ from pipelines.report.stage import (
     gallery_item,
     read_columns,
     read_rows,
+    shown_band,
 )
 from pipelines.report.stage import label_files as list_label_files
 from pipelines.storage import Store, open_store
@@ -88,6 +89,8 @@ class Explorer:
     labels_name: str
     names_name: str = "cluster-names.yaml"
     label_names: tuple[str, ...] = ()
+    band_hz: tuple[float, float] | None = None
+    """Band in which traces are drawn; None: as recorded."""
     shown: "OrderedDict[str, tuple[str, dict[str, Any]]]" = field(default_factory=OrderedDict)
     """Events that a browser has seen: their file and their row of `labels/`."""
     drawn: "OrderedDict[str, dict[str, Any]]" = field(default_factory=OrderedDict)
@@ -214,7 +217,7 @@ class Explorer:
         event = read_rows(self.store, f"events/{file}", [event_id], GALLERY_COLUMNS)
         if not event.num_rows:
             raise BadRequest("this event has a label but no waveform; was the workspace changed?")
-        item = gallery_item(event, row)
+        item = gallery_item(event, row, self.band_hz)
         answer = {"svg": item.svg, "details": list(item.details), "time": item.time}
         with self.lock:
             self.drawn[event_id] = answer
@@ -283,7 +286,9 @@ class Explorer:
             return {number: {"events": counts[number], "name": None} for number in sorted(counts)}
 
 
-def open_explorer(workspace: Workspace, settings: ExploreSettings, labels: LabelsSettings) -> Explorer:
+def open_explorer(
+    workspace: Workspace, settings: ExploreSettings, labels: LabelsSettings, report: ReportSettings | None = None
+) -> Explorer:
     """Return the explorer of a workspace.
 
     Hand labels are kept in `explore.labels_path`, else in `labels.path` where that is a CSV by event id, else in
@@ -304,7 +309,12 @@ def open_explorer(workspace: Workspace, settings: ExploreSettings, labels: Label
     elif reason := _not_editable(store, name):
         raise InputError(f"{store.full(name)} cannot be edited: {reason}")
     return Explorer(
-        store=workspace.store, files=files, labels_store=store, labels_name=name, label_names=settings.label_names
+        store=workspace.store,
+        files=files,
+        labels_store=store,
+        labels_name=name,
+        label_names=settings.label_names,
+        band_hz=shown_band(workspace, report or ReportSettings()),
     )
 
 

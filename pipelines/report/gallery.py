@@ -12,12 +12,14 @@ import pandas as pd
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from scipy.signal import ShortTimeFFT
+from scipy.signal import ShortTimeFFT, butter, sosfiltfilt
 from scipy.signal.windows import hann
 
 from pipelines.report.figures import INK, MUTED, new_figure, quiet
 
 _ROLE_COLUMNS = {"nearest": "distance", "random": "hash", "boundary": "margin"}
+FLOOR_DB = -40.0
+"""Power of the spectrogram's darkest colour, below the strongest cell (dB)."""
 ROLES = tuple(_ROLE_COLUMNS)
 _BASELINES = (4.2, 2.1, 0.0)
 _HASH_KEY = "firnline-gallery"
@@ -93,12 +95,13 @@ def smallest_hashes(rows: pd.DataFrame, count: int) -> pd.DataFrame:
 
 
 def spectrogram_db(
-    trace: npt.NDArray[np.float32], rate_hz: float
+    trace: npt.NDArray[np.float32], rate_hz: float, band_hz: tuple[float, float] | None = None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return times (s from the first sample), frequencies (Hz) and power in dB below the strongest cell, at least -60.
+    """Return times (s from the first sample), frequencies (Hz) and power in dB of the strongest cell, `FLOOR_DB` to 0.
 
+    The strongest cell is that of the band, where one is given; what is stronger outside of it counts as 0 dB.
     `trace` has shape (sample,); absent samples (NaN) count as zero after the mean is taken off. Shapes (time,),
-    (frequency,), (frequency, time). A trace without signal gives -60 everywhere.
+    (frequency,), (frequency, time). A trace without signal gives `FLOOR_DB` everywhere.
     """
     present = np.isfinite(trace)
     signal = np.zeros(trace.shape, dtype=np.float64)
@@ -113,10 +116,41 @@ def spectrogram_db(
     times = transform.t(len(signal))
     inside = (times >= 0) & (times <= len(signal) / rate_hz)
     power, times = power[:, inside], times[inside]
-    strongest = power.max() if power.size else 0.0
+    inside = _in_band(transform.f, band_hz)
+    strongest = power[inside].max() if power[inside].size else 0.0
     if not strongest > 0:
-        return times, transform.f, np.full(power.shape, -60.0)
-    return times, transform.f, np.maximum(10 * np.log10(np.maximum(power, strongest * 1e-12) / strongest), -60.0)
+        return times, transform.f, np.full(power.shape, FLOOR_DB)
+    return times, transform.f, np.clip(10 * np.log10(np.maximum(power, strongest * 1e-12) / strongest), FLOOR_DB, 0.0)
+
+
+def _in_band(frequencies_hz: npt.NDArray[np.float64], band_hz: tuple[float, float] | None) -> npt.NDArray[np.bool_]:
+    if band_hz is None:
+        return np.ones(len(frequencies_hz), dtype=bool)
+    inside = (frequencies_hz >= band_hz[0]) & (frequencies_hz <= band_hz[1])
+    return inside if inside.any() else np.ones(len(frequencies_hz), dtype=bool)
+
+
+def band_passed(
+    waveform: npt.NDArray[np.float32], rate_hz: float, band_hz: tuple[float, float] | None
+) -> npt.NDArray[np.float32]:
+    """Return the components without their medians and without what lies outside a band, absent samples (NaN) kept.
+
+    Zero phase, a Butterworth filter of two corners run both ways; the upper edge falls away where it is near the
+    Nyquist frequency. Shapes (component, sample).
+    """
+    result = centred(waveform)
+    if band_hz is None or waveform.shape[1] < 32:
+        return result
+    low_hz, high_hz = band_hz
+    if not 0 < low_hz < 0.45 * rate_hz:
+        return result
+    if high_hz < 0.475 * rate_hz:
+        sections = butter(2, (low_hz, high_hz), "bandpass", fs=rate_hz, output="sos")
+    else:
+        sections = butter(2, low_hz, "highpass", fs=rate_hz, output="sos")
+    present = np.isfinite(result)
+    filtered = sosfiltfilt(sections, np.where(present, result, 0.0), axis=1)
+    return np.where(present, filtered, np.nan).astype(np.float32)
 
 
 def envelope(trace: npt.NDArray[np.float32], columns: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -178,11 +212,12 @@ def event_figure(
     trigger_channel: str,
     units: str,
     colour: str,
+    band_hz: tuple[float, float] | None = None,
 ) -> Figure:
     """Draw one event: its three components on one amplitude scale, and the spectrogram of the trigger channel.
 
     `waveform` has shape (3, sample), rows E, N, Z; `onset_s` is the onset after the first sample (s). Absent channels
-    are drawn as such; medians are taken off. Call inside `drawing()`.
+    are drawn as such; medians and what lies outside `band_hz` are taken off the traces. Call inside `drawing()`.
     """
     figure = new_figure(3.3, 3.0, constrained=False)
     # Margins by hand: the figures of a row align, and a layout engine would take longer than the drawing.
@@ -194,7 +229,7 @@ def event_figure(
         gridspec_kw={"left": 0.125, "right": 0.965, "top": 0.99, "bottom": 0.145, "hspace": 0.05},
     )
     length_s = waveform.shape[1] / rate_hz
-    waveform = centred(waveform)
+    recorded, waveform = waveform, band_passed(waveform, rate_hz, band_hz)
     finite = np.abs(waveform[np.isfinite(waveform)])
     peak = float(finite.max()) if finite.size else 0.0
     spectrum_row = next((row for row, name in enumerate(channels) if name == trigger_channel), 2)
@@ -244,7 +279,7 @@ def event_figure(
             fontsize=7.2,
         )
     axes = lower
-    times, frequencies, power_db = spectrogram_db(waveform[spectrum_row], rate_hz)
+    times, frequencies, power_db = spectrogram_db(recorded[spectrum_row], rate_hz, band_hz)
     if len(times):
         half_t = 0.5 * (times[1] - times[0]) if len(times) > 1 else 0.5 / rate_hz
         axes.imshow(
@@ -253,7 +288,7 @@ def event_figure(
             aspect="auto",
             extent=(times[0] - half_t - onset_s, times[-1] + half_t - onset_s, frequencies[0], frequencies[-1]),
             cmap=_ICE,
-            vmin=-60,
+            vmin=FLOOR_DB,
             vmax=0,
             interpolation="none",
         )

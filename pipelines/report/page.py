@@ -75,6 +75,8 @@ class Page:
     """Large numbers under the title: value and what it counts."""
     clusters: tuple[ClusterCard, ...]
     gallery: tuple[GalleryItem, ...]
+    band_words: str
+    """How the traces of the gallery were filtered."""
     statements: tuple[Statement, ...] = ()
     confusions: tuple[ConfusionTable, ...] = ()
     no_evaluation: str = ""

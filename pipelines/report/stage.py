@@ -455,6 +455,7 @@ def build_page(
     """Return the page of a workspace: reads the chosen events and draws all figures."""
     store = workspace.store
     evaluation = _evaluation(store)
+    band_hz = shown_band(workspace, settings)
     names = cluster_names(summary, evaluation)
     titles = {cluster: f"{cluster} · {name}"[:28] if name else f"cluster {cluster}" for cluster, name in names.items()}
     sample = _sample_with_measures(store, summary.sample)
@@ -481,7 +482,8 @@ def build_page(
             (_span(first, last), "from the first onset to the last"),
         ),
         clusters=tuple(cards),
-        gallery=tuple(gallery_items(store, settings, summary)),
+        gallery=tuple(gallery_items(store, settings, summary, band_hz)),
+        band_words=band_words(band_hz),
         statements=tuple(statements(evaluation)),
         confusions=tuple(confusion_tables(evaluation)),
         no_evaluation=(
@@ -570,6 +572,8 @@ def statements(evaluation: Mapping[str, Any]) -> Iterator[Statement]:
         low, high = scores.get(f"{name}.low"), scores.get(f"{name}.high")
         value = percent(scores[name]) if is_share else f"{scores[name]:.2f}"
         words = f"{protocol[name][:1].upper()}{protocol[name][1:]}."
+        for other, (other_title, _) in SCORE_TITLES.items():
+            words = words.replace(other, f"\u201c{other_title}\u201d")
         if low is not None and high is not None:
             words += f" 95 % interval {percent(low)} to {percent(high)}, from redrawn events."
         yield Statement(title=title, value=value, protocol=words)
@@ -640,7 +644,22 @@ def _sample_with_measures(store: Store, sample: pd.DataFrame) -> pd.DataFrame:
     return sample.merge(pa.concat_tables(read).to_pandas(), on="event_id", how="left")
 
 
-def gallery_items(store: Store, settings: ReportSettings, summary: LabelSummary) -> Iterator[GalleryItem]:
+def shown_band(workspace: Workspace, settings: ReportSettings) -> tuple[float, float] | None:
+    """Return the band (Hz) in which traces are drawn: that of the detection, or None for all that was recorded."""
+    band = workspace.stored_config("detect").get("detection", {}).get("band_hz")
+    return None if band is None or settings.traces == "recorded" else (float(band[0]), float(band[1]))
+
+
+def band_words(band_hz: tuple[float, float] | None) -> str:
+    """Return how the traces of the figures were filtered, in words."""
+    if band_hz is None:
+        return "as recorded, medians taken off"
+    return f"between {band_hz[0]:g} and {band_hz[1]:g} Hz, the band of the detection"
+
+
+def gallery_items(
+    store: Store, settings: ReportSettings, summary: LabelSummary, band_hz: tuple[float, float] | None
+) -> Iterator[GalleryItem]:
     """Yield the gallery's figures in the order of the page."""
     chosen = choose_gallery(
         summary.candidates,
@@ -655,14 +674,14 @@ def gallery_items(store: Store, settings: ReportSettings, summary: LabelSummary)
     for choice in _records(chosen):
         if choice["event_id"] in events:
             table, row = events[choice["event_id"]]
-            yield gallery_item(table.slice(row, 1), choice)
+            yield gallery_item(table.slice(row, 1), choice, band_hz)
 
 
 def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
-def gallery_item(event: pa.Table, label: Mapping[str, Any]) -> GalleryItem:
+def gallery_item(event: pa.Table, label: Mapping[str, Any], band_hz: tuple[float, float] | None) -> GalleryItem:
     """Draw one event (a table of one row of `events/`) with its row of `labels/`."""
     waveform = tables.waveforms(event["waveform"])[0]
     values = {
@@ -670,8 +689,8 @@ def gallery_item(event: pa.Table, label: Mapping[str, Any]) -> GalleryItem:
     }
     onset, window_start = (pd.Timestamp(event[name][0].value, tz="UTC") for name in ("onset", "window_start"))
     site = f"{label['network']}.{label['station']}" + (f".{label['location']}" if label["location"] else "")
-    svg = event_svg(waveform, values, (onset - window_start).total_seconds(), int(label["cluster"]), site)
-    known = "" if pd.isna(label["label"]) or label["label_source"] != "hand" else f"by hand: {label['label']}"
+    svg = event_svg(waveform, values, (onset - window_start).total_seconds(), int(label["cluster"]), site, band_hz)
+    known = "" if pd.isna(label["label"]) or label["label_source"] != "hand" else f"known: {label['label']}"
     details = [
         f"SNR {values['snr_db']:.1f} dB",
         f"STA/LTA {values['peak_ratio']:.1f}",
@@ -685,13 +704,18 @@ def gallery_item(event: pa.Table, label: Mapping[str, Any]) -> GalleryItem:
         role=str(label.get("role", "")),
         site=site,
         time=f"{onset:%Y-%m-%d %H:%M:%S}.{onset.microsecond // 10_000:02d} UTC",
-        details=tuple(detail for detail in details if detail),
+        details=tuple(detail.replace(" -", " \u2212") for detail in details if detail),
         svg=svg,
     )
 
 
 def event_svg(
-    waveform: npt.NDArray[np.float32], values: Mapping[str, Any], onset_s: float, cluster: int, site: str
+    waveform: npt.NDArray[np.float32],
+    values: Mapping[str, Any],
+    onset_s: float,
+    cluster: int,
+    site: str,
+    band_hz: tuple[float, float] | None,
 ) -> str:
     """Draw one event as SVG."""
     with drawing():
@@ -704,6 +728,7 @@ def event_svg(
             str(values["trigger_channel"]),
             str(values["units"]),
             cluster_colour(cluster),
+            band_hz,
         )
         words = f"Waveforms and spectrogram of a detection at {site}, trigger {values['duration_s']:.2f} s long"
         return to_svg(figure, words)

@@ -79,12 +79,12 @@ def test_the_spectrogram_is_strongest_at_the_frequency_and_time_of_a_tone() -> N
     assert frequencies[row] == pytest.approx(23.0, abs=1.0)
     assert 6.0 < times[column] < 8.0
     assert power_db.max() == 0.0
-    assert power_db.min() >= -60.0
+    assert power_db.min() >= gallery.FLOOR_DB
 
 
 def test_a_trace_without_samples_has_a_spectrogram_without_power() -> None:
     _, _, power_db = gallery.spectrogram_db(np.full(400, np.nan, np.float32), 100.0)
-    assert (power_db == -60.0).all()
+    assert (power_db == gallery.FLOOR_DB).all()
 
 
 @given(st.floats(1e-12, 1e12))
@@ -116,3 +116,20 @@ def test_a_figure_is_well_formed_says_its_components_and_is_the_same_each_time()
 def test_an_offset_of_the_recorder_does_not_hide_the_waveform() -> None:
     waveform = np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32)
     assert np.abs(np.median(gallery.centred(waveform + 1e5), axis=1)).max() < 0.01
+
+
+def test_a_band_takes_the_microseism_off_and_leaves_the_event_where_it_was() -> None:
+    rate_hz = 100.0
+    time = np.arange(3000) / rate_hz
+    microseism = 500 * np.sin(2 * np.pi * 0.15 * time)
+    event = np.where((time > 10) & (time < 11), 20 * np.sin(2 * np.pi * 12 * time), 0.0)
+    waveform = np.tile((microseism + event).astype(np.float32), (3, 1))
+    waveform[1, 500:600] = np.nan
+    filtered = gallery.band_passed(waveform, rate_hz, (2.0, 30.0))
+    assert np.abs(filtered[0] - event).max() < 8
+    assert time[np.abs(filtered[0]).argmax()] == pytest.approx(10.5, abs=0.51)
+    assert np.isnan(filtered[1, 500:600]).all()
+    assert np.isfinite(np.delete(filtered, slice(500, 600), axis=1)).all()
+    times, frequencies, power_db = gallery.spectrogram_db(waveform[0], rate_hz, (2.0, 30.0))
+    loud = power_db[(frequencies > 5)] > -3
+    assert set(np.round(times[loud.any(axis=0)])) <= {10.0, 11.0}
