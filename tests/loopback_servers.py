@@ -40,7 +40,7 @@ def free_port() -> int:
 
 
 @contextmanager
-def server_process(command: list[str], url: str, log: Path, seconds: float = 120.0) -> Iterator[subprocess.Popen[bytes]]:
+def server_process(command: list[str], url: str, log: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; raises RuntimeError with the end of its log where `url` does not answer."""
     with log.open("wb") as output:
         process = subprocess.Popen(
