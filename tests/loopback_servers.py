@@ -44,7 +44,13 @@ def server_process(command: list[str], url: str, log: Path, seconds: float = 120
     """Run a server until the block ends; raises RuntimeError with the end of its log where `url` does not answer."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            # MLflow would start a dozen processes that consume a job queue.
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         )
     try:
         deadline = time.monotonic() + seconds
