@@ -107,7 +107,7 @@ def spectrogram_db(
     signal = np.zeros(trace.shape, dtype=np.float64)
     if present.any():
         signal[present] = trace[present] - trace[present].mean()
-    # Some 60 columns over the window, each a segment of about a twentieth of it: time and frequency resolved alike.
+    # Some 96 columns over the window, each a segment of about a sixteenth of it: time and frequency resolved alike.
     segment = int(min(max(16, 2 ** round(np.log2(max(len(trace) / 16, 16)))), len(trace)))
     transform = ShortTimeFFT(
         hann(segment, sym=False), hop=max(1, len(trace) // 96), fs=rate_hz, scale_to="psd", mfft=max(segment, 64)
