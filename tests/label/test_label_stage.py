@@ -6,15 +6,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 import torch
-
-from jobs import compare, label
-from pipelines import tables
-from pipelines.config import resolve
-from pipelines.encoders import Encoder, NetworkConfig, build_network
-from pipelines.errors import InputError, StageFailed
-from pipelines.label.stage import SUMMARY, label_events
-from pipelines.workspace import Workspace, open_workspace
-from tests.label.conftest import (
+from made_up_events import (
     DAY,
     LEAD_SAMPLES,
     NUM_SAMPLES,
@@ -25,6 +17,14 @@ from tests.label.conftest import (
     shard_table,
     write_example,
 )
+
+from jobs import compare, label
+from pipelines import tables
+from pipelines.config import resolve
+from pipelines.encoders import Encoder, NetworkConfig, build_network
+from pipelines.errors import InputError, StageFailed
+from pipelines.label.stage import SUMMARY, label_events
+from pipelines.workspace import Workspace, open_workspace
 
 
 def read_all(workspace: Workspace, table: str) -> pa.Table:

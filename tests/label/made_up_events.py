@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pytest
 import torch
 
 from pipelines import tables
@@ -115,9 +114,3 @@ def write_example(folder: Path, stations: tuple[str, ...] = ("VNA1", "0101"), nu
     pd.concat(truth).to_csv(path, index=False, date_format="%Y-%m-%dT%H:%M:%S.%fZ")
     config = resolve({"kmeans": {"k": 3, "normalize": "none", "whiten": True}, "labels": {"path": str(path)}})
     return Example(workspace, register(workspace, new_encoder()), path, config)
-
-
-@pytest.fixture
-def example(tmp_path: Path, ray_cluster: object) -> Example:
-    """Return a fresh small example, with Ray running."""
-    return write_example(tmp_path)
