@@ -166,6 +166,7 @@ def spark(folder: Path, k: int, iterations: int, cores: int) -> dict[str, Any]:
         .config("spark.driver.host", "127.0.0.1")
         .config("spark.driver.bindAddress", "127.0.0.1")
         .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
         .config("spark.sql.parquet.enableVectorizedReader", "false")
         .getOrCreate()
     )
@@ -245,7 +246,10 @@ def main() -> None:
             pq.write_table(pa.table({"embedding": lists}), folder / "spark.parquet", row_group_size=25_000)
         del rows
         python = {name: arguments.peers if name in PEERS else sys.executable for name in names}
-        figures = {name: run(name, python[name], folder, arguments) for name in names}
+        figures = {}
+        for name in names:
+            figures[name] = run(name, python[name], folder, arguments)
+            print(f"{name}: {figures[name]}", file=sys.stderr, flush=True)
     machine = platform.processor() or platform.machine()
     print(f"{arguments.rows} x {arguments.dim} float32, k = {arguments.k}, {arguments.cores} cores of {machine}")
     print(f"Python {platform.python_version()}, NumPy {np.__version__}, load {os.getloadavg()[0]:.1f}")
