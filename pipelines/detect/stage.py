@@ -26,7 +26,8 @@ from pipelines.detect.response import Responses, read_stationxml
 from pipelines.detect.stage_plan import Shard, choose_interval, plan_shards
 from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask
 from pipelines.errors import InputError, StageFailed
-from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, stage_fingerprint
+from pipelines.event_sample import events_fingerprint
+from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path
 from pipelines.storage import Store, StoredObject, content_hash, open_store
 from pipelines.tracking import Tracking, stage_run
 from pipelines.workspace import Workspace
@@ -340,7 +341,7 @@ def _log(
         return
     inputs = {"archive": _manifest_fingerprint(manifest.table)}
     with stage_run(tracking, "detect", stage_config(config, "detect"), inputs=inputs) as run:
-        run.set_tags({"firnline.output.events": stage_fingerprint(workspace.store, "detect")})
+        run.set_tags({"firnline.output.events": events_fingerprint(workspace.store)})
         run.log_metrics(
             {
                 "events": summary.events,

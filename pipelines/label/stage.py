@@ -17,6 +17,7 @@ from pipelines import tables
 from pipelines.cluster import ray_session
 from pipelines.config import Config, stage_config, stage_output_keys
 from pipelines.errors import InputError
+from pipelines.event_sample import events_fingerprint
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
 from pipelines.label.naming import ClusterName, names_by_majority, numbers_by_reference, numbers_by_size
@@ -114,7 +115,8 @@ def label_events(
             )
         inputs = _Inputs(shards=shards, registered=registered, hand=hand, user_names=user_names, reference=reference)
         workspace.claim("label", config, replace=replace)
-        with stage_run(tracking, "label", stage_config(config, "label"), inputs=lineage) as run:
+        logged = lineage | {"events": events_fingerprint(store)}
+        with stage_run(tracking, "label", stage_config(config, "label"), inputs=logged) as run:
             return _label(store, inputs, config, run, whole, num_cpus=session.num_cpus)
 
 
