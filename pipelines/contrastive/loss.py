@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
+STUCK_EPOCHS, STUCK_STEPS = 5, 100
 STUCK_SHARE = 0.999
 """A loss above this share of ln(candidates) says that training tells no window from another."""
 
@@ -85,7 +86,11 @@ def num_candidates(global_batch_size: int) -> int:
     return 2 * global_batch_size - 1
 
 
-def is_stuck(losses: list[float], global_batch_size: int, *, patience: int = 5) -> bool:
-    """Whether the last `patience` epochs' losses all lie at ln(candidates): no positive is told from a negative."""
+def is_stuck(losses: list[float], global_batch_size: int, steps_per_epoch: int) -> bool:
+    """Whether the loss of the last epochs lies at ln(candidates): no positive is told from a negative.
+
+    Looked at are the last five epochs, or as many as have 100 steps: a training may begin there.
+    """
+    patience = max(STUCK_EPOCHS, -(-STUCK_STEPS // steps_per_epoch))
     level = STUCK_SHARE * math.log(num_candidates(global_batch_size))
     return len(losses) >= patience and all(not loss < level for loss in losses[-patience:])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import read_facts, restore_state, state_to_bytes
 from pipelines.contrastive.loss import is_stuck
-from pipelines.contrastive.step import TrainPlan, local_batch_size, new_state, run_epoch
+from pipelines.contrastive.step import TrainPlan, local_batch_size, new_state, run_epoch, steps_per_epoch
 from pipelines.encoders import NetworkConfig
 
 
@@ -75,13 +75,13 @@ def train_rank(
     if world > 1:
         model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
     shard_sizes = [len(windows_NCS)] * world
-    global_batch = local_batch_size(plan, shard_sizes) * world
+    global_batch, steps = local_batch_size(plan, shard_sizes) * world, steps_per_epoch(plan, shard_sizes)
     while state.epochs_done < plan.epochs:
         figures = run_epoch(
             state, windows_NCS, augmenter, plan, model=model, shard_sizes=shard_sizes, rank=rank, device=device
         )
         facts["history"].append(figures)
-        if is_stuck([entry["loss"] for entry in facts["history"]], global_batch):
+        if is_stuck([entry["loss"] for entry in facts["history"]], global_batch, steps):
             raise StuckTraining(
                 f"the loss has stayed at ln(candidates) = {figures['loss']:.3f} for epochs up to {state.epochs_done}"
             )

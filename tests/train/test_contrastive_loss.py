@@ -73,10 +73,16 @@ def test_identical_projections_give_the_logarithm_of_the_candidates() -> None:
 
 def test_a_loss_stuck_at_the_logarithm_of_the_candidates_is_noticed() -> None:
     level = math.log(num_candidates(64))
-    assert is_stuck([level] * 5, 64)
-    assert is_stuck([level - 1e-4, level, level + 0.1, level, math.nan], 64)
-    assert not is_stuck([level] * 4, 64)
-    assert not is_stuck([level] * 4 + [0.9 * level], 64)
+    assert is_stuck([level] * 5, 64, 30)
+    assert is_stuck([level - 1e-4, level, level + 0.1, level, math.nan], 64, 30)
+    assert not is_stuck([level] * 4, 64, 30)
+    assert not is_stuck([level] * 4 + [0.9 * level], 64, 30)
+
+
+def test_a_training_of_few_steps_has_not_begun_and_is_not_stuck() -> None:
+    level = math.log(num_candidates(64))
+    assert not is_stuck([level] * 49, 64, 2)
+    assert is_stuck([level] * 50, 64, 2)
 
 
 def test_seeds_of_augmentations_differ_by_run_epoch_and_rank() -> None:
