@@ -19,9 +19,9 @@ class TrainSettings(Section):
     """Residual blocks of each stage (count)."""
     dim: int = Field(64, ge=2, le=4096)
     """Length of an embedding (count)."""
-    even_components: int = Field(8, ge=0)
-    """After the training the embedding is turned to its principal components and so many of them are scaled to like
-    variance, so that k-means sees more than the strongest (count); 0 leaves the embedding as it was trained."""
+    whiten: bool = True
+    """After the training, scale the embedding's directions to equal variance between views of a window, so that
+    k-means sees what tells windows apart."""
     num_bands: int = Field(32, ge=8, le=256)
     """Frequency bands of the log spectrogram (count)."""
     num_frames: int = Field(96, ge=16, le=1024)
@@ -31,11 +31,11 @@ class TrainSettings(Section):
 
     epochs: int = Field(40, ge=1)
     """Passes over the windows (count)."""
-    batch_size: int = Field(256, ge=2)
+    batch_size: int = Field(64, ge=2)
     """Windows of a step, over all workers (count)."""
     temperature: float = Field(0.2, gt=0)
     """Divides the cosine similarities in the loss (ratio)."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
     """Peak learning rate of AdamW at a batch of 256; scaled with the square root of the batch."""
     weight_decay: float = Field(1e-4, ge=0)
     """AdamW's weight decay."""

@@ -1,36 +1,63 @@
-"""Turns a trained embedding to its principal components and evens them out, inside the network's last layer.
+"""Scales a trained embedding by what its views disagree about, inside the network's last layer.
 
-Contrastive training spreads what it learned over directions of very unequal variance, and k-means sees little but the
-strongest. Nothing is lost: the new embedding is an invertible linear map of the old one.
+Contrastive training leaves directions of very unequal variance, and some of the strong ones still hold what the views
+should not: the signal-to-noise ratio above all. K-means sees little else. Whitening by the covariance within the views
+of a window (within-class covariance normalisation, Hatch et al. 2006, with windows as classes) weakens them. Nothing is
+lost: the new embedding is an invertible linear map of the old one.
 """
 
 import torch
 from torch import Tensor, nn
 
+from pipelines.contrastive.augmentations import Augmenter, augmentation_seed
+
+_RIDGE = 0.01
+"""Share of the mean variance within views that is added to every direction, so that none is blown up."""
+
 
 @torch.no_grad()
-def whiten_output(network: nn.Module, embeddings_ND: Tensor, num_even: int) -> None:
-    """Change a network's last layer so that its embedding has even principal components.
+def whiten_by_views(network: nn.Module, windows_NCS: Tensor, augmenter: Augmenter, seed: int) -> None:
+    """Change a network's last layer so that its embedding's unit is the deviation between views of a window.
 
-    Component i, of variance v_i (sorted, largest first), is divided by sqrt(v_i + v_k) with k = `num_even`: the first k
-    come out with variances between one half and one, those behind fall off as before.
+    The components come sorted, the one that tells windows best from each other first.
 
     Args:
         network: ends in a linear layer `out`; changed in place.
-        embeddings_ND: its embeddings of many windows.
-        num_even: components that are evened out; fewer where the embedding has not so many.
+        windows_NCS: prepared windows, on the network's device.
+        augmenter: makes views.
+        seed: of the views.
     """
     last = network.out
     assert isinstance(last, nn.Linear)
-    points = embeddings_ND.double()
-    mean = points.mean(0)
-    centred = points - mean
-    values, vectors = torch.linalg.eigh(centred.T @ centred / max(1, len(points) - 1))
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    # The sign of an eigenvector is free: the largest entry is made positive, so that a rerun gives the same.
-    largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
-    level = values[min(num_even, len(values)) - 1].clamp(min=1e-12)
-    turn = (vectors / (values + level).sqrt()).T
+    generator = torch.Generator(windows_NCS.device).manual_seed(augmentation_seed(seed, -1, 0))
+    parts = []
+    for batch in torch.split(windows_NCS, 128):
+        views = [batch, augmenter(batch, generator), augmenter(batch, generator)]
+        parts.append(torch.stack([network(view).double() for view in views]))
+    views_VND = torch.cat(parts, dim=1)
+    turn, mean = whitening_map(views_VND)
     last.bias.copy_(turn @ (last.bias.double() - mean))
     last.weight.copy_(turn @ last.weight.double())
+
+
+def whitening_map(views_VND: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the linear map (D, D) and the mean (D,) that whiten by the covariance within views.
+
+    Args:
+        views_VND: embeddings (view, window, dim), float64; the first view is the window as it is.
+    """
+    views, count, dim = views_VND.shape
+    deviations = (views_VND - views_VND.mean(0)).flatten(0, 1)
+    within = deviations.T @ deviations / max(1, count * (views - 1))
+    ridge = _RIDGE * within.diagonal().mean() + 1e-12
+    within = within + ridge * torch.eye(dim, dtype=within.dtype, device=within.device)
+    values, vectors = torch.linalg.eigh(within)
+    unit = vectors / values.sqrt() @ vectors.T
+    mean = views_VND[0].mean(0)
+    points = (views_VND[0] - mean) @ unit
+    _, turns = torch.linalg.eigh(points.T @ points)
+    turns = turns.flip(1)
+    # The sign of an eigenvector is free: the largest entry is made positive, so that a rerun gives the same.
+    largest = turns.gather(0, turns.abs().argmax(0, keepdim=True))
+    turns = turns * torch.where(largest < 0, -1.0, 1.0)
+    return turns.T @ unit, mean

@@ -27,10 +27,11 @@ from pipelines import encoders
 from pipelines.cluster import local_cores
 from pipelines.config import Config, flatten, stage_config
 from pipelines.config.augmentation import AugmentationSettings
+from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import network_state, read_facts
 from pipelines.contrastive.objective import cluster_stability
 from pipelines.contrastive.step import new_state
-from pipelines.contrastive.whitening import whiten_output
+from pipelines.contrastive.whitening import whiten_by_views
 from pipelines.encoders import Encoder, NetworkConfig
 from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
 from pipelines.errors import InputError, StageFailed
@@ -73,8 +74,8 @@ ALGORITHM_VERSION = 1
 
 MARKER = "train/training.json"
 ENCODER = "train/encoder.safetensors"
-EVENED_WINDOWS = 4096
-"""Windows whose embeddings say what the principal components are."""
+WHITENED_WINDOWS = 4096
+"""Windows whose views say what the embedding is whitened by."""
 
 SCORE_WINDOWS = 2000
 """Windows that the label-free score is computed on."""
@@ -273,9 +274,10 @@ def _fit(
             ) from error
     built = encoders.build_network(network)
     built.load_state_dict(network_state(content))
-    if config.train.even_components:
-        some = read_sample(store, sample, sample.spread(EVENED_WINDOWS))
-        whiten_output(built, torch.from_numpy(Encoder(network, built).embed(some)), config.train.even_components)
+    if config.train.whiten:
+        some = prepare_windows(read_sample(store, sample, sample.spread(WHITENED_WINDOWS)), sample.lead_samples)
+        augmenter = build_augmenter(training.preset, training.augmentations, sample.lead_samples)
+        whiten_by_views(built.eval(), some, augmenter, config.train.seed)
     worlds = read_facts(content)[1]["worlds"]
     if len(worlds) > 1:
         run.set_tags({"firnline.workers": json.dumps(worlds)})

@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from pipelines.cluster import SPARE_CPUS
 from pipelines.config import Config, stage_config
 from pipelines.config.augmentation import AugmentationSettings
-from pipelines.contrastive.augmentations import build_augmenter
+from pipelines.contrastive.augmentations import Augmenter, build_augmenter
 from pipelines.contrastive.objective import cluster_stability
 from pipelines.contrastive.step import TrainPlan, new_state, run_epoch
-from pipelines.contrastive.whitening import whiten_output
+from pipelines.contrastive.whitening import whiten_by_views
 from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, events_fingerprint, read_sample
@@ -162,7 +162,7 @@ def _search(
             "labels": labels,
             "objective": objective,
             "clusters": settings.clusters,
-            "even_components": config.train.even_components,
+            "whiten": config.train.whiten,
         }
     )
 
@@ -212,11 +212,11 @@ def _run_trial(task: dict[str, Any], trial_config: dict[str, Any]) -> None:
     state = new_state(network, plan, torch.device("cpu"))
     for _ in range(plan.epochs):
         figures = run_epoch(state, prepared, augmenter, plan)
-        figures |= _judge(state.learner.network, task)
+        figures |= _judge(state.learner.network, augmenter, task)
         tune.report({name: figures[name] for name in _METRICS if name in figures})
 
 
-def _judge(network: torch.nn.Module, task: dict[str, Any]) -> dict[str, float]:
+def _judge(network: torch.nn.Module, augmenter: Augmenter, task: dict[str, Any]) -> dict[str, float]:
     # Encoder freezes what it is given: the training goes on with the original.
     copy = type(network)(task["network"])
     copy.load_state_dict(network.state_dict())
@@ -226,8 +226,8 @@ def _judge(network: torch.nn.Module, task: dict[str, Any]) -> dict[str, float]:
     if task["labels"] is not None:
         scores |= validation_scores(encoder.embed(windows[task["labels"].places]), task["labels"])
     some = windows[:: max(1, -(-len(windows) // SCORED_WINDOWS))]
-    if task["even_components"]:
-        whiten_output(copy, torch.from_numpy(encoder.embed(some)), task["even_components"])
+    if task["whiten"]:
+        whiten_by_views(copy, prepare_windows(some, task["network"].lead_samples), augmenter, task["plan"].seed)
     stability = cluster_stability(encoder, some, num_clusters=task["clusters"], seed=0)
     scores["stability"] = stability["stability"]
     scores["score"] = scores.get("validation_knn", 0.0) if task["objective"] == "validation" else scores["stability"]
