@@ -502,13 +502,12 @@ def _progress(run: StageRun, epochs: int) -> Iterator[Callable[[list[dict[str, f
 
         def report(history: list[dict[str, float]]) -> None:
             nonlocal logged
+            if len(history) <= logged:
+                return
             for epoch in range(logged, len(history)):
                 run.log_metrics(history[epoch], step=epoch + 1)
-            logged = max(logged, len(history))
-            bar.n = logged
-            if history:
-                bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
-            bar.refresh()
+            bar.n = logged = len(history)
+            bar.set_postfix(loss=f"{history[-1]['loss']:.3f}")
 
         yield report
 
