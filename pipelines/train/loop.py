@@ -73,7 +73,7 @@ def train_rank(
     if training.compile:
         model = torch.compile(model)  # type: ignore[assignment]
     if world > 1:
-        model = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        model = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
     shard_sizes = [len(windows_NCS)] * world
     global_batch, steps = local_batch_size(plan, shard_sizes) * world, steps_per_epoch(plan, shard_sizes)
     while state.epochs_done < plan.epochs:

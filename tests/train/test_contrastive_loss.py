@@ -115,7 +115,7 @@ def _rank(rank: int, world: int, port: int, folder: str) -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world)
     share = 8 // world
     for kind in NETWORKS:
-        model = torch.nn.parallel.DistributedDataParallel(_learner(kind), broadcast_buffers=False)
+        model = torch.nn.parallel.DistributedDataParallel(_learner(kind), forward_sync_buffers=False)
         first, second = (view[rank * share : (rank + 1) * share] for view in _views())
         loss, gradients = _loss_and_gradients(model, first, second)
         losses = torch.tensor([loss], dtype=torch.float64)
