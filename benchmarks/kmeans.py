@@ -92,7 +92,7 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int) -> dict[str, 
         table = pa.table([ids, values], schema=tables.embeddings_schema(part.shape[1]))
         shards.append(Shard(network="AW", station="VNA1", name=f"{number:05d}", source=""))
         tables.write_table(store, shards[-1].path("embeddings"), table)
-    settings = KMeansSettings(k=k, restarts=1, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
+    settings = KMeansSettings(k=k, normalize="none", restarts=1, tolerance=TOLERANCE, max_iterations=MAX_ITERATIONS)
     with ray_session(num_cpus=cores):
         surveys = survey_embeddings(store, shards, settings)
         whole, (model, _) = timed(lambda: fit_model(store, surveys, settings, num_workers=cores))

@@ -31,6 +31,11 @@ USUAL_BLOCK_ROWS = 8192
 MAX_BLOCKS = 256
 """Most blocks, and so most partitions, of a fit: the driver holds this many (k, d) sums at a time."""
 
+SEEDING_TRIES = 8
+SEEDING_ROWS_A_CENTROID = 256
+SEEDING_MOST_ROWS = 50_000
+"""The candidates are reduced several times; each result is refined on a sample of the rows, and the best there kept."""
+
 Array = NDArray[Any]
 T = TypeVar("T")
 
@@ -264,6 +269,7 @@ def seed_centroids(
 
     In each round a row becomes a candidate with probability `oversampling` k d^2 / (sum of d^2), d its distance to the
     nearest candidate; k-means++ and Lloyd on the candidates, weighted by the rows nearest to each, leave k of them.
+    That is done SEEDING_TRIES times, and the k with the least inertia after Lloyd on a sample of rows are returned.
 
     Raises:
         ValueError: there are fewer rows, or fewer distinct rows, than k.
@@ -288,7 +294,15 @@ def seed_centroids(
     if distinct < k:
         raise ValueError(f"the embeddings have only {distinct} distinct values, fewer than the {k} clusters asked for")
     weights = np.sum(gather(weigh_candidates, len(candidates)), axis=0)
-    return _reduce_candidates(candidates.astype(np.float64), weights, k, seed=seed, restart=restart)
+    share = min(1.0, min(SEEDING_ROWS_A_CENTROID * k, SEEDING_MOST_ROWS) / num_rows)
+    sampled = gather(sample_rows, seed, share, restart)
+    sample, keys = np.concatenate([rows for _, rows in sampled]), np.concatenate([keys for keys, _ in sampled])
+    tries = SEEDING_TRIES if len(sample) >= 20 * k else 1
+    starts = _reduce_candidates(candidates.astype(np.float64), weights, k, seed=seed, restart=restart, tries=tries)
+    if len(starts) == 1:
+        return starts[0]
+    gather_sample = gather_local(local_partitions(sample, keys))
+    return best([lloyd(gather_sample, start, max_iterations=30) for start in starts]).centroids
 
 
 def label_rows(
@@ -437,11 +451,11 @@ def weigh_candidates(partition: Partition, num_candidates: int) -> NDArray[np.in
     return np.bincount(partition.candidate, minlength=num_candidates)
 
 
-def sample_rows(partition: Partition, seed: int, share: float) -> tuple[NDArray[np.uint64], Array]:
+def sample_rows(partition: Partition, seed: int, share: float, restart: int = 0) -> tuple[NDArray[np.uint64], Array]:
     """Return the rows drawn with a probability, as (event keys, rows)."""
 
     def drawn(rows: slice) -> NDArray[np.bool_]:
-        return np.asarray(uniform(partition.keys[rows], seed, _SAMPLE_SALT) < share, dtype=np.bool_)
+        return np.asarray(uniform(partition.keys[rows], seed, _SAMPLE_SALT, restart) < share, dtype=np.bool_)
 
     keys = partition.map_blocks(lambda _, rows: partition.keys[rows][drawn(rows)])
     return np.concatenate(keys), _take_rows(partition, drawn)
@@ -519,21 +533,22 @@ def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.f
 
 
 def _reduce_candidates(
-    candidates: NDArray[np.float64], weights: NDArray[np.int64], k: int, *, seed: int, restart: int
-) -> NDArray[np.float64]:
-    """Return k centroids of the weighted candidates: k-means++ and Lloyd, the best of a few, on one thread."""
+    candidates: NDArray[np.float64], weights: NDArray[np.int64], k: int, *, seed: int, restart: int, tries: int
+) -> list[NDArray[np.float64]]:
+    """Return k centroids of the weighted candidates, several times over: k-means++ and Lloyd, on one thread."""
     # Imported late: it takes a second, and workers need none.
     from sklearn.cluster import KMeans
 
     weighted = weights > 0
     if weighted.sum() < k:
         weighted = np.ones(len(weights), dtype=bool)
-    state = np.random.RandomState(np.random.SeedSequence([seed & 0xFFFFFFFF, restart]).generate_state(1)[0])
+    states = np.random.SeedSequence([seed & 0xFFFFFFFF, restart]).generate_state(tries)
     # More than one thread would add scikit-learn's partial sums in whatever order the threads end.
     with _thread_pools().limit(limits=1):
-        model = KMeans(k, n_init=5, random_state=state, max_iter=50)
-        model.fit(candidates[weighted], sample_weight=np.maximum(weights[weighted], 1).astype(np.float64))
-    return np.asarray(model.cluster_centers_, dtype=np.float64)
+        models = [KMeans(k, n_init=1, random_state=int(state), max_iter=50) for state in states]
+        for model in models:
+            model.fit(candidates[weighted], sample_weight=np.maximum(weights[weighted], 1).astype(np.float64))
+    return [np.asarray(model.cluster_centers_, dtype=np.float64) for model in models]
 
 
 def _bind(progress: Callable[[int, int, float], None], restart: int) -> Callable[[int, float], None]:

@@ -165,16 +165,7 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     sizes = {int(number): int(size) for number, size in sorted(zip(numbers, count.counts, strict=True))}
     named = _name_clusters(inputs, config, count.labelled, numbers)
     names = {number: entry.name for number, entry in named.items() if entry.name}
-    mark = fingerprint(
-        {
-            "clustering": model_hash,
-            "numbers": numbers.tolist(),
-            "names": names,
-            "labels": inputs.hand.content_hash if inputs.hand else "",
-            "tolerance_seconds": config.labels.tolerance_seconds,
-            "algorithm_version": ALGORITHM_VERSION,
-        }
-    )
+    mark = fingerprint({"run": whole, "clustering": model_hash, "numbers": numbers.tolist(), "names": names})
     naming = Naming(numbers=numbers, names=names)
     num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
     scores = _score(inputs, config, count.labelled, numbers)
@@ -274,7 +265,9 @@ def _name_clusters(
         )
         named = {number: found[number] for number in final}
     for number, name in inputs.user_names.items():
-        if number in named:
+        if number not in named:
+            print(f"labels.names names cluster {number}, which does not exist", flush=True)
+        else:
             named[number] = ClusterName(name=name, purity=named[number].purity, num_labels=named[number].num_labels)
     return dict(sorted(named.items()))
 

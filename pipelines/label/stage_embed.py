@@ -155,12 +155,17 @@ def _embed(
     embedded = shards.map(
         EmbedShard,
         fn_constructor_args=(store, ray.put(encoder.to("cpu").to_bytes()), settings),
-        compute=ActorPoolStrategy(size=min(num_workers, len(rows))),
+        compute=ActorPoolStrategy(size=max(1, min(num_workers, len(rows), int(_memory() // MEMORY_A_WORKER)))),
         num_cpus=1,
         num_gpus=1 if settings.use_gpu else 0,
         memory=MEMORY_A_WORKER,
     )
     return (row for row in embedded.iter_rows() if row["error"])
+
+
+def _memory() -> float:
+    resources: Any = ray.cluster_resources
+    return float(resources().get("memory", np.inf))
 
 
 class EmbedShard:

@@ -222,17 +222,38 @@ class PartitionActor:
 
 def _start_partitions(store: Store, surveys: Sequence[Survey], settings: KMeansSettings, num_workers: int) -> list[Any]:
     num_rows = sum(survey.num_fitted for survey in surveys)
+    size = block_rows(num_rows)
+    edges = partition_edges(num_rows, num_workers)
+    most_bytes = max(end - first for first, end in edges) * surveys[0].dim * 4
+    keep = most_bytes <= settings.memory_gb * 1e9
+    available = _cluster_memory()
+    if keep and len(edges) * _actor_bytes(edges[0], surveys[0].dim, keep=True) > available:
+        keep = False
+    needed = [_actor_bytes(edge, surveys[0].dim, keep=keep) for edge in edges]
+    if sum(needed) > available:
+        raise StageFailed(
+            f"k-means over {num_rows} events needs {sum(needed) / 1e9:.1f} GB of memory in its workers, Ray has "
+            f"{available / 1e9:.1f} GB; give it more, or a smaller kmeans.fraction"
+        )
     actor: Any = ray.remote(PartitionActor)
-    actors = []
-    for first, end in partition_edges(num_rows, num_workers):
-        num_bytes = (end - first) * surveys[0].dim * 4
-        keep = num_bytes <= settings.memory_gb * 1e9
-        # What the rounds remember of a row: key, distance, candidate, label, and temporary copies.
-        memory = (end - first) * 48 + (2 * num_bytes if keep else 1 << 28)
-        spans = list(_spans(surveys, first, end))
-        size = block_rows(num_rows)
-        actors.append(actor.options(num_cpus=1, memory=memory).remote(store, spans, first, size, settings, keep))
-    return actors
+    return [
+        actor.options(num_cpus=1, memory=memory).remote(
+            store, list(_spans(surveys, first, end)), first, size, settings, keep
+        )
+        for (first, end), memory in zip(edges, needed, strict=True)
+    ]
+
+
+def _actor_bytes(edge: tuple[int, int], dim: int, *, keep: bool) -> int:
+    """Return what a worker may take: key, distance, candidate and label of each row, and its rows or a few blocks."""
+    num_rows = edge[1] - edge[0]
+    return num_rows * 32 + (2 * num_rows * dim * 4 if keep else 0) + (1 << 28)
+
+
+def _cluster_memory() -> float:
+    """Return the memory that Ray hands out, in bytes."""
+    resources: Any = ray.cluster_resources
+    return float(resources().get("memory", np.inf))
 
 
 def _gather(actors: Sequence[Any]) -> kmeans.Gather:
