@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 
-from pipelines.tune.stage import tune_augmentations
-
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.detect.stage import check_archive, detect_events, read_responses
@@ -21,6 +19,7 @@ from pipelines.storage import check_readable, open_store
 from pipelines.tables import list_shards
 from pipelines.tracking import open_tracking
 from pipelines.train.stage import train_encoder
+from pipelines.tune.stage import tune_augmentations
 
 CHAIN = ("detect", "tune", "train", "label", "report")
 

@@ -25,7 +25,7 @@ class DetectionSettings(Section):
     corners: int = 4
     """Order of the band-pass."""
     trigger_components: str = "Z"
-    """Components that trigger, e.g. Z or ZNE; each alone, overlapping triggers become one event with the earliest onset."""
+    """Components that trigger, e.g. Z or ZNE: each alone, overlapping triggers are one event with the earliest onset."""
     min_seconds: float = 0.0
     """Triggers shorter than this many seconds are dropped."""
     max_seconds: float = 60.0
@@ -81,7 +81,7 @@ class DetectionSettings(Section):
 
     @property
     def warmup_seconds(self) -> float:
-        """Return the warm-up before an anchor: 40 LTA + 10 periods of the low corner + the longest trigger and merge."""
+        """Return the warm-up before an anchor: 40 LTA, 10 periods of the low corner, the longest trigger and merge."""
         return 40 * self.lta_seconds + 10 / self.band_hz[0] + self.max_seconds + self.merge_seconds
 
 
