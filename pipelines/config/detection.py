@@ -25,7 +25,7 @@ class DetectionSettings(Section):
     corners: int = 4
     """Order of the band-pass."""
     trigger_components: str = "Z"
-    """Components that trigger, such as Z or ZNE, each alone; overlapping triggers are one event from the first onset."""
+    """Components that trigger, such as Z or ZNE; overlapping triggers are one event from the first onset."""
     min_seconds: float = 0.0
     """Triggers shorter than this many seconds are dropped."""
     max_seconds: float = 60.0
