@@ -35,6 +35,13 @@ def run(arguments: Arguments) -> None:
     config = arguments.config("run", workspace)
     stages = [stage for stage in CHAIN if stage != "tune" or config.run.tune]
     configs = {stage: arguments.config(stage, workspace) for stage in stages}
+    if config.run.tune:
+        # What the search finds is what is trained with, unless the user names another source.
+        settings = configs["train"].train
+        source = settings.augment_from or "tune"
+        configs["train"] = configs["train"].model_copy(
+            update={"train": settings.model_copy(update={"augment_from": source})}
+        )
     archive = open_store(arguments.positional[0], anonymous=configs["detect"].archive.anonymous)
     check_readable(archive, what="archive")
     manifest = check_archive(archive, workspace, configs["detect"])

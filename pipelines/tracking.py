@@ -314,11 +314,19 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def fluent_run(run: StageRun) -> Iterator[Any]:
-    """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module."""
+    """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module.
+
+    MLflow keeps the addresses in the process and its environment; what was there before is put back.
+    """
     import mlflow
 
-    mlflow.set_tracking_uri(run.tracking.uri)
-    mlflow.set_registry_uri(run.tracking.uri)
-    mlflow.set_experiment(experiment_id=run.tracking.experiment_id())
-    with mlflow.start_run(run_id=run.run_id):
-        yield mlflow
+    before = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
+    try:
+        mlflow.set_tracking_uri(run.tracking.uri)
+        mlflow.set_registry_uri(run.tracking.uri)
+        mlflow.set_experiment(experiment_id=run.tracking.experiment_id())
+        with mlflow.start_run(run_id=run.run_id):
+            yield mlflow
+    finally:
+        mlflow.set_tracking_uri(before[0])  # type: ignore[arg-type]
+        mlflow.set_registry_uri(before[1])  # type: ignore[arg-type]

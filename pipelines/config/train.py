@@ -67,8 +67,6 @@ class TrainSettings(Section):
     """Threads of torch in each worker; 0: its share of the cores (count)."""
     compile: bool = operational(False)
     """Compile the network with torch.compile."""
-    memory_gb: float = operational(8.0, gt=0)
-    """Host memory that a worker's windows may take in GB; windows beyond it are read again every epoch."""
     max_failures: int = operational(3, ge=0)
     """Lost workers after which the training fails; each is replaced and goes on from the last checkpoint (count)."""
 

@@ -31,7 +31,7 @@ USUAL_BLOCK_ROWS = 8192
 MAX_BLOCKS = 256
 """Most blocks, and so most partitions, of a fit: the driver holds this many (k, d) sums at a time."""
 
-SEEDING_TRIES = 8
+SEEDING_TRIES = 24
 SEEDING_ROWS_A_CENTROID = 256
 SEEDING_MOST_ROWS = 50_000
 """The candidates are reduced several times; each result is refined on a sample of the rows, and the best there kept."""

@@ -330,7 +330,6 @@ def _fit_with_ray(
         "training": training,
         "folder": folder,
         "num_threads": settings.num_threads or max(1, local_cores() // settings.num_workers),
-        "memory_bytes": settings.memory_gb * 1e9,
     }
     store.remove(f"{folder}/stuck.txt")
     state = Path(tempfile.mkdtemp(prefix="firnline-train-"))

@@ -146,23 +146,21 @@ def test_a_killed_driver_goes_on_where_it_stopped(archive, undisturbed, tmp_path
 def test_a_lost_node_changes_no_byte(archive, undisturbed, tmp_path, number):
     from ray.cluster_utils import Cluster
 
-    from pipelines.cluster import private_ray_environment
+    from pipelines.cluster import _apply_environment, private_ray_environment
 
     rows, _ = undisturbed
     rng = random.Random(200 + number)
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in private_ray_environment().items():
-            environment.setenv(name, value)
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})
-        try:
-            node = cluster.add_node(num_cpus=2)
-            log, workspace = tmp_path / "log", tmp_path / "workspace"
-            process = start(archive, workspace, log, "--address", cluster.address)
-            wait_for_markers(workspace, process, rng.randrange(1, 60))
-            cluster.remove_node(node, allow_graceful=False)
-            cluster.add_node(num_cpus=2)
-            assert process.wait(600) in (0, 1), log.read_text()[-3000:]
-            finish(archive, workspace, log, "--address", cluster.address)
-        finally:
-            cluster.shutdown()
+    _apply_environment(private_ray_environment())
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})
+    try:
+        node = cluster.add_node(num_cpus=2)
+        log, workspace = tmp_path / "log", tmp_path / "workspace"
+        process = start(archive, workspace, log, "--address", cluster.address)
+        wait_for_markers(workspace, process, rng.randrange(1, 60))
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=2)
+        assert process.wait(600) in (0, 1), log.read_text()[-3000:]
+        finish(archive, workspace, log, "--address", cluster.address)
+    finally:
+        cluster.shutdown()
     assert contents(workspace) == rows
