@@ -192,6 +192,7 @@ def test_the_sample_is_stratified_and_the_same_however_the_files_are_cut(tmp_pat
     )
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(1500)
 def test_training_on_ray_survives_a_lost_worker_bit_for_bit(ray_cluster, tmp_path):
     plain, disturbed = (make_workspace(str(tmp_path / name)) for name in ("plain", "disturbed"))
