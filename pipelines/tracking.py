@@ -256,14 +256,15 @@ def register_model(run: StageRun, model_uri: str, model_name: str, *, tags: Mapp
     client = run.tracking.client()
     with contextlib.suppress(MlflowException):
         client.create_registered_model(model_name)
-    version = client.create_model_version(
-        model_name,
-        source=model_uri,
-        run_id=run.run_id,
-        tags=dict(tags),
-        # The server asks for the logged model's id beside its own address models:/<id>.
-        model_id=model_uri.removeprefix("models:/"),
-    )
+    with _as_default(run.tracking):
+        version = client.create_model_version(
+            model_name,
+            source=model_uri,
+            run_id=run.run_id,
+            tags=dict(tags),
+            # The server asks for the logged model's id beside its own address models:/<id>.
+            model_id=model_uri.removeprefix("models:/"),
+        )
     return str(version.version)
 
 
@@ -314,19 +315,23 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
 
 @contextlib.contextmanager
 def fluent_run(run: StageRun) -> Iterator[Any]:
-    """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module.
+    """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module."""
+    with _as_default(run.tracking) as mlflow:
+        mlflow.set_experiment(experiment_id=run.tracking.experiment_id())
+        with mlflow.start_run(run_id=run.run_id):
+            yield mlflow
 
-    MLflow keeps the addresses in the process and its environment; what was there before is put back.
-    """
+
+@contextlib.contextmanager
+def _as_default(tracking: Tracking) -> Iterator[Any]:
+    """Make an address MLflow's own default, which parts of it use whatever the client's, for a while."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
     try:
-        mlflow.set_tracking_uri(run.tracking.uri)
-        mlflow.set_registry_uri(run.tracking.uri)
-        mlflow.set_experiment(experiment_id=run.tracking.experiment_id())
-        with mlflow.start_run(run_id=run.run_id):
-            yield mlflow
+        mlflow.set_tracking_uri(tracking.uri)
+        mlflow.set_registry_uri(tracking.uri)
+        yield mlflow
     finally:
         mlflow.set_tracking_uri(before[0])  # type: ignore[arg-type]
         mlflow.set_registry_uri(before[1])  # type: ignore[arg-type]

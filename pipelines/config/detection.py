@@ -34,10 +34,6 @@ class DetectionSettings(Section):
     """A trigger whose onset is less than this many seconds after the end of the one before joins it; 0: never."""
     units: Literal["counts", "m/s"] = "counts"
     """Unit of the windows: counts, or m/s through the sensitivity in archive.stationxml."""
-    coincidence_stations: int = 1
-    """Keep an event only if this many stations triggered within coincidence_seconds; 1: keep all."""
-    coincidence_seconds: float = 10.0
-    """Triggers of several stations within this many seconds are one event (coincidence)."""
 
     @field_validator("trigger_components")
     @classmethod
@@ -68,11 +64,6 @@ class DetectionSettings(Section):
                 f"min_seconds {self.min_seconds:g} must be at most max_seconds {self.max_seconds:g}",
             ),
             (0 <= self.merge_seconds <= 3600, f"merge_seconds {self.merge_seconds:g} must lie between 0 and 3600"),
-            (self.coincidence_stations >= 1, f"coincidence_stations {self.coincidence_stations} must be at least 1"),
-            (
-                0 < self.coincidence_seconds <= 600,
-                f"coincidence_seconds {self.coincidence_seconds:g} must lie above 0 and be at most 600",
-            ),
         ]
         for holds, sentence in checks:
             if not holds:
