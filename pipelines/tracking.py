@@ -300,14 +300,12 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
     Raises:
         InputError: there is no such model or artifact.
     """
-    import mlflow
     from mlflow.exceptions import MlflowException
 
-    # The arguments of download_artifacts do not reach the lookup of a model's version.
-    mlflow.set_tracking_uri(tracking.uri)
-    mlflow.set_registry_uri(tracking.uri)
     try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+        # The arguments of download_artifacts do not reach the lookup of a model's version.
+        with _as_default(tracking) as mlflow:
+            return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"the model {uri} cannot be read from MLflow: {reason}") from None
