@@ -256,12 +256,6 @@ def content_hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a local file as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _local_object(path: str, status: os.stat_result) -> StoredObject:
     return StoredObject(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 

@@ -13,7 +13,6 @@ read:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -235,8 +234,3 @@ def _uncovered(run: Run, covered: list[tuple[int, int]], half_ns: int, result: C
         for begin, end in zip(bounds[::2], bounds[1::2], strict=True)
         if end > begin
     ]
-
-
-def gaps(segments: Sequence[Segment]) -> list[tuple[int, int]]:
-    """Return the (begin, end) times in nanoseconds between successive segments."""
-    return [(before.end_ns, after.start_ns) for before, after in pairwise(segments)]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from pipelines.archive.continuity import Segment
+from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.records import sample_time
 from pipelines.config.detection import DetectionSettings, WindowSettings
 from pipelines.detect.kernel import Triggers, design_bandpass, scan
@@ -23,7 +24,6 @@ from pipelines.detect.windows import amplitudes, cut, resample, resampling_margi
 
 Array = np.ndarray[Any, Any]
 
-DAY_NS = 86_400_000_000_000
 COMPONENTS = "ENZ"
 # An event that triggers keep joining is followed for this many times the longest trigger.
 FOLLOWED_TRIGGERS = 5

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipelines import tables
+from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import (
     Manifest,
     build_manifest,
@@ -40,7 +41,6 @@ TASK_MEMORY_BYTES = 3 * 2**29
 MOST_DAYS_PER_BATCH = 8
 PROGRESS_SECONDS = 5.0
 PROGRESS_PATH = "ledger/detect/progress.json"
-DAY_NS = 86_400_000_000_000
 
 
 @dataclass

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import ANY
 from pipelines.ledger import MarkerName, fingerprint
 
-DAY_NS = 86_400_000_000_000
 HOUR_NS = DAY_NS // 24
 WEEK_NS = 7 * DAY_NS
 # 1970-01-05 was a Monday.
