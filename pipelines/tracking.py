@@ -61,12 +61,11 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
     Args:
         workspace: gives the default: `mlflow.db` and `mlartifacts/` inside a local workspace.
         uri: the --mlflow flag; else MLFLOW_TRACKING_URI.
-        experiment: its name; default: firnline and the workspace's last path component.
+        experiment: its name; default: firnline and the workspace's URL, or its folder's name in its own database.
 
     Raises:
         InputError: no URI for a bucket workspace, or the server does not answer.
     """
-    name = experiment or f"firnline {workspace.url.rstrip('/').rpartition('/')[2]}"
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None:
         if not workspace.store.is_local:
@@ -74,8 +73,11 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
         root = Path(workspace.url)
         root.mkdir(parents=True, exist_ok=True)
         database = f"sqlite:///{root / 'mlflow.db'}"
+        name = experiment or f"firnline {root.name}"
         return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
     _check_answers(uri)
+    # Many workspaces share a server, and several of them are called "workspace".
+    name = experiment or f"firnline {workspace.url}"
     # A database keeps no artifacts, and MLflow's own default for them is the folder that one happens to be in.
     artifacts = None if uri.startswith("http") else _artifact_location(workspace)
     return Tracking(uri=uri, experiment=name, artifact_location=artifacts)
@@ -314,10 +316,8 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
 @contextlib.contextmanager
 def fluent_run(run: StageRun) -> Iterator[Any]:
     """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module."""
-    with _as_default(run.tracking) as mlflow:
-        mlflow.set_experiment(experiment_id=run.tracking.experiment_id())
-        with mlflow.start_run(run_id=run.run_id):
-            yield mlflow
+    with _as_default(run.tracking) as mlflow, mlflow.start_run(run_id=run.run_id):
+        yield mlflow
 
 
 @contextlib.contextmanager
@@ -325,11 +325,17 @@ def _as_default(tracking: Tracking) -> Iterator[Any]:
     """Make an address MLflow's own default, which parts of it use whatever the client's, for a while."""
     import mlflow
 
-    before = os.environ.get("MLFLOW_TRACKING_URI"), os.environ.get("MLFLOW_REGISTRY_URI")
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
     try:
         mlflow.set_tracking_uri(tracking.uri)
         mlflow.set_registry_uri(tracking.uri)
         yield mlflow
     finally:
-        mlflow.set_tracking_uri(before[0])  # type: ignore[arg-type]
-        mlflow.set_registry_uri(before[1])  # type: ignore[arg-type]
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        # MLflow writes both to the environment, for child processes, and takes only the first of them back.
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,5 +1,6 @@
 """Real servers on loopback for the tests: S3 (moto), MLflow, and a small Ray with token authentication."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,16 @@ import pytest
 from loopback_servers import S3Server, free_port, point_to_s3, server_process
 
 from pipelines.cluster import RaySession, ray_session
+
+# The tests start their own servers; those of the shell they run in are not theirs.
+for _name in (
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_REGISTRY_URI",
+    "MLFLOW_EXPERIMENT_ID",
+    "RAY_ADDRESS",
+    "RAY_API_SERVER_ADDRESS",
+):
+    os.environ.pop(_name, None)
 
 SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 

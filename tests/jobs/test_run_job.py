@@ -43,8 +43,8 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
         assert store.exists(path), path
     assert not [item.path for item in store.walk("events") if not item.path.endswith(".parquet")]
 
-    client = Tracking(uri=mlflow_server, experiment="firnline workspace").client()
-    experiment = client.get_experiment_by_name("firnline workspace").experiment_id
+    client = Tracking(uri=mlflow_server, experiment="").client()
+    experiment = client.get_experiment_by_name(f"firnline {workspace}").experiment_id
     runs = {run.data.tags["firnline.stage"]: run for run in client.search_runs([experiment])}
     assert {"detect", "train", "label"} <= set(runs)
     assert all(run.info.status == "FINISHED" for run in runs.values())

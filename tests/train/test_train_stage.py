@@ -19,7 +19,7 @@ from pipelines import encoders
 from pipelines.contrastive.checkpoint import read_facts
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, read_sample
-from pipelines.tracking import Tracking, alias_version
+from pipelines.tracking import Tracking, _as_default, alias_version, download_artifact
 from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, read_training, train_encoder
 from pipelines.workspace import open_workspace
 
@@ -31,7 +31,6 @@ def settings(**changes):
 
 
 def tracking_of(workspace):
-    # Not `open_tracking`: logging a model sets MLFLOW_TRACKING_URI, and another test's workspace would be used.
     root = workspace.url
     return Tracking(
         uri=f"sqlite:///{root}/mlflow.db", experiment="training", artifact_location=f"file://{root}/mlartifacts"
@@ -109,12 +108,21 @@ def test_the_registered_model_loads_in_a_fresh_process_without_firnline(undistur
     np.testing.assert_allclose(np.load(tmp_path / "embeddings.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_no_file_of_the_model_is_pickled(undisturbed):
+def test_a_training_leaves_mlflow_addresses_of_its_process_alone(undisturbed, monkeypatch):
+    workspace, _ = undisturbed
+    assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID"} & set(os.environ)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:10")
+    with _as_default(tracking_of(workspace)):
+        assert mlflow.get_registry_uri() == mlflow.get_tracking_uri() == tracking_of(workspace).uri
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == ("http://127.0.0.1:9", "http://127.0.0.1:10")
+
+
+def test_no_file_of_the_model_is_pickled(undisturbed, tmp_path):
     workspace, _ = undisturbed
     tracking = tracking_of(workspace)
-    mlflow.set_tracking_uri(tracking.uri)
     version = alias_version(tracking, "firnline-encoder", "champion")
-    folder = mlflow.artifacts.download_artifacts(f"models:/firnline-encoder/{version.version}")
+    folder = download_artifact(tracking, f"models:/firnline-encoder/{version.version}", tmp_path)
     names = [name for _, _, files in os.walk(folder) for name in files]
     assert "encoder.safetensors" in names
     assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth", ".bin"))]
