@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
-from pipelines.detect.stage import check_archive, detect_events, read_responses
-from pipelines.storage import check_readable, open_store
+from pipelines.detect.stage import detect_events, open_archive
 from pipelines.tracking import open_tracking
 
 
@@ -24,21 +23,15 @@ def detect(arguments: Arguments) -> None:
     """Check the archive, claim the workspace, detect."""
     workspace = arguments.workspace(1, create=True)
     config = arguments.config("detect", workspace)
-    archive = open_store(arguments.positional[0], anonymous=config.archive.anonymous)
-    check_readable(archive, what="archive")
-    manifest = check_archive(archive, workspace, config)
-    responses, stationxml_hash = read_responses(config)
+    archive = open_archive(arguments.positional[0], workspace, config)
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     print_config(config, "detect")
-    workspace.claim("detect", config, replace=arguments.replace)
     with ray_session(arguments.address) as session:
+        workspace.claim("detect", config, replace=arguments.replace)
         detect_events(
             archive,
             workspace,
             config,
-            manifest,
-            responses,
-            stationxml_hash,
             tracking=tracking,
             num_workers=config.shards.num_workers or session.num_cpus,
         )

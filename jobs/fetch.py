@@ -23,7 +23,7 @@ def fetch(arguments: Arguments) -> None:
     """Bring what the archive lacks and print what came."""
     store = open_store(arguments.positional[0])
     config = arguments.config("fetch")
-    store.check_writable()
+    store.check_writable(what="archive")
     print_config(config, "fetch")
     summary = fetch_recordings(store, config.fetch, replace=arguments.replace)
     print(

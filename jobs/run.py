@@ -12,13 +12,14 @@ from collections.abc import Sequence
 
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
-from pipelines.detect.stage import check_archive, detect_events, read_responses
+from pipelines.detect.stage import detect_events, open_archive
+from pipelines.hand_labels import read_labels
 from pipelines.label.stage import label_events
 from pipelines.report.stage import write_report
-from pipelines.storage import check_readable, open_store
 from pipelines.tables import list_shards
 from pipelines.tracking import open_tracking
-from pipelines.train.stage import train_encoder
+from pipelines.train.stage import check_resources, train_encoder
+from pipelines.training_setup import effective_augmentation
 from pipelines.tune.stage import tune_augmentations
 
 CHAIN = ("detect", "tune", "train", "label", "report")
@@ -42,23 +43,23 @@ def run(arguments: Arguments) -> None:
         configs["train"] = configs["train"].model_copy(
             update={"train": settings.model_copy(update={"augment_from": source})}
         )
-    archive = open_store(arguments.positional[0], anonymous=configs["detect"].archive.anonymous)
-    check_readable(archive, what="archive")
-    manifest = check_archive(archive, workspace, configs["detect"])
-    responses, stationxml_hash = read_responses(configs["detect"])
+    archive = open_archive(arguments.positional[0], workspace, configs["detect"])
+    if config.labels.path is not None:
+        read_labels(config.labels.path)
+    if configs["train"].train.augment_from != "tune":
+        effective_augmentation(workspace, configs["train"])
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     for stage in stages:
         print_config(configs[stage], stage)
-    workspace.claim("detect", configs["detect"], replace=arguments.replace)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
+        if session.started:
+            check_resources(configs["train"])
+        workspace.claim("detect", configs["detect"], replace=arguments.replace)
         detect_events(
             archive,
             workspace,
             configs["detect"],
-            manifest,
-            responses,
-            stationxml_hash,
             tracking=tracking,
             num_workers=configs["detect"].shards.num_workers or session.num_cpus,
         )

@@ -12,7 +12,7 @@ from pipelines.config.label import LabelsSettings
 from pipelines.errors import InputError
 from pipelines.evaluation import balanced_accuracy, knn_predict, linear_predict
 from pipelines.event_sample import EventSample
-from pipelines.storage import open_store
+from pipelines.storage import open_parent, open_store
 
 _TIMED = {"network", "station", "time", "label"}
 
@@ -37,7 +37,7 @@ def label_sample(sample: EventSample, settings: LabelsSettings) -> SampleLabels 
     """
     if settings.path is None:
         return None
-    table = _read(settings.path)
+    table = read_labels(settings.path)
     labels = table["label"].astype(str).tolist()
     if "event_id" in table:
         matches = match_event_ids(sample.event_ids, table["event_id"].astype(str).tolist(), labels)
@@ -90,10 +90,14 @@ def _pair(name: str) -> tuple[str, str]:
     return network, station
 
 
-def _read(path: str) -> pd.DataFrame:
-    folder, _, name = path.rpartition("/")
-    is_file = path.endswith((".csv", ".parquet")) and not path.endswith("/")
-    store = open_store(folder or ".") if is_file else open_store(path)
+def read_labels(path: str) -> pd.DataFrame:
+    """Return a label table, from one CSV or Parquet file or a folder of them, without rows that lack a label.
+
+    Raises:
+        InputError: it cannot be read or lacks columns.
+    """
+    is_file = path.endswith((".csv", ".parquet"))
+    store, name = open_parent(path) if is_file else (open_store(path), "")
     try:
         names = [name] if is_file else sorted(i.path for i in store.walk() if i.path.endswith((".csv", ".parquet")))
         parts = []

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import random
+import re
 import shutil
 import tempfile
 import threading
@@ -184,14 +185,21 @@ class Store:
         with contextlib.suppress(FileNotFoundError):
             _retry(lambda: _s3(self.anonymous).rm(self.full(path), recursive=True))
 
-    def check_writable(self) -> None:
-        """Raise InputError with one sentence where nothing can be written."""
+    def check_writable(self, *, what: str = "workspace") -> None:
+        """Raise InputError with one sentence where nothing can be written; a folder made for the test goes again."""
         probe = f".write-probe-{os.getpid()}-{random.getrandbits(32):08x}"
+        made = _missing_folders(self.url) if self.is_local else []
         try:
+            if not self.is_local:
+                _holds_objects(self)
             self.write(probe, b"firnline")
             self.remove(probe)
-        except (OSError, _s3_errors()) as error:
-            raise InputError(f"the workspace {self.url} cannot be written: {_reason(error)}") from None
+        except _storage_errors() as error:
+            raise InputError(f"the {what} {self.url} cannot be written: {_reason(error)}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                for folder in made:
+                    folder.rmdir()
 
     def _list_folder(self, folder: str) -> tuple[list[StoredObject], list[str]]:
         if self.is_local:
@@ -242,10 +250,8 @@ def check_readable(store: Store, *, what: str) -> None:
             raise InputError(f"the {what} {store.url} cannot be read: permission denied")
         return
     try:
-        found = _retry(lambda: _s3(store.anonymous).ls(store.url, detail=False, refresh=True))
-    except FileNotFoundError:
-        found = []
-    except (OSError, _s3_errors()) as error:
+        found = _holds_objects(store)
+    except _storage_errors() as error:
         raise InputError(f"the {what} {store.url} cannot be read: {_reason(error)}") from None
     if not found:
         raise InputError(f"the {what} {store.url} does not exist or is empty")
@@ -254,6 +260,35 @@ def check_readable(store: Store, *, what: str) -> None:
 def content_hash(content: bytes) -> str:
     """Return the SHA-256 of some bytes as 64 hexadecimal digits."""
     return hashlib.sha256(content).hexdigest()
+
+
+def open_parent(url: str) -> tuple[Store, str]:
+    """Return the store of the folder that a file lies in, and the file's name in it; InputError as `open_store`."""
+    folder, slash, name = url.rpartition("/")
+    return open_store(folder + slash or "."), name
+
+
+def _missing_folders(path: str) -> list[Path]:
+    """Return the folders on the way to a path that do not exist, deepest first."""
+    return [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]
+
+
+def _holds_objects(store: Store) -> bool:
+    """Whether a bucket's prefix holds anything; five attempts, so that a wrong endpoint is said within seconds."""
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    bucket, _, prefix = store.url.removeprefix("s3://").partition("/")
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=5,
+        read_timeout=20,
+        signature_version=UNSIGNED if store.anonymous else None,
+    )
+    client = botocore.session.get_session().create_client("s3", config=config)
+    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", MaxKeys=1)
+    return bool(found["KeyCount"])
 
 
 def _local_object(path: str, status: os.stat_result) -> StoredObject:
@@ -314,11 +349,10 @@ def _s3(anonymous: bool) -> Any:
     )
 
 
-def _s3_errors() -> type[BaseException]:
-    from botocore.exceptions import BotoCoreError
+def _storage_errors() -> tuple[type[BaseException], ...]:
+    from botocore.exceptions import BotoCoreError, ClientError
 
-    base: type[BaseException] = BotoCoreError
-    return base
+    return OSError, BotoCoreError, ClientError
 
 
 # What a wrong set-up gives at once and no repetition mends.
@@ -337,7 +371,7 @@ def _retry(action: Callable[[], T]) -> T:
         except (*_FINAL, NoCredentialsError, PartialCredentialsError):
             raise
         except Exception as error:
-            passing = isinstance(error, OSError | TimeoutError | _s3_errors()) or _is_transport(error)
+            passing = isinstance(error, _storage_errors()) or _is_transport(error)
             if not passing or attempt == MAX_ATTEMPTS or any(code in str(error) for code in _FINAL_CODES):
                 raise
         time.sleep(random.uniform(0, wait))
@@ -353,4 +387,6 @@ def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and not error.strerror.startswith("An error"):
         text = error.strerror
+    # A request's address ends with its parameters.
+    text = re.sub(r"\?list-type=\S*?(?=\"|\s|$)", "", text)
     return text[:1].lower() + text[1:]

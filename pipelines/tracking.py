@@ -71,7 +71,6 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
         if not workspace.store.is_local:
             raise InputError(f"the workspace {workspace.url} is a bucket: give --mlflow URI or MLFLOW_TRACKING_URI")
         root = Path(workspace.url)
-        root.mkdir(parents=True, exist_ok=True)
         database = f"sqlite:///{root / 'mlflow.db'}"
         name = experiment or f"firnline {root.name}"
         return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
@@ -100,10 +99,32 @@ def _check_answers(uri: str) -> None:
             raise InputError(f"MLflow at {_without_password(uri)} does not answer: {type(error).__name__}") from None
         if answer.status_code != 200:
             raise InputError(f"MLflow at {_without_password(uri)} answers {answer.status_code} to /health")
-    elif scheme in ("sqlite", "postgresql", "mysql", "mssql"):
-        return
+    elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        _check_database(uri)
     else:
         raise InputError(f"MLflow URI {uri!r}: give http(s)://, sqlite:/// or another database URI")
+
+
+def _check_database(uri: str) -> None:
+    """Raise InputError where a database cannot be opened, at once; MLflow would try for half a minute."""
+    from sqlalchemy import create_engine, exc
+
+    sqlite_file = urlparse(uri).path[1:] if uri.startswith("sqlite") else ""
+    if sqlite_file and not Path(sqlite_file).parent.is_dir():
+        raise InputError(
+            f"MLflow's database {uri} cannot be opened: {Path(sqlite_file).parent} is no folder; make it first"
+        )
+    is_new = bool(sqlite_file) and not Path(sqlite_file).exists()
+    try:
+        engine = create_engine(uri)
+        engine.connect().close()
+        engine.dispose()
+    except (exc.SQLAlchemyError, ImportError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise InputError(f"MLflow's database {_without_password(uri)} cannot be opened: {reason}") from None
+    finally:
+        if is_new:
+            Path(sqlite_file).unlink(missing_ok=True)
 
 
 def _without_password(uri: str) -> str:

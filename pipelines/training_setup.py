@@ -17,7 +17,7 @@ from pipelines.encoders import NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.errors import InputError
 from pipelines.event_sample import EventSample
-from pipelines.storage import open_store
+from pipelines.storage import open_parent
 from pipelines.workspace import Workspace
 
 BEST_AUGMENTATION = "config/best-augmentation.yaml"
@@ -41,8 +41,8 @@ def effective_augmentation(workspace: Workspace, config: Config) -> Augmentation
             text = workspace.store.read(BEST_AUGMENTATION)
         else:
             name = source
-            folder, _, file = source.rpartition("/")
-            text = open_store(folder or ".").read(file)
+            folder, file = open_parent(source)
+            text = folder.read(file)
     except FileNotFoundError:
         raise InputError(
             f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file"

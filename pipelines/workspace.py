@@ -11,7 +11,7 @@ from typing import Any
 from pipelines import config as configuration
 from pipelines.errors import InputError
 from pipelines.ledger import stage_has_markers
-from pipelines.storage import Store, open_store
+from pipelines.storage import Store, check_readable, open_store
 
 LAYOUT_VERSION = 1
 
@@ -110,10 +110,9 @@ def open_workspace(url: str, *, create: bool) -> Workspace:
     if create:
         if store.is_local and Path(store.url).is_file():
             raise InputError(f"the workspace {store.url} is a file; name a folder")
-        existed = not store.is_local or Path(store.url).exists()
         store.check_writable()
-        if not existed:
-            Path(store.url).rmdir()
+    elif not store.is_local:
+        check_readable(store, what="workspace")
     state = workspace.read_state()
     if not state and not create:
         raise InputError(f"{store.url} is not a workspace: it has no workspace.json")

@@ -117,6 +117,14 @@ def test_missing_or_wrong_credentials_give_one_sentence(moto_s3, monkeypatch, tm
     assert "\n" not in str(caught.value)
 
 
+def test_an_endpoint_that_does_not_answer_is_said_within_seconds(moto_s3, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    storage._s3.cache_clear()
+    with pytest.raises(InputError, match=r"the archive s3://\S+ cannot be read: .*127\.0\.0\.1:9") as caught:
+        check_readable(open_store(f"{moto_s3.url}/x"), what="archive")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("url", ["s3://", "ftp://host/x", "gs://bucket/x"])
 def test_a_url_that_is_not_supported_is_named(url):
     with pytest.raises(InputError, match=url.split(":")[0]):

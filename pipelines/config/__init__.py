@@ -106,7 +106,8 @@ def read_yaml(text: str, *, name: str) -> dict[str, Any]:
     """Parse a configuration file's text; InputError names the file."""
     try:
         content = load_yaml(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
+        # A ValueError is a date that is none, such as 2022-13-01.
         problem = " ".join(str(error).split())
         raise InputError(f"{name} is not valid YAML: {problem}") from None
     if content is None:
@@ -122,7 +123,7 @@ def read_flags(flags: Iterable[tuple[str, str]]) -> dict[str, Any]:
     for dotted, text in flags:
         try:
             value = load_yaml(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):
             value = text
         place = nested
         *parents, leaf = dotted.split(".")
@@ -190,7 +191,13 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key {key}"
     message = first["msg"].removeprefix("Value error, ")
+    section = Config.model_fields.get(key)
+    if section is not None and message.split()[0] in getattr(section.annotation, "model_fields", {}):
+        # The check of a whole section begins with the key that is wrong.
+        return f"{key}.{message}"
     message = message[:1].lower() + message[1:]
+    if message.startswith(key):
+        return message
     if isinstance(first["input"], str | int | float | bool | list | None) and str(first["input"]) not in message:
         return f"{key} = {first['input']!r}: {message}"
     return f"{key}: {message}"

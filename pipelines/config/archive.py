@@ -30,7 +30,7 @@ class ArchiveSettings(Section):
     anonymous: bool = operational(False)
     """Read the bucket without credentials."""
     stationxml: str | None = None
-    """Path or URL of a StationXML file: sensitivities for detection.units and coordinates for the catalogue."""
+    """Path or URL of a StationXML file: the sensitivities for detection.units."""
     time_tolerance_samples: float = 0.5
     """A record whose start is within this many samples of the expected one continues the segment."""
     spill_seconds: float = 3600.0

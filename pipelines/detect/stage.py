@@ -29,7 +29,7 @@ from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path
-from pipelines.storage import Store, StoredObject, content_hash, open_store
+from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_parent, open_store
 from pipelines.tracking import Tracking, stage_run
 from pipelines.workspace import Workspace
 
@@ -79,16 +79,32 @@ class Summary:
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
-def check_archive(archive: Store, workspace: Workspace, config: Config) -> Manifest:
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """An archive that can be read with the configuration it was checked with."""
+
+    store: Store
+    """Where the recordings are."""
+    manifest: Manifest
+    """Its files."""
+    responses: Responses
+    """Of `archive.stationxml`; none for counts."""
+    stationxml_hash: str
+    """Content hash of that file; "" for counts."""
+
+
+def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
     """List the archive and check that it can be read with this configuration, before anything is written.
 
     Raises:
-        InputError: empty, unreadable, nothing selected, or a band above every Nyquist frequency.
+        InputError: missing, empty, unreadable, nothing selected, or a band above every Nyquist frequency.
     """
     if config.detection.units == "m/s" and config.archive.stationxml is None:
         raise InputError("detection.units m/s needs archive.stationxml")
     if config.window.remove_response and config.detection.units != "m/s":
         raise InputError("window.remove_response needs detection.units m/s")
+    archive = open_store(url, anonymous=config.archive.anonymous)
+    check_readable(archive, what="archive")
     kept = read_manifest(workspace.store)
     before = kept[1] if kept is not None and kept[0] == "flat" else None
     manifest = build_manifest(archive, config.archive, before)
@@ -99,19 +115,23 @@ def check_archive(archive: Store, workspace: Workspace, config: Config) -> Manif
             f"detection.band_hz reaches {high:g} Hz but the recordings have {max(rates):g} samples/s: "
             f"the upper corner must be below {max(rates) / 2:g} Hz"
         )
-    return manifest
+    responses, stationxml_hash = _read_responses(config)
+    return Archive(store=archive, manifest=manifest, responses=responses, stationxml_hash=stationxml_hash)
 
 
-def read_responses(config: Config) -> tuple[Responses, str]:
-    """Return the responses of archive.stationxml and the file's content hash ("" without one)."""
-    if config.detection.units == "counts" or config.archive.stationxml is None:
+def _read_responses(config: Config) -> tuple[Responses, str]:
+    path = config.archive.stationxml
+    if path is None:
         return Responses(), ""
-    folder, _, name = config.archive.stationxml.rpartition("/")
+    store, name = open_parent(path)
     try:
-        content = open_store(folder or ".").read(name)
+        content = store.read(name)
+        if config.detection.units == "counts":
+            return Responses(), ""
         return Responses(read_stationxml(content)), content_hash(content)
     except (OSError, ValueError) as error:
-        raise InputError(f"archive.stationxml {config.archive.stationxml} cannot be read: {error}") from None
+        reason = (isinstance(error, OSError) and error.strerror) or error
+        raise InputError(f"archive.stationxml {path} cannot be read: {reason}") from None
 
 
 def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationxml_hash: str) -> Plan:
@@ -156,12 +176,9 @@ def remove_stale(workspace: Store, plan: Plan) -> None:
 
 
 def detect_events(
-    archive: Store,
+    archive: Archive,
     workspace: Workspace,
     config: Config,
-    manifest: Manifest,
-    responses: Responses,
-    stationxml_hash: str,
     *,
     tracking: Tracking | None,
     num_workers: int,
@@ -171,16 +188,15 @@ def detect_events(
     Args:
         archive, workspace: where from and where to.
         config: resolved configuration.
-        manifest: from `check_archive`.
-        responses, stationxml_hash: from `read_responses`.
         tracking: MLflow; None logs nothing.
         num_workers: shards that are detected at the same time.
 
     Raises:
         StageFailed: a shard failed twice; all others are done.
     """
-    plan = make_plan(manifest, workspace, config, stationxml_hash)
-    workspace.update_state(shard_interval=plan.interval, archive=archive.url, layout=manifest.layout)
+    manifest = archive.manifest
+    plan = make_plan(manifest, workspace, config, archive.stationxml_hash)
+    workspace.update_state(shard_interval=plan.interval, archive=archive.store.url, layout=manifest.layout)
     write_manifest(workspace.store, manifest)
     remove_stale(workspace.store, plan)
     done = plan.num_shards - len(plan.pending)
@@ -189,7 +205,7 @@ def detect_events(
     summary = Summary()
     if plan.pending:
         began = time.time()
-        _run(archive, workspace.store, config, plan, responses, summary, num_workers)
+        _run(archive, workspace.store, config, plan, summary, num_workers)
         _log(workspace, config, manifest, summary, tracking, time.time() - began)
     _print(summary)
     if summary.failed:
@@ -236,17 +252,16 @@ def _batch(shards: list[Shard], files: list[StoredObject]) -> BatchTask:
 
 
 def _run(
-    archive: Store,
+    archive: Archive,
     workspace: Store,
     config: Config,
     plan: Plan,
-    responses: Responses,
     summary: Summary,
     num_workers: int,
 ) -> None:
     import ray
 
-    shared = ray.put((archive, workspace, config, responses))
+    shared = ray.put((archive.store, workspace, config, archive.responses))
     tasks = batches(plan, num_workers)
     began = time.time()
     reported = 0.0

@@ -19,7 +19,7 @@ from pipelines.config.label import LabelsSettings
 from pipelines.errors import InputError
 from pipelines.label.naming import read_names
 from pipelines.ledger import list_markers
-from pipelines.storage import Store, content_hash, open_store
+from pipelines.storage import Store, content_hash, open_parent, open_store
 
 DAY_NS = 86_400 * NANOSECONDS
 FILES_A_TASK = 64
@@ -205,8 +205,8 @@ def read_label_table(path: str) -> LabelTable:
 
 def _label_files(path: str) -> list[tuple[str, bytes]]:
     if path.endswith((".csv", ".parquet")):
-        store = open_store(path.rpartition("/")[0] or ".")
-        if store.exists(path.rpartition("/")[2]) and not (store.is_local and Path(path).expanduser().is_dir()):
+        store, name = open_parent(path)
+        if store.exists(name) and not (store.is_local and Path(path).expanduser().is_dir()):
             return [(path, _read_bytes(path, "labels.path"))]
     folder = open_store(path)
     names = sorted(item.path for item in folder.walk() if item.path.endswith((".csv", ".parquet")))
@@ -216,9 +216,9 @@ def _label_files(path: str) -> list[tuple[str, bytes]]:
 
 
 def _read_bytes(path: str, key: str) -> bytes:
-    folder, _, name = path.rpartition("/")
+    store, name = open_parent(path)
     try:
-        return open_store(folder or ("/" if path.startswith("/") else ".")).read(name)
+        return store.read(name)
     except OSError as error:
         raise InputError(f"{key} {path} cannot be read: {error.strerror or type(error).__name__}") from None
 

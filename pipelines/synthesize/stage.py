@@ -86,6 +86,7 @@ def check_archive(store: Store, settings: SynthesizeSettings, *, replace: bool =
             f"synthesize.events_per_station_day = {settings.events_per_station_day:g} needs {num_slots(settings)} "
             f"events a day over this network; at most {_MOST_SLOTS} are kept apart: give fewer"
         )
+    store.check_writable(what="archive")
     present = _manifest(store)
     wanted = manifest(settings)
     if present is not None and present != wanted and not replace:
@@ -98,10 +99,6 @@ def check_archive(store: Store, settings: SynthesizeSettings, *, replace: bool =
         )
     if present is None and next(iter(store.walk()), None) is not None:
         raise InputError(f"{store.url} holds files that are no synthetic archive; choose a new or empty folder")
-    try:
-        store.check_writable()
-    except InputError as error:
-        raise InputError(str(error).replace("the workspace", "the archive", 1)) from None
 
 
 def synthesize_archive(store: Store, settings: SynthesizeSettings, *, replace: bool = False) -> SyntheticSummary:

@@ -134,8 +134,7 @@ def train_encoder(
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     labels = label_sample(sample, config.labels)
     network = network_config(config, sample)
-    if settings.num_workers:
-        check_resources(config)
+    check_resources(config)
     workspace.claim("train", config, replace=replace)
     print(
         f"train: {len(sample)} of {sample.num_total} events, windows of {sample.num_samples} samples at "
@@ -196,11 +195,17 @@ def read_training(store: Store) -> dict[str, Any] | None:
 def check_resources(config: Config) -> None:
     """Refuse a plan whose workers leave Ray Data no CPU, or that asks for GPUs which are not there.
 
+    With workers a Ray session must be open.
+
     Raises:
         InputError: names the key and what the cluster has.
     """
     ray: Any = importlib.import_module("ray")
     settings = config.train
+    if not settings.num_workers:
+        if settings.use_gpu and not torch.cuda.is_available():
+            raise InputError("train.use_gpu is true, but torch finds no GPU on this machine; use false")
+        return
     resources = ray.cluster_resources()
     cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
     workers = settings.min_workers or settings.num_workers
@@ -294,8 +299,6 @@ def _fit_here(
     report: Callable[[list[dict[str, float]]], None],
 ) -> bytes:
     device = torch.device("cuda" if config.train.use_gpu else "cpu")
-    if config.train.use_gpu and not torch.cuda.is_available():
-        raise InputError("train.use_gpu is true, but torch finds no GPU on this machine; use false")
     windows = prepare_windows(read_sample(store, sample, range(len(sample))), sample.lead_samples)
     if device.type == "cuda" and _fits(windows, device):
         windows = windows.to(device)

@@ -158,16 +158,21 @@ def bad_inputs(archive, tmp_path):
     yield [text, new], "can be read"
     yield [tmp_path / "broken", new], "XX.0101..HHZ.D.2022.001"
     yield [archive, new, "--archive.station", "NONE"], "not selected"
-    yield [archive, new, "--detection.sta_seconds", "20"], "sta_seconds 20"
+    yield [archive, new, "--detection.sta_seconds", "20"], "detection.sta_seconds 20"
     yield [archive, new, "--detection.band_hz", "[1, 15]"], "detection.band_hz"
-    yield [archive, new, "--window.lead_seconds", "99"], "lead_seconds 99"
+    yield [archive, new, "--window.lead_seconds", "99"], "window.lead_seconds 99"
+    yield [archive, new, "--archive.start", "2022-13-01"], "archive.start"
     yield [archive, new, "--detection.typo", "1"], "detection.typo"
     yield [archive, new, "--typo", "1"], "--typo"
     yield [archive, new, "--config", tmp_path / "no.yaml"], "no.yaml"
     yield [archive], "WORKSPACE"
     yield [archive, tmp_path / "file"], "file"
-    yield [archive, new, *FLAGS, "--mlflow", "http://127.0.0.1:9"], "MLflow"
+    yield [archive, tmp_path / "file" / "new", *FLAGS], "file/new"
+    yield [archive, new / "below", *FLAGS, "--mlflow", "http://127.0.0.1:9"], "MLflow"
+    yield [archive, new, *FLAGS, "--mlflow", f"sqlite:///{tmp_path}/no/mlflow.db"], "no/mlflow.db"
+    yield [archive, new, *FLAGS, "--mlflow", "postgresql://me:secret@127.0.0.1:9/x"], "me:***@"
     yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml", "--detection.units", "m/s"], "no.xml"
+    yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml"], "no.xml"
 
 
 def test_bad_input_gives_one_sentence_and_exit_code_2_and_writes_nothing(archive, tmp_path, capsys):
@@ -180,3 +185,7 @@ def test_bad_input_gives_one_sentence_and_exit_code_2_and_writes_nothing(archive
     code, _, said = run(tmp_path / "missing", tmp_path / "new")
     assert code == 2
     assert "Traceback" not in said
+    # In a process of its own, since this one may be connected to a Ray.
+    code, _, said = run(archive, tmp_path / "new", *FLAGS, "--address", "127.0.0.1:9")
+    assert (code, (tmp_path / "new").exists()) == (2, False)
+    assert "--address 127.0.0.1:9" in said

@@ -1,5 +1,7 @@
 """The chain on a small synthetic archive, in a bucket as on a disk, and again as a no-op."""
 
+import numpy as np
+import obspy
 import pyarrow as pa
 import pytest
 
@@ -24,6 +26,19 @@ SYNTHETIC = [
 
 def rows(store, table, columns):
     return pa.concat_tables([tables.read_table(store, item.path, columns) for item in tables.list_shards(store, table)])
+
+
+@pytest.mark.parametrize("key", ["labels.path", "train.augment_from", "archive.stationxml", "report.typo"])
+def test_what_a_later_stage_would_stumble_on_is_said_before_the_first(tmp_path, capsys, key):
+    trace = obspy.Trace(np.arange(9000, dtype=np.int32), {"network": "XX", "station": "A", "channel": "HHZ"})
+    trace.stats.sampling_rate = 100.0
+    (tmp_path / "archive").mkdir()
+    trace.write(str(tmp_path / "archive" / "file.mseed"), format="MSEED")
+    assert run_job.main([str(tmp_path / "archive"), str(tmp_path / "new"), f"--{key}", str(tmp_path / "no.csv")]) == 2
+    said = capsys.readouterr().err
+    assert key in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.timeout(900)
