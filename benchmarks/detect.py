@@ -11,6 +11,8 @@ station-day) is stated apart and taken off, so that rates are marginal.
 """
 
 import argparse
+import importlib.metadata
+import io
 import json
 import multiprocessing
 import os
@@ -31,41 +33,43 @@ DAY_SAMPLES = 8_640_000
 STA, LTA, ON, OFF, MAX_SECONDS = 0.5, 10.0, 4.0, 1.5, 60.0
 BAND = (1.0, 20.0)
 LEAD, LENGTH = 5.0, 30.0
+CEILING_DAYS = 60
+YEAR, RECORD_BYTES, EVENTS_A_DAY = 2022, 4096, 200
 
 
 def make_archive(root: Path, station_days: int) -> None:
-    """Write day files of ten different days; stations and days beyond are links to them, with headers of their own."""
+    """Write 30 days a station: three different days by ObsPy, all others from their records with headers of their own.
+
+    Every file is a file of its own; only station code and day of year in the record headers are rewritten.
+    """
     import obspy
 
-    stations = max(1, round(station_days / 30))
-    days = -(-station_days // stations)
     rng = np.random.default_rng(1)
-    base: dict[tuple[int, str], np.ndarray[Any, Any]] = {}
-    for variant in range(3):
+    records: dict[tuple[int, str], np.ndarray[Any, Any]] = {}
+    num_variants = min(3, station_days)
+    for variant in range(num_variants):
+        places = rng.integers(0, DAY_SAMPLES - 3000, EVENTS_A_DAY)
+        strengths = rng.pareto(1.2, EVENTS_A_DAY) * 200
         for channel in "ENZ":
             x = rng.normal(0, 80, DAY_SAMPLES)
-            for place in np.random.default_rng(variant).integers(0, DAY_SAMPLES - 3000, 200):
-                decay = np.exp(-np.arange(3000) / 400)
-                x[place : place + 3000] += rng.pareto(1.2) * 200 * decay * rng.normal(size=3000)
-            base[variant, channel] = x.astype(np.int32)
-    written = 0
-    for station in range(stations):
-        for day in range(days):
-            if written >= station_days:
-                return
-            written += 1
-            start = obspy.UTCDateTime(2022, 1, 1) + 86400 * day
-            for channel in "ENZ":
-                code = f"XX.B{station:03d}..HH{channel}.D"
-                folder = root / f"{start.year}/XX/B{station:03d}/HH{channel}.D"
-                folder.mkdir(parents=True, exist_ok=True)
-                trace = obspy.Trace(base[(station + day) % 3, channel])
-                trace.stats.update(
-                    {"network": "XX", "station": f"B{station:03d}", "channel": f"HH{channel}", "sampling_rate": RATE_HZ}
-                )
-                trace.stats.starttime = start
-                path = folder / f"{code}.{start.year}.{start.julday:03d}"
-                trace.write(str(path), format="MSEED", encoding="STEIM2", reclen=4096)
+            for place, strength in zip(places, strengths, strict=True):
+                x[place : place + 3000] += strength * np.exp(-np.arange(3000) / 400) * rng.normal(size=3000)
+            trace = obspy.Trace(x.astype(np.int32), {"network": "XX", "station": "B000", "channel": f"HH{channel}"})
+            trace.stats.sampling_rate = RATE_HZ
+            trace.stats.starttime = obspy.UTCDateTime(YEAR, 1, 1)
+            content = io.BytesIO()
+            trace.write(content, format="MSEED", encoding="STEIM2", reclen=RECORD_BYTES)
+            records[variant, channel] = np.frombuffer(content.getvalue(), np.uint8).reshape(-1, RECORD_BYTES).copy()
+    for number in range(station_days):
+        station, day = f"B{number // 30:03d}", number % 30 + 1
+        for channel in "ENZ":
+            content = records[number % num_variants, channel]
+            # miniSEED 2: station code in bytes 8 to 12, day of year in bytes 22 and 23 (big-endian).
+            content[:, 8:13] = np.frombuffer(station.ljust(5).encode(), np.uint8)
+            content[:, 22:24] = np.frombuffer(day.to_bytes(2, "big"), np.uint8)
+            folder = root / f"{YEAR}/XX/{station}/HH{channel}.D"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"XX.{station}..HH{channel}.D.{YEAR}.{day:03d}").write_bytes(content.tobytes())
 
 
 def obspy_day(task: tuple[str, str, str]) -> int:
@@ -180,35 +184,55 @@ def run_ceiling(archive: Path, cores: int, most_days: int) -> float:
     return sum(rates)
 
 
+def measure(folder: Path, station_days: int, cores: int) -> dict[str, float]:
+    """Return seconds and windows of one pair, and the rate of decode and pass alone, run one after the other."""
+    archive, one, out = folder / f"archive-{station_days}", folder / "archive-1", folder / "out"
+    row: dict[str, float] = {}
+    for name, root in (("start", one), ("all", archive)):
+        for tool, run in (("obspy", run_obspy), ("firnline", run_firnline)):
+            shutil.rmtree(out, ignore_errors=True)
+            row[f"{tool}.{name}"], row[f"{tool}.{name}.windows"] = run(root, out, cores)
+    shutil.rmtree(out, ignore_errors=True)
+    row["ceiling"] = run_ceiling(archive, cores, CEILING_DAYS)
+    return row
+
+
 def main() -> None:
     """Run the comparison and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--station-days", type=int, default=300)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--folder", type=Path, help="where the archive is made (default: a temporary folder)")
+    parser.add_argument(
+        "--folder", type=Path, help="keep archive and pairs here; a later call adds to its pairs (default: nothing kept)"
+    )
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="firnline-bench-"))
-    archive, one = folder / "archive", folder / "one"
-    for root, days in ((archive, options.station_days), (one, 1)):
-        if not root.exists():
-            make_archive(root, days)
-    rows: list[dict[str, float]] = []
-    for number in range(options.pairs + 1):
-        row: dict[str, float] = {}
-        for name, root in (("start", one), ("all", archive)):
-            out = folder / "out"
-            for tool, run in (("obspy", run_obspy), ("firnline", run_firnline)):
-                shutil.rmtree(out, ignore_errors=True)
-                row[f"{tool}.{name}"], row[f"{tool}.{name}.windows"] = run(root, out, options.cores)
-        row["ceiling"] = run_ceiling(archive, options.cores, 60)
-        # The first round compiles, and fills the caches.
-        if number:
-            rows.append(row)
-            print(f"pair {number}: {json.dumps({key: round(value, 3) for key, value in row.items()})}", flush=True)
-    report(rows, options.station_days, options.cores)
+    for days in (1, options.station_days):
+        if not (folder / f"archive-{days}").exists():
+            make_archive(folder / f"archive-{days}", days)
+    # Compiles what is compiled once on a machine.
+    run_firnline(folder / "archive-1", folder / "out", options.cores)
+    kept = folder / f"pairs-{options.station_days}-{options.cores}.jsonl"
+    for _ in range(options.pairs):
+        row = measure(folder, options.station_days, options.cores)
+        print(json.dumps({key: round(value, 3) for key, value in row.items()}), flush=True)
+        with kept.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    report([json.loads(line) for line in kept.read_text().splitlines()], options.station_days, options.cores)
     if options.folder is None:
         shutil.rmtree(folder)
+
+
+def machine(cores: int) -> str:
+    """Return the processor, the number of cores used and the versions that matter."""
+    processor = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            processor = line.partition(":")[2].strip()
+    packages = ("obspy", "numpy", "scipy", "pymseed", "numba", "pyarrow", "ray")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
+    return f"{processor}, {cores} cores; Python {platform.python_version()}, {versions}"
 
 
 def report(rows: list[dict[str, float]], station_days: int, cores: int) -> None:
@@ -219,20 +243,22 @@ def report(rows: list[dict[str, float]], station_days: int, cores: int) -> None:
     }
     ratio = [mine / theirs for mine, theirs in zip(rates["firnline"], rates["obspy"], strict=True)]
     of_ceiling = [rate / row["ceiling"] for rate, row in zip(rates["firnline"], rows, strict=True)]
-    print(f"\n{platform.processor() or platform.machine()}, {cores} cores, Python {platform.python_version()}")
-    print(f"{station_days} station-days of 3 components at {RATE_HZ:g} Hz, {len(rows)} pairs; median (least, most)")
+    print(f"\n{machine(cores)}")
+    print(f"{station_days} station-days of 3 components at {RATE_HZ:g} Hz, {len(rows)} pairs\n")
+    print("| | median | least | most |\n|---|---|---|---|")
     lines = {
-        "ObsPy, station-days/s": rates["obspy"],
-        "Firnline, station-days/s": rates["firnline"],
+        "ObsPy in a process pool, station-days/s": rates["obspy"],
+        "Firnline through Ray, station-days/s": rates["firnline"],
         "Firnline / ObsPy": ratio,
-        "decode + pass in processes, station-days/s": [row["ceiling"] for row in rows],
-        "Firnline / decode + pass": of_ceiling,
-        "start-up ObsPy, s": [row["obspy.start"] for row in rows],
-        "start-up Firnline, s": [row["firnline.start"] for row in rows],
+        "decode + pass alone in processes, station-days/s": [row["ceiling"] for row in rows],
+        "Firnline / decode + pass alone": of_ceiling,
+        "start-up of ObsPy, with the first station-day, s": [row["obspy.start"] for row in rows],
+        "start-up of Firnline, with the first station-day, s": [row["firnline.start"] for row in rows],
+        "windows of ObsPy": [row["obspy.all.windows"] for row in rows],
         "windows, Firnline / ObsPy": [row["firnline.all.windows"] / row["obspy.all.windows"] for row in rows],
     }
     for name, values in lines.items():
-        print(f"| {name:<43} | {statistics.median(values):8.3f} ({min(values):.3f}, {max(values):.3f}) |")
+        print(f"| {name} | {statistics.median(values):.4g} | {min(values):.4g} | {max(values):.4g} |")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ read:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,19 +25,35 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Segment:
-    """Contiguous samples of one channel.
+    """Contiguous samples of one channel, in the pieces that they came in.
 
     Attributes:
-        data: (samples,) int32, float32 or float64.
-        piece_first: (pieces,) int64, index of each piece's first sample; a piece has one header time.
+        pieces: (samples,) int32, float32 or float64 each; a piece has one header time.
+        piece_first: (pieces,) int64, index of each piece's first sample.
         piece_start_ns: (pieces,) int64, time of each piece's first sample.
         rate_hz: sampling rate in Hz.
     """
 
-    data: Array
+    pieces: tuple[Array, ...]
     piece_first: Array
     piece_start_ns: Array
     rate_hz: float
+
+    @property
+    def num_samples(self) -> int:
+        """Return the number of samples."""
+        return int(self.piece_first[-1]) + len(self.pieces[-1])
+
+    def samples(self, first: int, last: int) -> Array:
+        """Return the samples `[first, last)`, without a copy where they lie in one piece."""
+        begin = int(np.searchsorted(self.piece_first, first, "right")) - 1
+        end = max(int(np.searchsorted(self.piece_first, last, "left")), begin + 1)
+        starts = self.piece_first[begin:end].tolist()
+        parts = [
+            piece[max(first - start, 0) : max(last - start, 0)]
+            for piece, start in zip(self.pieces[begin:end], starts, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def time_at(self, index: int) -> int:
         """Return the time of a sample in nanoseconds, from the header that it came with."""
@@ -44,9 +61,9 @@ class Segment:
         return sample_time(int(self.piece_start_ns[piece]), index - int(self.piece_first[piece]), self.rate_hz)
 
     def index_from(self, time_ns: int) -> int:
-        """Return the index of the first sample at or after a time (`len(data)` where there is none)."""
+        """Return the index of the first sample at or after a time (`num_samples` where there is none)."""
         piece = max(int(np.searchsorted(self.piece_start_ns, time_ns, "right")) - 1, 0)
-        last = self.piece_first[piece + 1] if piece + 1 < len(self.piece_first) else len(self.data)
+        last = self.piece_first[piece + 1] if piece + 1 < len(self.piece_first) else self.num_samples
         within = index_at(int(self.piece_start_ns[piece]), self.rate_hz, time_ns)
         return min(max(int(self.piece_first[piece]) + within, int(self.piece_first[piece])), int(last))
 
@@ -58,7 +75,7 @@ class Segment:
     @property
     def end_ns(self) -> int:
         """Return the time one sample interval after the last sample."""
-        return self.time_at(len(self.data))
+        return self.time_at(self.num_samples)
 
 
 @dataclass
@@ -91,7 +108,7 @@ def assemble(runs: Iterable[Run], *, rate_hz: float, tolerance_samples: float = 
     result = Continuity()
     interval_ns = 1e9 / rate_hz
     chosen = _choose_versions([run for run in runs if len(run.data)], interval_ns, result)
-    chosen.sort(key=lambda run: (run.start_ns, run.origin_ns, -len(run.data), run.data.tobytes()[:64]))
+    chosen.sort(key=lambda run: (run.start_ns, run.origin_ns, -len(run.data), run.data[:16].tobytes()))
     current: _Growing | None = None
     for run in chosen:
         if current is None:
@@ -159,19 +176,17 @@ class _Growing:
 
     def finish(self, result: Continuity) -> list[Segment]:
         """Return the segment, cut where samples conflict or are not finite."""
-        data = self.pieces[0] if len(self.pieces) == 1 else np.concatenate(self.pieces)
         spans = _union(self.bad)
         result.conflicting_samples += sum(end - begin for begin, end in spans)
-        if data.dtype.kind == "f":
-            not_finite = np.flatnonzero(~np.isfinite(data))
-            if len(not_finite):
+        for first, piece in zip(self.firsts, self.pieces, strict=True):
+            if piece.dtype.kind == "f":
+                not_finite = np.flatnonzero(~np.isfinite(piece))
                 result.bad_samples += len(not_finite)
-                spans = _union(spans + [(int(i), int(i) + 1) for i in not_finite])
-        firsts, starts = np.asarray(self.firsts), np.asarray(self.starts)
-        whole = Segment(data, firsts, starts, self.rate_hz)
+                spans += [(first + int(i), first + int(i) + 1) for i in not_finite]
+        whole = Segment(tuple(self.pieces), np.asarray(self.firsts), np.asarray(self.starts), self.rate_hz)
         if not spans:
             return [whole]
-        bounds = [0, *(edge for span in spans for edge in span), len(data)]
+        bounds = [0, *(edge for span in _union(spans) for edge in span), self.length]
         return [_slice(whole, begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True) if end > begin]
 
 
@@ -181,7 +196,9 @@ def _slice(whole: Segment, begin: int, end: int) -> Segment:
     firsts = np.maximum(whole.piece_first[first:last] - begin, 0)
     starts = whole.piece_start_ns[first:last].copy()
     starts[0] = whole.time_at(begin)
-    return Segment(whole.data[begin:end], firsts, starts, whole.rate_hz)
+    bounds = [*firsts.tolist(), end - begin]
+    pieces = tuple(whole.samples(begin + low, begin + high) for low, high in pairwise(bounds))
+    return Segment(pieces, firsts, starts, whole.rate_hz)
 
 
 def _union(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -1,13 +1,14 @@
 """Read files of an archive in bounded memory: small ones whole, large ones in pieces that are indexed once."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipelines.archive.records import Channel, Decoded, decode, whole_records
 from pipelines.storage import Store, StoredObject
 
 PIECE_BYTES = 64 * 2**20
 _GZIP_MAGIC = b"\x1f\x8b"
+_EVER = -(2**63)
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,32 @@ class FileReader:
     _pieces: list[tuple[int, int, int, int]] | None = field(default=None, repr=False)
     _problems: Decoded = field(default_factory=Decoded, repr=False)
     _extent: tuple[int, int] | None = field(default=None, repr=False)
+    _kept_from: int = field(default=_EVER, repr=False)
 
     def may_hold(self, start_ns: int, end_ns: int) -> bool:
         """Whether the file can hold samples in `[start_ns, end_ns)`; True until it has been read."""
         return self._extent is None or (self._extent[0] < end_ns and self._extent[1] > start_ns)
 
-    def forget(self) -> None:
-        """Give back the memory of a file that is kept decoded."""
-        self._whole = None
+    def forget_before(self, time_ns: int) -> None:
+        """Give back the memory of samples before a time; what is asked for again is read again."""
+        if self._whole is None or self._extent is None or self._extent[0] >= time_ns or self._kept_from >= time_ns:
+            return
+        if self._extent[1] <= time_ns:
+            self._whole = None
+            return
+        kept = []
+        for run in self._whole.runs:
+            part = run.clip(time_ns, run.end_ns)
+            if part is not None:
+                # A view of a part would hold the memory of all.
+                kept.append(run if part is run else replace(part, data=part.data.copy()))
+        self._whole.runs, self._kept_from = kept, time_ns
 
     def read(self, start_ns: int, end_ns: int) -> Decoded:
         """Return what the file holds in `[start_ns, end_ns)`; a small file is decoded once and kept."""
         if self.item.size <= PIECE_BYTES:
-            if self._whole is None:
+            if self._whole is None or start_ns < self._kept_from:
+                self._kept_from = _EVER
                 self._whole = decode(self.archive.read_checked(self.item))
                 self._note(self._whole)
             return self._whole

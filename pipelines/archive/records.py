@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from pymseed import clear_error_messages, configure_logging, sourceid2nslc
-from pymseed.clib import clibmseed, ffi
+from pymseed.clib import clibmseed, ffi, owning_memoryview
 
 JOIN_TOLERANCE_SECONDS = 2e-9
 RATE_TOLERANCE_HZ = 1e-7
@@ -27,6 +27,8 @@ _SAMPLE_DTYPES: dict[bytes, np.dtype[Any]] = {
 _HEADER = re.compile(rb"MS\x03|[0-9 \x00]{6}[DRQM][ \x00]")
 _GZIP_MAGIC = b"\x1f\x8b"
 _MAX_PROBLEMS = 20
+# libmseed allocates a run's samples in steps of a MiB: smaller runs are copied, larger ones taken over as they are.
+_TAKEN_OVER_BYTES = 2**20
 
 
 class Channel(NamedTuple):
@@ -298,8 +300,13 @@ def _run(
     first = max(first, 0)
     if last <= first:
         return None
-    view = np.frombuffer(ffi.buffer(segment.datasamples, count * dtype.itemsize), dtype)
-    return Run(codes, rate, version, sample_time(begin, first, rate), begin, view[first:last].copy())
+    num_bytes = count * dtype.itemsize
+    if last - first == count and num_bytes >= _TAKEN_OVER_BYTES:
+        data = np.frombuffer(owning_memoryview(segment.datasamples, num_bytes), dtype)
+        segment.datasamples = ffi.NULL
+    else:
+        data = np.frombuffer(ffi.buffer(segment.datasamples, num_bytes), dtype)[first:last].copy()
+    return Run(codes, rate, version, sample_time(begin, first, rate), begin, data)
 
 
 def index_at(start_ns: int, rate_hz: float, time_ns: int) -> int:

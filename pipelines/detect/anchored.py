@@ -116,7 +116,7 @@ def find_onsets(
                 continue
             first = segment.index_from(anchor_ns - warmup_ns)
             triggers = scan(
-                segment.data[first:],
+                segment.samples(first, segment.num_samples),
                 sections,
                 num_sta=max(round(detection.sta_seconds * rate_hz), 1),
                 num_lta=max(num_lta, 1),

@@ -204,8 +204,9 @@ class BatchDetector:
             reader = self.readers.get(index)
             if reader is None:
                 reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
+            # Days come in order: what lies before this one's context is not asked for again.
+            reader.forget_before(low)
             if not reader.may_hold(low, high):
-                reader.forget()
                 continue
             decoded = reader.read(low, high)
             if decoded.num_problems:

@@ -43,9 +43,9 @@ def cut(segments: Sequence[Segment], start_ns: int, num_samples: int, source_hz:
             place, first = round((segment.start_ns - start_ns) / interval_ns), 0
         else:
             place, first = 0, segment.index_from(round(start_ns - interval_ns / 2))
-        count = min(num_samples - place, len(segment.data) - first)
+        count = min(num_samples - place, segment.num_samples - first)
         if count > 0:
-            out[place : place + count] = segment.data[first : first + count]
+            out[place : place + count] = segment.samples(first, first + count)
     return out
 
 
