@@ -204,7 +204,9 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
-        "--folder", type=Path, help="keep archive and pairs here; a later call adds to its pairs (default: nothing kept)"
+        "--folder",
+        type=Path,
+        help="keep archive and pairs here; later calls add to the pairs (default: keep nothing)",
     )
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="firnline-bench-"))

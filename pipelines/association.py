@@ -47,6 +47,17 @@ def associate(onset_ns: NDArray[np.int64], within_seconds: float) -> NDArray[np.
     return events
 
 
+def coincident(
+    onset_ns: NDArray[np.int64], stations: Sequence[str] | NDArray[Any], within_seconds: float, num_stations: int
+) -> NDArray[np.bool_]:
+    """Tell for each trigger whether its event has triggers of at least so many stations."""
+    events = associate(onset_ns, within_seconds)
+    _, station = np.unique(np.asarray(stations, dtype=str), return_inverse=True)
+    seen = np.unique(np.stack([events, station.reshape(-1)]), axis=1)
+    result: NDArray[np.bool_] = np.bincount(seen[0], minlength=len(events))[events] >= num_stations
+    return result
+
+
 def event_names(
     onset_ns: NDArray[np.int64], event_ids: Sequence[str] | NDArray[Any], within_seconds: float
 ) -> NDArray[np.object_]:

@@ -75,7 +75,7 @@ def read_marker(store: Store, stage: str, name: MarkerName) -> dict[str, Any]:
 
 def stage_has_markers(store: Store, stage: str) -> bool:
     """Whether any shard of a stage is done."""
-    ledgers = {"label": ("embed", "label")}.get(stage, (stage,))
+    ledgers = {"label": ("embed", "label"), "detect": ("trigger", "detect")}.get(stage, (stage,))
     return any(next(list_markers(store, ledger), None) is not None for ledger in ledgers)
 
 

@@ -98,13 +98,17 @@ class Store:
 
         return _retry(fetch)
 
-    def read_checked(self, item: StoredObject) -> bytes:
-        """Return a listed object whole; a body shorter or longer than the listing says is asked for again."""
+    def read_checked(self, item: StoredObject, start: int = 0, length: int | None = None) -> bytes:
+        """Return bytes of a listed object; a body shorter or longer than the listing says is asked for again."""
+        left = max(item.size - start, 0)
+        expected = left if length is None else min(length, left)
 
         def fetch() -> bytes:
-            content = self.read(item.path)
-            if len(content) != item.size:
-                raise OSError(f"{self.full(item.path)} has {len(content)} bytes where the listing says {item.size}")
+            content = self.read(item.path, start, length) if expected or not start else b""
+            if len(content) != expected:
+                raise OSError(
+                    f"{self.full(item.path)} gives {len(content)} bytes from {start} on; the listing says {expected}"
+                )
             return content
 
         return fetch() if self.is_local else _retry(fetch)

@@ -17,7 +17,7 @@ LAYOUT_VERSION = 1
 
 # The folders that a stage's --replace removes: its own tables, state and markers and those derived from them.
 STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
-    "detect": ("events", "ledger/detect"),
+    "detect": ("events", "triggers", "ledger/detect", "ledger/trigger"),
     "train": ("train",),
     "label": ("embeddings", "labels", "clustering", "ledger/embed", "ledger/label"),
     "report": ("catalog", "report", "ledger/report"),

@@ -1,7 +1,10 @@
 """Real servers on loopback for the tests: S3 (moto), MLflow, and a small Ray with token authentication."""
 
 import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +24,8 @@ for _name in (
 ):
     os.environ.pop(_name, None)
 
-SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+SHARED_DATA = SHARED / "data"
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +54,52 @@ def moto_s3(_moto_server: str, monkeypatch: pytest.MonkeyPatch) -> S3Server:
     bucket = f"firnline-{time.time_ns()}"
     boto3.client("s3", endpoint_url=_moto_server).create_bucket(Bucket=bucket)
     return S3Server(endpoint_url=_moto_server, bucket=bucket, environment=environment)
+
+
+@pytest.fixture(scope="session")
+def _ceph_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Yield the variables of a Ceph gateway with a store of its own, which goes when the tests end."""
+    tool = SHARED / "tools" / "ceph-s3"
+    if not tool.exists():
+        pytest.skip("the tool that starts Ceph (../shared/tools/ceph-s3 beside the project) is not on this machine")
+    missing = [name for name in ("radosgw", "ceph-mon", "ceph-osd", "ceph-mgr") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"{', '.join(missing)} not installed (Debian: radosgw ceph-mon ceph-osd ceph-mgr ceph-common curl)")
+    # Its sockets' paths must be short.
+    folder = Path(tempfile.mkdtemp(prefix="ceph-", dir="/tmp"))
+    first = free_port()
+    settings = {
+        "CEPH_S3_PORT": str(free_port()),
+        "CEPH_S3_MON_PORT": str(first),
+        "CEPH_S3_OSD_PORTS": f"{first + 1}-{first + 60}",
+        "CEPH_S3_SIZE_GB": "4",
+    }
+    try:
+        said = subprocess.run(
+            [str(tool), "start", str(folder)],
+            env=os.environ | settings,
+            capture_output=True,
+            text=True,
+            timeout=180,
+            check=True,
+        ).stdout
+        yield dict(
+            line.removeprefix("export ").split("=", 1) for line in said.splitlines() if line.startswith("export ")
+        )
+    finally:
+        subprocess.run([str(tool), "wipe", str(folder)], capture_output=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def ceph_s3(_ceph_server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """Return a real Ceph gateway with an empty bucket of this test's own."""
+    import boto3
+
+    keys = {name: _ceph_server[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+    environment = point_to_s3(_ceph_server["AWS_ENDPOINT_URL"], monkeypatch, keys)
+    bucket = f"firnline-{time.time_ns()}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return S3Server(endpoint_url=_ceph_server["AWS_ENDPOINT_URL"], bucket=bucket, environment=environment)
 
 
 @pytest.fixture(scope="session")

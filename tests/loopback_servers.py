@@ -80,7 +80,9 @@ def _answers(url: str) -> bool:
     return True
 
 
-def point_to_s3(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+def point_to_s3(
+    endpoint_url: str, monkeypatch: pytest.MonkeyPatch, keys: dict[str, str] | None = None
+) -> dict[str, str]:
     """Set this process's AWS variables to a server on loopback, away from any profile of the user, and return them."""
     environment = {
         "AWS_ENDPOINT_URL": endpoint_url,
@@ -91,7 +93,9 @@ def point_to_s3(endpoint_url: str, monkeypatch: pytest.MonkeyPatch) -> dict[str,
         "AWS_EC2_METADATA_DISABLED": "true",
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-    }
+        # A store other than Amazon's may not know the checksums of newer clients.
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    } | (keys or {})
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_CA_BUNDLE", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():

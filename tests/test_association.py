@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.association import NANOSECONDS, associate, event_names, in_validation, match_event_ids, match_times
+from pipelines.association import (
+    NANOSECONDS,
+    associate,
+    coincident,
+    event_names,
+    in_validation,
+    match_event_ids,
+    match_times,
+)
 
 
 def seconds(*values: float) -> np.ndarray:
@@ -33,6 +41,21 @@ def test_no_trigger_gives_no_event():
 def test_events_follow_the_rule_in_any_row_order(times, within):
     found = associate(np.array(times, dtype=np.int64) * NANOSECONDS, float(within))
     assert found.tolist() == greedy_events(times, within)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 200), st.sampled_from("ABCD")), min_size=1, max_size=60),
+    st.integers(1, 20),
+    st.integers(1, 5),
+)
+def test_a_trigger_is_coincident_where_its_event_has_so_many_stations(triggers, within, num_stations):
+    times, stations = [time for time, _ in triggers], [station for _, station in triggers]
+    events = greedy_events(times, within)
+    expected = [
+        len({s for s, e in zip(stations, events, strict=True) if e == event}) >= num_stations for event in events
+    ]
+    found = coincident(np.array(times, dtype=np.int64) * NANOSECONDS, stations, float(within), num_stations)
+    assert found.tolist() == expected
 
 
 def test_an_event_is_named_after_its_first_trigger():

@@ -1,13 +1,14 @@
-"""Read files of an archive in bounded memory: small ones whole, large ones in pieces that are indexed once."""
+"""Read files of an archive in bounded memory: small ones whole, large ones, gzipped too, in pieces indexed once."""
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
-from pipelines.archive.records import Channel, Decoded, decode, whole_records
+from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, decode, record_boundary
 from pipelines.storage import Store, StoredObject
 
 PIECE_BYTES = 64 * 2**20
-_GZIP_MAGIC = b"\x1f\x8b"
+_PACKED_BYTES = 4 * 2**20
 _EVER = -(2**63)
 
 
@@ -19,6 +20,20 @@ class Span:
     start_ns: int = 0
     end_ns: int = 0
     problem: str | None = None
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """A part of a file that ends with a whole record.
+
+    Attributes:
+        load: returns its bytes, unpacked.
+        start_ns, end_ns: the time that it holds.
+    """
+
+    load: Callable[[], bytes]
+    start_ns: int = 0
+    end_ns: int = 0
 
 
 @dataclass
@@ -33,10 +48,10 @@ class FileReader:
     archive: Store
     item: StoredObject
     _whole: Decoded | None = field(default=None, repr=False)
-    _pieces: list[tuple[int, int, int, int]] | None = field(default=None, repr=False)
+    _kept_from: int = field(default=_EVER, repr=False)
+    _pieces: list[_Piece] | None = field(default=None, repr=False)
     _problems: Decoded = field(default_factory=Decoded, repr=False)
     _extent: tuple[int, int] | None = field(default=None, repr=False)
-    _kept_from: int = field(default=_EVER, repr=False)
 
     def may_hold(self, start_ns: int, end_ns: int) -> bool:
         """Whether the file can hold samples in `[start_ns, end_ns)`; True until it has been read."""
@@ -58,73 +73,160 @@ class FileReader:
         self._whole.runs, self._kept_from = kept, time_ns
 
     def read(self, start_ns: int, end_ns: int) -> Decoded:
-        """Return what the file holds in `[start_ns, end_ns)`; a small file is decoded once and kept."""
-        if self.item.size <= PIECE_BYTES:
-            if self._whole is None or start_ns < self._kept_from:
-                self._kept_from = _EVER
-                self._whole = decode(self.archive.read_checked(self.item))
-                self._note(self._whole)
+        """Return what the file holds in `[start_ns, end_ns)`; a file of one piece is decoded once and kept."""
+        if self._whole is not None and start_ns >= self._kept_from:
             return self._whole
-        if self._pieces is None:
+        if self._pieces is None or len(self._pieces) < 2:
             self._index()
+            if self._whole is not None:
+                return self._whole
         result = Decoded(problems=self._problems.problems, num_problems=self._problems.num_problems)
-        for offset, length, first_ns, last_ns in self._pieces or []:
-            if first_ns < end_ns and last_ns > start_ns:
-                content = self.archive.read(self.item.path, offset, length)
-                result.runs += decode(content, start_ns=start_ns, end_ns=end_ns).runs
+        for piece in self._pieces or []:
+            if piece.start_ns < end_ns and piece.end_ns > start_ns:
+                result.runs += decode(piece.load(), start_ns=start_ns, end_ns=end_ns).runs
         return result
 
     def spans(self) -> Iterator[Span]:
-        """Yield the time that the file holds of each channel."""
-        if self.item.size <= PIECE_BYTES:
-            decoded = self.read(0, 0)
-            self._whole = None
-            yield from _spans(decoded)
-            return
-        for _, _, decoded in self._decode_pieces():
-            yield from _spans(decoded)
-
-    def _note(self, decoded: Decoded) -> None:
-        for run in decoded.runs:
-            begin, end = self._extent or (run.start_ns, run.end_ns)
-            self._extent = min(begin, run.start_ns), max(end, run.end_ns)
-        # A damaged file stays in sight, so that every shard that it reaches tells of it.
-        if not decoded.num_problems and self._extent is None:
-            self._extent = 0, 0
+        """Yield the time that the file holds of each channel, and what could not be read."""
+        for _, decoded in self._decode_pieces():
+            for run in decoded.runs:
+                yield Span(run.channel, run.start_ns, run.end_ns)
+            for problem in decoded.problems:
+                yield Span(None, problem=problem)
 
     def _index(self) -> None:
-        self._pieces = []
-        for offset, length, decoded in self._decode_pieces():
+        """Decode all pieces once: note what each holds, and keep the samples where there is one piece only."""
+        self._pieces, self._whole, self._kept_from, self._problems = [], None, _EVER, Decoded()
+        for piece, decoded in self._decode_pieces():
+            self._whole = decoded if not self._pieces else None
             for problem in decoded.problems:
                 self._problems.report(problem)
-            self._note(decoded)
+            self._problems.num_problems += decoded.num_problems - len(decoded.problems)
+            begin = end = 0
             if decoded.runs:
-                first = min(run.start_ns for run in decoded.runs)
-                self._pieces.append((offset, length, first, max(run.end_ns for run in decoded.runs)))
+                begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
+                first, last = self._extent or (begin, end)
+                self._extent = min(begin, first), max(end, last)
+            self._pieces.append(replace(piece, start_ns=begin, end_ns=end))
+        # A damaged file stays in sight, so that every shard that it reaches tells of it.
+        if not self._problems.num_problems and self._extent is None:
+            self._extent = 0, 0
 
-    def _decode_pieces(self) -> Iterator[tuple[int, int, Decoded]]:
-        """Yield (offset, length, content) of pieces that end with a whole record."""
+    def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
+        """Yield the pieces of the file in order, decoded."""
         offset = 0
-        while offset < self.item.size:
-            content = self.archive.read(self.item.path, offset, PIECE_BYTES)
-            if offset == 0 and content[:2] == _GZIP_MAGIC:
-                # A compressed file cannot be entered in the middle.
-                yield 0, self.item.size, decode(self.archive.read(self.item.path))
+        while offset < self.item.size or offset == 0:
+            content = self._fetch(offset, PIECE_BYTES)
+            if offset == 0 and content[:2] == GZIP_MAGIC:
+                yield from self._unpack_pieces()
                 return
-            length = whole_records(content) if offset + len(content) < self.item.size else len(content)
-            # A damaged record hides the ends of those after it: the piece is then taken as it is.
-            length = length if length > len(content) // 2 else len(content)
-            yield offset, length, decode(content[:length])
-            offset += length
+            length = _piece_length(content, last=offset + len(content) >= self.item.size)
+            yield _Piece(_Loader(self, offset, length)), decode(content[:length])
+            offset += max(length, 1)
+
+    def _unpack_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
+        """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
+        stream = _Unpacking(self._fetch, self.item.size)
+        carried = b""
+        first = True
+        while True:
+            here = stream.copy()
+            content = carried + stream.read(PIECE_BYTES - len(carried))
+            if not content and not first and not stream.problem:
+                return
+            length = _piece_length(content, last=stream.ended)
+            decoded = decode(content[:length]) if content or first else Decoded()
+            if stream.ended and length == len(content) and stream.problem:
+                decoded.report(stream.problem)
+            yield _Piece(_UnpackingLoader(here, carried, length)), decoded
+            carried, first = content[length:], False
+            if stream.ended and not carried:
+                return
+
+    def _fetch(self, offset: int, length: int) -> bytes:
+        return self.archive.read_checked(self.item, offset, length)
+
+
+@dataclass(frozen=True)
+class _Loader:
+    reader: FileReader
+    offset: int
+    length: int
+
+    def __call__(self) -> bytes:
+        return self.reader._fetch(self.offset, self.length)
+
+
+@dataclass(frozen=True)
+class _UnpackingLoader:
+    stream: "_Unpacking"
+    carried: bytes
+    length: int
+
+    def __call__(self) -> bytes:
+        return (self.carried + self.stream.copy().read(self.length - len(self.carried)))[: self.length]
+
+
+class _Unpacking:
+    """The unpacked bytes of a gzipped file, member by member, in order; a copy goes on where this one stands."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self.fetch, self.size = fetch, size
+        self.offset = 0
+        self.waiting = b""
+        self.inflate = zlib.decompressobj(wbits=31)
+        self.ended = False
+        self.problem = ""
+
+    def copy(self) -> "_Unpacking":
+        twin = _Unpacking(self.fetch, self.size)
+        twin.offset, twin.waiting, twin.ended, twin.problem = self.offset, self.waiting, self.ended, self.problem
+        twin.inflate = self.inflate.copy()
+        return twin
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes, `size` of them but at the end."""
+        parts: list[bytes] = []
+        missing = size
+        while missing > 0 and not self.ended:
+            if not self.waiting and self.offset < self.size:
+                self.waiting = self.fetch(self.offset, _PACKED_BYTES)
+                self.offset += len(self.waiting)
+            at_end = not self.waiting
+            try:
+                part = self.inflate.decompress(self.waiting, missing)
+            except zlib.error as error:
+                self.problem, self.ended = f"gzip: {error}", True
+                break
+            self.waiting = self.inflate.unconsumed_tail
+            parts.append(part)
+            missing -= len(part)
+            if self.inflate.eof:
+                self._next_member()
+            elif at_end and not part:
+                self.problem, self.ended = "gzip: the file ends early", True
+        return b"".join(parts)
+
+    def _next_member(self) -> None:
+        self.waiting = self.inflate.unused_data
+        while len(self.waiting) < len(GZIP_MAGIC) and self.offset < self.size:
+            more = self.fetch(self.offset, _PACKED_BYTES)
+            self.waiting, self.offset = self.waiting + more, self.offset + len(more)
+        if self.waiting[:2] == GZIP_MAGIC:
+            self.inflate = zlib.decompressobj(wbits=31)
+        else:
+            self.ended = True
+
+
+def _piece_length(content: bytes, *, last: bool) -> int:
+    """Return how many bytes of a file's part are taken as one piece: its whole records."""
+    if last:
+        return len(content)
+    length = record_boundary(content)
+    # Nothing in it looks like a record's end: the part is taken as it is.
+    return length if length > len(content) // 2 else len(content)
 
 
 def spans(archive: Store, item: StoredObject) -> Iterator[Span]:
     """Yield the time that a file holds of each channel, and what could not be read."""
     yield from FileReader(archive, item).spans()
-
-
-def _spans(decoded: Decoded) -> Iterator[Span]:
-    for run in decoded.runs:
-        yield Span(run.channel, run.start_ns, run.end_ns)
-    for problem in decoded.problems:
-        yield Span(None, problem=problem)

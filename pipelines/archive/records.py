@@ -25,8 +25,11 @@ _SAMPLE_DTYPES: dict[bytes, np.dtype[Any]] = {
     b"d": np.dtype(np.float64),
 }
 _HEADER = re.compile(rb"MS\x03|[0-9 \x00]{6}[DRQM][ \x00]")
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
 _MAX_PROBLEMS = 20
+_HEADER_BYTES = 64
+# Longer ones exist on paper only: what claims to be one is taken for damaged.
+_LONGEST_RECORD_BYTES = 2**24
 # libmseed allocates a run's samples in steps of a MiB: smaller runs are copied, larger ones taken over as they are.
 _TAKEN_OVER_BYTES = 2**20
 
@@ -118,7 +121,7 @@ def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = N
         end_ns: samples at or after this time are dropped.
     """
     decoded = Decoded()
-    if buffer[:2] == _GZIP_MAGIC:
+    if buffer[:2] == GZIP_MAGIC:
         buffer = _gunzip(buffer, decoded)
     if not buffer:
         decoded.report("the file is empty")
@@ -134,7 +137,7 @@ def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = N
 
 
 def whole_records(buffer: bytes) -> int:
-    """Return how many bytes at the beginning of a buffer are whole records, for reading a large file in pieces."""
+    """Return how many bytes at the beginning of a buffer are whole records."""
     pointer = ffi.from_buffer(buffer)
     version = ffi.new("uint8_t *")
     offset, size = 0, len(buffer)
@@ -146,10 +149,30 @@ def whole_records(buffer: bytes) -> int:
     return offset
 
 
+def record_boundary(buffer: bytes) -> int:
+    """Return where to cut a part of a larger file: before the record that it ends within; damaged ones are passed."""
+    pointer = ffi.from_buffer(buffer)
+    version = ffi.new("uint8_t *")
+    offset, size = 0, len(buffer)
+    while offset < size:
+        length = clibmseed.ms3_detect(pointer + offset, size - offset, version)
+        if length > 0 and offset + length <= size:
+            offset += length
+            continue
+        if length >= 0 and size - offset < _LONGEST_RECORD_BYTES:
+            return offset
+        following = _HEADER.search(buffer, offset + 1)
+        if following is None:
+            # What could still be the beginning of a header stays with what follows.
+            return max(size - _HEADER_BYTES, offset, 1)
+        offset = following.start()
+    return size
+
+
 def _gunzip(buffer: bytes, decoded: Decoded) -> bytes:
     pieces: list[bytes] = []
     rest = buffer
-    while rest[:2] == _GZIP_MAGIC:
+    while rest[:2] == GZIP_MAGIC:
         stream = zlib.decompressobj(wbits=31)
         try:
             pieces.append(stream.decompress(rest))

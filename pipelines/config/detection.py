@@ -32,6 +32,10 @@ class DetectionSettings(Section):
     """A trigger is cut after this many seconds (ObsPy's max_len with max_len_delete=False)."""
     merge_seconds: float = 0.0
     """A trigger whose onset is less than this many seconds after the end of the one before joins it; 0: never."""
+    coincidence_stations: int = 1
+    """Only triggers that this many stations have within coincidence_seconds become events; 1: every trigger does."""
+    coincidence_seconds: float = 10.0
+    """Seconds after an event's first trigger within which triggers of other stations belong to it."""
     units: Literal["counts", "m/s"] = "counts"
     """Unit of the windows: counts, or m/s through the sensitivity in archive.stationxml."""
 
@@ -64,6 +68,11 @@ class DetectionSettings(Section):
                 f"min_seconds {self.min_seconds:g} must be at most max_seconds {self.max_seconds:g}",
             ),
             (0 <= self.merge_seconds <= 3600, f"merge_seconds {self.merge_seconds:g} must lie between 0 and 3600"),
+            (self.coincidence_stations >= 1, f"coincidence_stations {self.coincidence_stations} must be at least 1"),
+            (
+                0 < self.coincidence_seconds <= 600,
+                f"coincidence_seconds {self.coincidence_seconds:g} must lie above 0 and be at most 600",
+            ),
         ]
         for holds, sentence in checks:
             if not holds:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipelines import tables
@@ -22,10 +23,12 @@ from pipelines.archive.manifest import (
     write_manifest,
 )
 from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import context_seconds
 from pipelines.detect.response import Responses, read_stationxml
+from pipelines.detect.stage_coincidence import ChoicePlan, ChoiceTask, choose, plan_choices
 from pipelines.detect.stage_plan import Shard, choose_interval, plan_shards
-from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask
+from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask, destination
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path
@@ -39,6 +42,7 @@ ALGORITHM_VERSION = 1
 ATTEMPTS = 2
 TASK_MEMORY_BYTES = 3 * 2**29
 MOST_DAYS_PER_BATCH = 32
+TASKS_A_ROUND = 20_000
 PROGRESS_SECONDS = 5.0
 PROGRESS_PATH = "ledger/detect/progress.json"
 
@@ -51,6 +55,7 @@ class Plan:
         manifest: the archive's files.
         interval: hour, day, week or month.
         files: the usable rows of the manifest as objects.
+        spans: (files, 2) int64, start and end of what each is believed to hold.
         pending: shards without a marker.
         num_shards: shards in all.
         stale: markers of shards that are to be redone or no longer exist.
@@ -59,6 +64,7 @@ class Plan:
     manifest: Manifest
     interval: str
     files: list[StoredObject]
+    spans: np.ndarray[Any, Any]
     pending: list[Shard]
     num_shards: int
     stale: list[MarkerName]
@@ -66,10 +72,11 @@ class Plan:
 
 @dataclass
 class Summary:
-    """What a run did; sums only, whatever the archive's size."""
+    """What a run did; sums only, whatever the archive's size. With a network coincidence `events` are triggers."""
 
     shards: int = 0
     events: int = 0
+    chosen: int | None = None
     covered_seconds: float = 0.0
     gaps: int = 0
     by_station: Counter[str] = field(default_factory=Counter)
@@ -77,6 +84,7 @@ class Summary:
     num_quarantined: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    failed_names: list[MarkerName] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,9 +151,11 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
     before, after = context_seconds(config.detection, config.window)
     first, last = selection(config.archive)
     keys = stage_output_keys(config, "detect")
-    settings = {key: value for key, value in keys.items() if not key.startswith(("shards.", "archive.stationxml"))}
+    elsewhere = ("shards.", "archive.stationxml", "detection.coincidence_")
+    settings = {key: value for key, value in keys.items() if not key.startswith(elsewhere)}
     settings |= {"algorithm": ALGORITHM_VERSION, "stationxml": stationxml_hash}
-    done = set(list_markers(workspace.store, "detect"))
+    _, ledger = destination(config.detection)
+    done = set(list_markers(workspace.store, ledger))
     kept: set[MarkerName] = set()
     pending: list[Shard] = []
     for shard in plan_shards(
@@ -163,16 +173,19 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
             pending.append(shard)
     names = table.select(["key", "size", "etag"]).to_pydict()
     files = [StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True)]
-    return Plan(manifest, interval, files, pending, len(kept) + len(pending), sorted(done - kept, key=str))
+    spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
+    return Plan(manifest, interval, files, spans, pending, len(kept) + len(pending), sorted(done - kept, key=str))
 
 
-def remove_stale(workspace: Store, plan: Plan) -> None:
-    """Remove the markers that no longer hold, then the tables of shards that no longer exist."""
-    pending = {(shard.name.partition, shard.name.shard) for shard in plan.pending}
-    for name in plan.stale:
-        workspace.remove(marker_path("detect", name))
-        if (name.partition, name.shard) not in pending:
-            workspace.remove(tables.shard_path("events", name.network, name.station, name.shard))
+def remove_stale(
+    workspace: Store, table: str, ledger: str, stale: Iterable[MarkerName], pending: Iterable[MarkerName]
+) -> None:
+    """Remove the markers that no longer hold, then the files of shards that no longer exist."""
+    redone = {(name.partition, name.shard) for name in pending}
+    for name in stale:
+        workspace.remove(marker_path(ledger, name))
+        if (name.partition, name.shard) not in redone:
+            workspace.remove(tables.shard_path(table, name.network, name.station, name.shard))
 
 
 def detect_events(
@@ -198,16 +211,23 @@ def detect_events(
     plan = make_plan(manifest, workspace, config, archive.stationxml_hash)
     workspace.update_state(shard_interval=plan.interval, archive=archive.store.url, layout=manifest.layout)
     write_manifest(workspace.store, manifest)
-    remove_stale(workspace.store, plan)
+    table, ledger = destination(config.detection)
+    remove_stale(workspace.store, table, ledger, plan.stale, (shard.name for shard in plan.pending))
     done = plan.num_shards - len(plan.pending)
     print(f"detect: {len(plan.files)} files ({manifest.layout}); {plan.num_shards} {plan.interval} shards, {done} done")
     _print_unusable(manifest)
     summary = Summary()
+    began = time.time()
     if plan.pending:
-        began = time.time()
         _run(archive, workspace.store, config, plan, summary, num_workers)
+    if ledger == "trigger":
+        choices = plan_choices(workspace.store, config.detection, plan.interval, summary.failed_names)
+        to_do = [chosen for task in choices.tasks for _, chosen in task.shards]
+        remove_stale(workspace.store, "events", "detect", choices.stale, to_do)
+        _choose(workspace.store, config, plan, choices, summary, num_workers)
+    if plan.pending or summary.chosen is not None:
         _log(workspace, config, manifest, summary, tracking, time.time() - began)
-    _print(summary)
+    _print(summary, config.detection)
     if summary.failed:
         shard, reason = summary.failed[0]
         more = f" and {len(summary.failed) - 1} more" if len(summary.failed) > 1 else ""
@@ -225,11 +245,11 @@ def batches(plan: Plan, num_workers: int) -> Iterator[BatchTask]:
     batch: list[Shard] = []
     for shard in plan.pending:
         if batch and not _continues(batch, shard, most_days):
-            yield _batch(batch, plan.files)
+            yield _batch(batch, plan)
             batch = []
         batch.append(shard)
     if batch:
-        yield _batch(batch, plan.files)
+        yield _batch(batch, plan)
 
 
 def _continues(batch: list[Shard], shard: Shard, most_days: float) -> bool:
@@ -241,14 +261,15 @@ def _continues(batch: list[Shard], shard: Shard, most_days: float) -> bool:
     )
 
 
-def _batch(shards: list[Shard], files: list[StoredObject]) -> BatchTask:
+def _batch(shards: list[Shard], plan: Plan) -> BatchTask:
     rows = sorted({row for shard in shards for row in shard.files})
     place = {row: index for index, row in enumerate(rows)}
     tasks = tuple(
         ShardTask(shard.name, shard.start_ns, shard.end_ns, tuple(place[row] for row in shard.files))
         for shard in shards
     )
-    return BatchTask(shards[0].location, shards[0].band, tasks, tuple(files[row] for row in rows))
+    spans = tuple((int(begin), int(end)) for begin, end in plan.spans[rows])
+    return BatchTask(shards[0].location, shards[0].band, tasks, tuple(plan.files[row] for row in rows), spans)
 
 
 def _run(
@@ -262,11 +283,12 @@ def _run(
     import ray
 
     shared = ray.put((archive.store, workspace, config, archive.responses))
+    _, ledger = destination(config.detection)
     tasks = batches(plan, num_workers)
     began = time.time()
     reported = 0.0
     # Rounds bound what the driver holds; each round is one Ray Data execution over shard descriptions.
-    while round_ := list(islice(tasks, 20_000)):
+    while round_ := list(islice(tasks, TASKS_A_ROUND)):
         rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
         results = rows.flat_map(
             _Detector(shared),
@@ -278,8 +300,66 @@ def _run(
             _fold(summary, json.loads(row["marker"]))
             if time.time() - reported > PROGRESS_SECONDS:
                 reported = time.time()
-                _write_progress(workspace, plan, summary, began, running=num_workers)
-    _write_progress(workspace, plan, summary, began, running=0)
+                _write_progress(workspace, plan, summary, began, num_workers, ledger, summary.shards)
+    _write_progress(workspace, plan, summary, began, 0, ledger, summary.shards)
+
+
+def _choose(
+    workspace: Store, config: Config, plan: Plan, choices: ChoicePlan, summary: Summary, num_workers: int
+) -> None:
+    """Write the events of the network coincidence."""
+    if not choices.tasks:
+        return
+    import ray
+
+    shared = ray.put((workspace, config))
+    began = reported = time.time()
+    summary.chosen = done = 0
+    for first in range(0, len(choices.tasks), TASKS_A_ROUND):
+        round_ = choices.tasks[first : first + TASKS_A_ROUND]
+        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+        results = rows.flat_map(
+            _Chooser(shared),
+            num_cpus=1,
+            memory=TASK_MEMORY_BYTES,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
+        )
+        for row in results.iter_rows():
+            if row["error"]:
+                summary.failed.append((row["shard"], row["error"]))
+            else:
+                done += 1
+                summary.chosen += row["events"]
+            if time.time() - reported > PROGRESS_SECONDS:
+                reported = time.time()
+                _write_progress(workspace, plan, summary, began, num_workers, "detect", done)
+    _write_progress(workspace, plan, summary, began, 0, "detect", done)
+
+
+class _Chooser:
+    """What a Ray task runs in the network coincidence."""
+
+    def __init__(self, shared: Any) -> None:
+        self.shared = shared
+
+    def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        import ray
+
+        workspace, config = ray.get(self.shared)
+        task: ChoiceTask = pickle.loads(row["task"])
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                rows = [
+                    {"shard": content["name"], "events": content["counts"]["events"], "error": ""}
+                    for content in choose(workspace, config.detection, config.window.num_samples, task)
+                ]
+                break
+            except Exception as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                first = task.shards[0][0]
+                rows = [{"shard": f"{first.partition}/{first.shard}", "events": 0, "error": reason}]
+                time.sleep(attempt)
+        yield from rows
 
 
 class _Detector:
@@ -304,7 +384,8 @@ class _Detector:
                     detector = BatchDetector(archive, workspace, config, batch, responses)
                     time.sleep(attempt)
             marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": _station(shard.name)} | content
-            yield {"marker": json.dumps({key: value for key, value in marker.items() if key != "inputs"})}
+            marker["fingerprint"] = shard.name.fingerprint
+            yield {"marker": json.dumps({key: marker[key] for key in marker if key not in ("inputs", "onsets_ns")})}
 
 
 def _station(name: MarkerName) -> str:
@@ -314,6 +395,9 @@ def _station(name: MarkerName) -> str:
 def _fold(summary: Summary, marker: dict[str, Any]) -> None:
     if "error" in marker:
         summary.failed.append((marker["name"], marker["error"]))
+        partition, _, shard = marker["name"].rpartition("/")
+        network, station = (part.partition("=")[2] for part in partition.split("/"))
+        summary.failed_names.append(MarkerName(network, station, shard, marker["fingerprint"]))
         return
     summary.shards += 1
     summary.events += marker["counts"]["events"]
@@ -328,11 +412,14 @@ def _fold(summary: Summary, marker: dict[str, Any]) -> None:
     summary.skipped.update(marker["skipped"])
 
 
-def _write_progress(workspace: Store, plan: Plan, summary: Summary, began: float, *, running: int) -> None:
+def _write_progress(
+    workspace: Store, plan: Plan, summary: Summary, began: float, running: int, ledger: str, done: int
+) -> None:
     progress = {
+        "ledger": ledger,
         "planned": plan.num_shards,
         "pending_at_start": len(plan.pending),
-        "done_since": summary.shards,
+        "done_since": done,
         "failed": [{"shard": shard, "reason": reason} for shard, reason in summary.failed[:1000]],
         "num_failed": len(summary.failed),
         "running": running,
@@ -359,7 +446,7 @@ def _log(
         run.set_tags({"firnline.output.events": events_fingerprint(workspace.store)})
         run.log_metrics(
             {
-                "events": summary.events,
+                "events": summary.events if summary.chosen is None else summary.chosen,
                 "shards": summary.shards,
                 "failed_shards": len(summary.failed),
                 "quarantined_files": summary.num_quarantined + len(manifest.unusable()),
@@ -381,13 +468,19 @@ def _print_unusable(manifest: Manifest) -> None:
     _print_some([f"{key}: {reason}" for key, reason in unusable], f"{len(unusable)} files are no seismograms")
 
 
-def _print(summary: Summary) -> None:
+def _print(summary: Summary, detection: DetectionSettings) -> None:
     stations = ", ".join(f"{name} {count}" for name, count in sorted(summary.by_station.items())[:20])
     days = summary.covered_seconds / 86400
-    found = f"{summary.events} events" if summary.events else "no event found"
+    kind = "trigger" if detection.coincidence_stations > 1 else "event"
+    found = f"{summary.events} {kind}s" if summary.events else f"no {kind} found"
     print(
         f"detect: {found} in {summary.shards} shards ({days:.2f} channel-days)" + (f": {stations}" if stations else "")
     )
+    if summary.chosen is not None:
+        print(
+            f"detect: {summary.chosen or 'no'} events of at least {detection.coincidence_stations} stations within "
+            f"{detection.coincidence_seconds:g} s"
+        )
     quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
     _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
     _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")

@@ -16,6 +16,7 @@ from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import Run, nominal_rate
 from pipelines.config import Config
+from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import (
     Onset,
     Pass,
@@ -46,12 +47,20 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class BatchTask:
-    """Successive shards of one channel group, and the files that they reach."""
+    """Successive shards of one channel group, and the files that they reach.
+
+    Attributes:
+        location, band: of the channel group; `*` where the paths do not say.
+        shards: in order of time.
+        files: what they read.
+        spans: for each file the (start, end) in nanoseconds of what is believed to be in it.
+    """
 
     location: str
     band: str
     shards: tuple[ShardTask, ...]
     files: tuple[StoredObject, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 @dataclass
@@ -84,6 +93,11 @@ class Day:
     skipped: list[str]
 
 
+def destination(detection: DetectionSettings) -> tuple[str, str]:
+    """Return the (table, ledger) that shards are written to: with a network coincidence their rows are candidates."""
+    return ("triggers", "trigger") if detection.coincidence_stations > 1 else ("events", "detect")
+
+
 class BatchDetector:
     """Runs a batch's shards one after the other; files and days that successive shards share are read once."""
 
@@ -104,14 +118,17 @@ class BatchDetector:
     def run(self, shard: ShardTask) -> dict[str, Any]:
         """Detect one shard: write its rows, then its marker; return the marker's content."""
         began = time.perf_counter()
-        report: dict[str, Any] = {"coverage": {}, "quarantined": {}, "skipped": set(), "events": 0}
-        path = tables.shard_path("events", shard.name.network, shard.name.station, shard.name.shard)
+        report: dict[str, Any] = {"coverage": {}, "quarantined": {}, "skipped": set(), "onsets": []}
+        table, ledger = destination(self.config.detection)
+        path = tables.shard_path(table, shard.name.network, shard.name.station, shard.name.shard)
         schema = tables.events_schema(self.config.window.num_samples)
         rows = tables.write_batches(self.workspace, path, schema, self._batches(shard, report))
         if not rows:
             self.workspace.remove(path)
         content = self._content(shard, report, rows, time.perf_counter() - began)
-        write_marker(self.workspace, "detect", shard.name, content)
+        if ledger == "trigger":
+            content["onsets_ns"] = report["onsets"]
+        write_marker(self.workspace, ledger, shard.name, content)
         return content
 
     def _content(self, shard: ShardTask, report: dict[str, Any], rows: int, seconds: float) -> dict[str, Any]:
@@ -146,6 +163,7 @@ class BatchDetector:
                 if start_ns <= onset.onset_ns < end_ns
             ]
             owned.sort(key=lambda item: item[:2])
+            report["onsets"] += [onset.onset_ns for onset, _, _ in owned]
             for first in range(0, len(owned), ONSETS_AT_A_TIME):
                 yield self._rows(owned[first : first + ONSETS_AT_A_TIME], shard.name.shard)
 
@@ -199,22 +217,33 @@ class BatchDetector:
     def _read(self, low: int, high: int) -> tuple[list[Run], Day]:
         day = Day([], {}, [])
         runs: list[Run] = []
-        needed = {index for shard in self.batch.shards for index in shard.files}
-        for index in sorted(needed):
+        for index, (begin, end) in enumerate(self.batch.spans):
+            if end <= low or begin >= high:
+                # Days come in order: a file that ends before this one's context is not asked for again.
+                if end <= low:
+                    self.readers.pop(index, None)
+                continue
             reader = self.readers.get(index)
             if reader is None:
                 reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
-            # Days come in order: what lies before this one's context is not asked for again.
             reader.forget_before(low)
             if not reader.may_hold(low, high):
                 continue
             decoded = reader.read(low, high)
-            if decoded.num_problems:
-                more = decoded.num_problems - len(decoded.problems)
-                day.quarantined[reader.item.path] = decoded.problems + ([f"and {more} more"] if more else [])
-            runs += [
-                clipped for run in decoded.runs if (clipped := run.clip(low, high)) is not None and self._wanted(run)
-            ]
+            problems = list(decoded.problems)
+            if decoded.num_problems > len(problems):
+                problems.append(f"and {decoded.num_problems - len(problems)} more")
+            strays = 0
+            for run in filter(self._wanted, decoded.runs):
+                believed = run.clip(begin, end)
+                strays += len(run.data) - (0 if believed is None else len(believed.data))
+                clipped = None if believed is None else believed.clip(low, high)
+                if clipped is not None:
+                    runs.append(clipped)
+            if strays:
+                problems.append(f"{strays} samples lie more than archive.spill_seconds from the time in its name")
+            if problems:
+                day.quarantined[reader.item.path] = problems
         return runs, day
 
     def _wanted(self, run: Run) -> bool:

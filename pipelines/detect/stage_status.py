@@ -56,7 +56,7 @@ def read_status(store: Store) -> DetectionStatus:
     """Read the ledger of a workspace's detection; several markers at a time, sums only are kept."""
     status = DetectionStatus()
     progress = _progress(store)
-    for name, marker in _markers(store):
+    for name, marker in _markers(store, progress.get("ledger", "detect")):
         status.done += 1
         status.gaps += marker["gaps"]
         station = f"{name.network}.{name.station}"
@@ -92,11 +92,11 @@ def _progress(store: Store) -> dict[str, Any]:
     return content
 
 
-def _markers(store: Store) -> Iterator[tuple[MarkerName, dict[str, Any]]]:
-    names = list_markers(store, "detect")
+def _markers(store: Store, ledger: str) -> Iterator[tuple[MarkerName, dict[str, Any]]]:
+    names = list_markers(store, ledger)
 
     def read(name: MarkerName) -> tuple[MarkerName, dict[str, Any]]:
-        return name, read_marker(store, "detect", name)
+        return name, read_marker(store, ledger, name)
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
         yield from pool.map(read, names)

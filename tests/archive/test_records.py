@@ -11,7 +11,7 @@ import numpy as np
 import obspy
 import pytest
 
-from pipelines.archive.records import Run, decode, index_at, sample_time, whole_records
+from pipelines.archive.records import Run, decode, index_at, record_boundary, sample_time, whole_records
 
 NUM_MUTATIONS = int(os.environ.get("FIRNLINE_MUTATIONS", "300"))
 # ObsPy knows less than libmseed, or reads these otherwise: what it gives is no reference.
@@ -122,7 +122,10 @@ def test_a_time_interval_reads_the_samples_inside(hour):
 def test_pieces_of_a_large_file_end_with_a_whole_record(hour):
     content, _ = hour
     assert whole_records(content) == len(content)
-    assert whole_records(content[:5000]) == 4608
+    assert whole_records(content[:5000]) == record_boundary(content[:5000]) == 4608
+    damaged = content[:1024] + b"\xff" * 512 + content[1536:5000]
+    assert whole_records(damaged) == 1024
+    assert record_boundary(damaged) == 4608
 
 
 def test_sample_times_of_years_have_no_rounding_error():

@@ -12,7 +12,8 @@ from pipelines import tables
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Plan, batches, make_plan
+from pipelines.detect.stage import Plan, batches, make_plan, remove_stale
+from pipelines.detect.stage_coincidence import choose, plan_choices
 from pipelines.detect.stage_shard import BatchDetector
 from pipelines.storage import open_store
 from pipelines.workspace import Workspace
@@ -66,7 +67,9 @@ def make_trace(
     return trace
 
 
-def detect(archive: Path, workspace: Path, flags: dict[str, Any], cut: Callable[[Plan], Plan] | None = None) -> Config:
+def detect(
+    archive: Path | str, workspace: Path | str, flags: dict[str, Any], cut: Callable[[Plan], Plan] | None = None
+) -> Config:
     """Detect an archive in this process."""
     config = resolve({section: dict(values) for section, values in flags.items()})
     store, space = open_store(str(archive)), Workspace(open_store(str(workspace)))
@@ -76,6 +79,13 @@ def detect(archive: Path, workspace: Path, flags: dict[str, Any], cut: Callable[
         detector = BatchDetector(store, space.store, config, batch, Responses())
         for shard in batch.shards:
             detector.run(shard)
+    if config.detection.coincidence_stations > 1:
+        choices = plan_choices(space.store, config.detection, plan.interval, [])
+        remove_stale(
+            space.store, "events", "detect", choices.stale, [c for task in choices.tasks for _, c in task.shards]
+        )
+        for task in choices.tasks:
+            list(choose(space.store, config.detection, config.window.num_samples, task))
     return config
 
 

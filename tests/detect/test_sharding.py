@@ -15,7 +15,8 @@ from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 
 from pipelines import tables
 from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
-from pipelines.ledger import MarkerName
+from pipelines.ledger import MarkerName, list_markers, read_marker
+from pipelines.storage import open_store
 
 FLAGS = {
     "detection": {"band_hz": [1, 8], "max_seconds": 20, "merge_seconds": 2, "trigger_components": "ZNE"},
@@ -72,7 +73,7 @@ def test_the_same_samples_in_other_files_give_the_same_rows(tmp_path):
     for name, options in {
         "day": {},
         "hour": {"file_seconds": 3600},
-        "small": {"reclen": 512, "encoding": "STEIM1", "file_seconds": 7777},
+        "small": {"reclen": 512, "encoding": "STEIM1", "file_seconds": 3333},
     }.items():
         write_sds(tmp_path / name / "archive", traces, **options)
         detect(tmp_path / name / "archive", tmp_path / name / "workspace", with_flags())
@@ -91,6 +92,25 @@ def test_files_with_all_channels_or_flat_give_the_same_rows(tmp_path):
     detect(tmp_path / "sds", tmp_path / "a", with_flags())
     detect(tmp_path / "flat", tmp_path / "b", with_flags())
     assert_same_bits(read_events(tmp_path / "a"), read_events(tmp_path / "b"))
+
+
+def test_records_far_from_the_day_in_their_files_name_are_left_out_by_every_sharding(tmp_path):
+    trace = make_trace(make_noise(DAY + 7200, 20.0, 3, 80), "2021-03-01", 20.0)
+    folder = tmp_path / "archive/2021/XX/0101/HHZ.D"
+    folder.mkdir(parents=True)
+    trace.write(str(folder / "XX.0101..HHZ.D.2021.060"), format="MSEED", reclen=512)
+    rows = []
+    for interval in ("hour", "day", "month"):
+        detect(tmp_path / "archive", tmp_path / interval, with_flags(shards={"interval": interval}))
+        rows.append(read_events(tmp_path / interval))
+        store = open_store(str(tmp_path / interval))
+        markers = [read_marker(store, "detect", name) for name in list_markers(store, "detect")]
+        reasons = [reason for marker in markers for entry in marker["quarantined"] for reason in entry["reasons"]]
+        assert any("archive.spill_seconds" in reason for reason in reasons)
+        seconds = sum(entry["seconds"] for marker in markers for entry in marker["coverage"])
+        assert seconds == pytest.approx(DAY + 3600)
+    assert_same_bits(rows[1], rows[0])
+    assert_same_bits(rows[2], rows[0])
 
 
 def test_a_trigger_at_midnight_is_found_once(three_days, by_day):

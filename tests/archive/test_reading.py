@@ -1,0 +1,115 @@
+"""Large and gzipped files, read in pieces: the samples are those of the file read whole."""
+
+import gzip
+import io
+
+import numpy as np
+import obspy
+import pytest
+
+from pipelines.archive import reading
+from pipelines.archive.continuity import assemble
+from pipelines.archive.reading import FileReader
+from pipelines.archive.records import decode
+from pipelines.storage import open_store
+
+
+@pytest.fixture(scope="module")
+def recording():
+    """Return six minutes of two channels at 100 Hz, about 60 kB in records of 512 bytes."""
+    rng = np.random.default_rng(3)
+    stream = obspy.Stream()
+    for code in ("HHN", "HHZ"):
+        header = {"network": "XX", "station": "A", "channel": code, "sampling_rate": 100.0}
+        stream += obspy.Trace(np.cumsum(rng.integers(-90, 90, 36_000)).astype(np.int32), header)
+    content = io.BytesIO()
+    stream.write(content, format="MSEED", reclen=512)
+    return content.getvalue()
+
+
+def samples(runs):
+    """Return {channel: [(start, samples)]} after the rules of continuity."""
+    found = {}
+    for channel in {run.channel for run in runs}:
+        segments = assemble([run for run in runs if run.channel == channel], rate_hz=100.0).segments
+        found[channel] = [(segment.start_ns, segment.samples(0, segment.num_samples)) for segment in segments]
+    return found
+
+
+def assert_same_samples(mine, theirs):
+    mine, theirs = samples(mine), samples(theirs)
+    assert mine.keys() == theirs.keys()
+    for channel, parts in theirs.items():
+        assert [start for start, _ in mine[channel]] == [start for start, _ in parts]
+        for (_, one), (_, other) in zip(mine[channel], parts, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def reader(tmp_path, content, monkeypatch, piece_bytes=10_000):
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr(reading, "_PACKED_BYTES", 3000)
+    (tmp_path / "file").write_bytes(content)
+    store = open_store(str(tmp_path))
+    return FileReader(store, next(store.walk()))
+
+
+PACKINGS = {
+    "plain": lambda content: content,
+    "gzip": gzip.compress,
+    "two members": lambda content: gzip.compress(content[:20_480]) + gzip.compress(content[20_480:]),
+    "gzip and padding": lambda content: gzip.compress(content) + b"\0" * 700,
+}
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_file_in_pieces_gives_the_samples_of_the_whole(recording, tmp_path, monkeypatch, packing):
+    mine = reader(tmp_path, PACKINGS[packing](recording), monkeypatch)
+    found = mine.read(0, 10**12)
+    assert not found.num_problems
+    assert len(mine._pieces) > 4
+    assert_same_samples(found.runs, decode(recording).runs)
+    # A part in the middle, and one before it, which was passed already.
+    for start_s, end_s in ((200, 210), (20, 31)):
+        part = mine.read(start_s * 10**9, end_s * 10**9)
+        expected = decode(recording, start_ns=start_s * 10**9, end_ns=end_s * 10**9)
+        assert_same_samples(part.runs, expected.runs)
+
+
+def test_a_gzipped_file_cut_short_gives_what_it_holds_and_says_so(recording, tmp_path, monkeypatch):
+    packed = gzip.compress(recording)
+    found = reader(tmp_path, packed[: len(packed) // 2], monkeypatch).read(0, 10**12)
+    assert "gzip: the file ends early" in found.problems
+    whole = sum(len(run.data) for run in decode(recording).runs)
+    assert 0.3 * whole < sum(len(run.data) for run in found.runs) < 0.7 * whole
+
+
+def test_a_damaged_record_of_a_large_file_costs_its_own_samples_only(recording, tmp_path, monkeypatch):
+    damaged = bytearray(recording)
+    damaged[512 * 31 : 512 * 31 + 64] = b"\xff" * 64
+    found = reader(tmp_path, bytes(damaged), monkeypatch).read(0, 10**12)
+    assert_same_samples(found.runs, decode(bytes(damaged)).runs)
+    assert found.num_problems >= 1
+
+
+def test_a_file_that_changed_since_it_was_listed_is_an_error(recording, tmp_path, monkeypatch):
+    mine = reader(tmp_path, recording, monkeypatch)
+    (tmp_path / "file").write_bytes(recording[:30_000])
+    with pytest.raises(OSError, match="the listing says"):
+        mine.read(0, 10**12)
+
+
+def test_what_was_forgotten_is_read_again(recording, tmp_path, monkeypatch):
+    mine = reader(tmp_path, recording, monkeypatch, piece_bytes=10**6)
+    everything = mine.read(0, 10**12).runs
+    mine.forget_before(100 * 10**9)
+    assert_same_samples(mine.read(100 * 10**9, 10**12).runs, decode(recording, start_ns=100 * 10**9).runs)
+    assert_same_samples(mine.read(0, 10**12).runs, everything)
+    mine.forget_before(10**12)
+    assert not mine.may_hold(10**12, 2 * 10**12)
+    assert_same_samples(mine.read(0, 10**12).runs, everything)
+
+
+def test_little_that_unpacks_to_a_lot_is_read_in_pieces(tmp_path, monkeypatch):
+    mine = reader(tmp_path, gzip.compress(b"\0" * 10**6), monkeypatch)
+    assert mine.read(0, 10**12).num_problems
+    assert len(mine._pieces) > 90
