@@ -1,20 +1,25 @@
 """What bounds detection's memory, and what a plan costs: a worker over 2 and 60 days, a listing of a million objects.
 
-    python benchmarks/detect_bounds.py                     both
+    python benchmarks/detect_bounds.py                     all
     python benchmarks/detect_bounds.py plan --objects 1000000
     python benchmarks/detect_bounds.py worker --days 2 60 --rate-hz 100
+    python benchmarks/detect_bounds.py driver --days 60
 
 `plan` times what the driver does before the first shard runs, on a generated listing in SDS (so the store's own time is
 left out): manifest, shards, fingerprints, tasks. `worker` detects so many days of three components (all of them
-trigger) in a process of its own, as one Ray task would, and again with the driver's bookkeeping of a run. Peaks are the
-processes' largest resident memory, the interpreter and its libraries included.
+trigger) in a process of its own, as one Ray task would. `driver` runs the job over the same days with a high and a low
+threshold and looks at its own process alone. Peaks are the processes' largest resident memory, the interpreter and its
+libraries included.
 """
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import resource
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -23,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from detect import machine
 
 from pipelines.archive.manifest import build_manifest, write_manifest
@@ -109,6 +115,27 @@ def worker(folder: Path, num_days: int, rate_hz: float) -> dict[str, float]:
     }
 
 
+def driver(folder: Path, num_days: int, rate_hz: float, on: float) -> dict[str, float]:
+    """Run the job over some days through Ray; return the largest memory of its own process and the events."""
+    workspace = folder / f"driver-{on:g}"
+    shutil.rmtree(workspace, ignore_errors=True)
+    end = (FIRST_DAY + timedelta(days=num_days)).isoformat()
+    flags = {"detection.on": on, "detection.trigger_components": "ZNE", "archive.layout": "sds", "archive.end": end}
+    words = [word for key, value in flags.items() for word in (f"--{key}", str(value))]
+    command = [sys.executable, "-m", "jobs.detect", str(folder / f"days-{rate_hz:g}"), str(workspace), *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.Error):
+            peak = max(peak, psutil.Process(process.pid).memory_info().rss)
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    markers = (workspace / "ledger/detect").rglob("*.day.*.json")
+    events = sum(json.loads(path.read_text())["counts"]["events"] for path in markers)
+    return {"days": num_days, "on": on, "events": events, "driver_peak_GiB": peak / GIB}
+
+
 def make_days(root: Path, num_days: int, rate_hz: float) -> None:
     """Write day files of three components; all days hold the same samples."""
     import obspy
@@ -142,7 +169,7 @@ def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[st
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=["plan", "worker", "all"], default="all")
+    parser.add_argument("part", nargs="?", choices=["plan", "worker", "driver", "all"], default="all")
     parser.add_argument("--objects", type=int, default=1_000_000)
     parser.add_argument("--days", type=int, nargs="+", default=[2, 60])
     parser.add_argument("--rate-hz", type=float, default=100.0)
@@ -152,12 +179,16 @@ def main() -> None:
     print(machine(1))
     if options.part in ("plan", "all"):
         print(json.dumps({name: round(value, 3) for name, value in alone(plan, folder, options.objects).items()}))
+    archive = folder / f"days-{options.rate_hz:g}"
+    if options.part != "plan" and not archive.exists():
+        make_days(archive, max(options.days), options.rate_hz)
     if options.part in ("worker", "all"):
-        archive = folder / f"days-{options.rate_hz:g}"
-        if not archive.exists():
-            make_days(archive, max(options.days), options.rate_hz)
         for days in options.days:
             result = alone(worker, folder, days, options.rate_hz)
+            print(json.dumps({name: round(value, 3) for name, value in result.items()}), flush=True)
+    if options.part in ("driver", "all"):
+        for on in (8.0, 2.0):
+            result = driver(folder, max(options.days), options.rate_hz, on)
             print(json.dumps({name: round(value, 3) for name, value in result.items()}), flush=True)
     if options.folder is None:
         shutil.rmtree(folder)

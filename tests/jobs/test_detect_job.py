@@ -136,6 +136,34 @@ def test_a_bucket_gives_the_same_bytes_as_a_disk(archive, tmp_path, moto_s3, mlf
     assert read_marker(store, "detect", name)["version"]
 
 
+def test_a_network_coincidence_keeps_what_two_stations_have(archive, tmp_path, ray_cluster, capsys):
+    mine, workspace = tmp_path / "archive", tmp_path / "workspace"
+    for station in ("0101", "0202"):
+        folder = mine / f"2022/XX/{station}/HHZ.D"
+        folder.mkdir(parents=True)
+        for day in (1, 2) if station == "0101" else (1,):
+            trace = obspy.read(archive / f"2022/XX/0101/HHZ.D/XX.0101..HHZ.D.2022.{day:03d}")[0]
+            trace.stats.station = station
+            trace.write(str(folder / f"XX.{station}..HHZ.D.2022.{day:03d}"), format="MSEED")
+    words = [str(mine), str(workspace), *FLAGS, "--detection.coincidence_stations", "2"]
+    assert detect_job.main(words) == 0
+    said = capsys.readouterr().out
+    assert "events of at least 2 stations within 10 s" in said
+    store = open_store(str(workspace))
+    onsets = [tables.read_table(store, path, ["onset"]) for path in contents(workspace)]
+    assert {len(part) for part in onsets} == {len(onsets[0])}
+    assert len(onsets) == 2
+    assert max(part["onset"].cast("int64").to_numpy().max() for part in onsets) < obspy.UTCDateTime(2022, 1, 2).ns
+    rows = contents(workspace)
+    assert read_status(store).num_events == sum(map(len, onsets))
+    # The same again does nothing; another number of stations conflicts by name.
+    assert detect_job.main([str(mine), str(workspace)]) == 0
+    assert "events of at least" not in capsys.readouterr().out
+    assert contents(workspace) == rows
+    assert detect_job.main([*words[:-1], "1"]) == 2
+    assert "detection.coincidence_stations is 1" in capsys.readouterr().err
+
+
 def test_a_bucket_workspace_needs_a_tracking_server(archive, moto_s3, monkeypatch, capsys):
     storage._s3.cache_clear()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
