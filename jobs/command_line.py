@@ -197,9 +197,10 @@ def usage(job: str, positional: Sequence[str], switches: Mapping[str, str]) -> s
         *(f"  --{name:<22}{what}" for name, what in switches.items()),
         "",
     ]
-    if job in configuration.STAGE_SECTIONS:
+    keys = list(configuration.describe_keys(job)) if job in configuration.STAGE_SECTIONS else []
+    if keys:
         lines.append("configuration keys (defaults < workspace < file < flags; values are YAML):")
-        for key, default, text in configuration.describe_keys(job):
+        for key, default, text in keys:
             lines.append(f"  --{key} ({default})\n        {text}")
     return "\n".join(lines)
 

@@ -2,7 +2,7 @@
 
 firnline detect ARCHIVE WORKSPACE
 firnline detect s3://bucket/archive s3://bucket/workspace --config configs/neumayer.yaml --mlflow http://mlflow:5000
-firnline detect runs/demo/archive runs/demo/workspace --detection.on 4 --detection.trigger_components ZNE
+firnline detect runs/demo-archive runs/demo --detection.on 4 --detection.trigger_components ZNE
 """
 
 import sys

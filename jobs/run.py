@@ -6,21 +6,25 @@
 Each stage goes on where it stopped; a chain that is done is a no-op.
 """
 
+import shlex
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.detect.stage import detect_events, open_archive
 from pipelines.hand_labels import read_labels
 from pipelines.label.stage import label_events
-from pipelines.report.stage import write_report
+from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.tables import list_shards
-from pipelines.tracking import open_tracking
+from pipelines.tracking import Tracking, open_tracking
 from pipelines.train.stage import check_resources, train_encoder
 from pipelines.training_setup import effective_augmentation
 from pipelines.tune.stage import tune_augmentations
+from pipelines.workspace import Workspace
 
 CHAIN = ("detect", "tune", "train", "label", "report")
 
@@ -71,13 +75,28 @@ def run(arguments: Arguments) -> None:
         train_encoder(workspace, configs["train"], tracking, replace=arguments.replace)
         label_events(workspace, configs["label"], tracking, replace=arguments.replace)
         write_report(workspace, configs["report"], tracking, replace=arguments.replace)
-    print(f"\nrun: done in {time.monotonic() - began:.0f} s")
-    print(f"report: {workspace.store.full('report/index.html')}")
-    if tracking.uri.startswith("sqlite"):
-        print(f"MLflow: mlflow server --host 127.0.0.1 --port 5000 --backend-store-uri {tracking.uri}")
-        print("        then open http://127.0.0.1:5000")
-    else:
-        print(f"MLflow: {tracking.uri}")
+    _say_how_to_look(workspace, tracking, seconds=time.monotonic() - began)
+
+
+def _say_how_to_look(workspace: Workspace, tracking: Tracking, *, seconds: float) -> None:
+    page = workspace.store.full(PAGE_PATH)
+    print(f"\nrun: done in {seconds:.0f} s")
+    print(f"Report:        {Path(page).as_uri() if workspace.store.is_local else page}")
+    print(f"Browse, label: {_command('firnline')} explore {shlex.quote(workspace.url)}")
+    if tracking.uri.startswith("http"):
+        print(f"MLflow:        {tracking.uri}")
+        return
+    uri = shlex.quote(tracking.uri)
+    print(f"MLflow:        {_command('mlflow')} server --host 127.0.0.1 --port 5000 --backend-store-uri {uri}")
+    print("               then open http://127.0.0.1:5000")
+
+
+def _command(name: str) -> str:
+    """Return how a command of this Python's environment is called from the present folder."""
+    path = Path(sys.prefix) / "bin" / name
+    if shutil.which(name) and Path(str(shutil.which(name))).resolve() == path.resolve():
+        return name
+    return shlex.quote(str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path))
 
 
 if __name__ == "__main__":

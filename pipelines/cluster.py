@@ -365,7 +365,8 @@ def _configure_data(*, on_cluster: bool) -> None:
     from ray.data import DataContext
 
     context: Any = DataContext.get_current()
-    context.enable_progress_bars = True
+    # They tell of Ray's operators; the stages' own bars tell of shards and events.
+    context.enable_progress_bars = False
     context.print_on_execution_start = False
     # Storage has its own retries; these catch what is still transient after them, and never wrong data.
     context.retried_io_errors = sorted({*context.retried_io_errors, *_TRANSIENT_ERRORS})

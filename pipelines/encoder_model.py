@@ -20,8 +20,8 @@ class EncoderModel(PythonModel):
 
         self.encoder = load(context.artifacts["encoder"])
 
-    # MLflow would read type hints as a schema, and the signature says more than they can.
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    # MLflow takes an array's type hint for no schema (any other it would), and asks for hints where there are none.
+    def predict(self, context, model_input: np.ndarray, params=None):  # type: ignore[no-untyped-def]
         """Return the windows' embeddings."""
         return self.encoder.embed(np.asarray(model_input, dtype=np.float32))
 

@@ -159,20 +159,22 @@ def to_yaml(values: Mapping[str, Any]) -> str:
     return text
 
 
-def describe_keys(stage: str) -> Iterator[tuple[str, Any, str]]:
-    """Yield (dotted key, default, documentation) for every key of a stage, for --help."""
+def describe_keys(stage: str) -> Iterator[tuple[str, str, str]]:
+    """Yield (dotted key, default as YAML, documentation) for every key of a stage, for --help."""
     defaults = Config()
     for name in STAGE_SECTIONS[stage]:
         yield from _describe(getattr(defaults, name), f"{name}.")
 
 
-def _describe(section: Section, prefix: str) -> Iterator[tuple[str, Any, str]]:
+def _describe(section: Section, prefix: str) -> Iterator[tuple[str, str, str]]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if isinstance(value, Section):
             yield from _describe(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value, " ".join((field.description or "").split())
+            default = section.model_dump(mode="json", include={name})[name]
+            text = yaml.dump(default, Dumper=_Yaml12Dumper, default_flow_style=True, width=1000).splitlines()[0]
+            yield f"{prefix}{name}", text, " ".join((field.description or "").split())
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,9 @@ class DetectionSettings(Section):
     """A trigger ends where STA/LTA falls to this."""
     band_hz: tuple[float, float] = (1.0, 20.0)
     """Corners [low, high] of the causal Butterworth band-pass in Hz."""
+    fit_to_rate: bool = operational(False)
+    """Lower band_hz's upper corner and window.rate_hz to what the recordings have, where they reach beyond it, instead
+    of refusing: for a first look at an archive."""
     corners: int = 4
     """Order of the band-pass."""
     trigger_components: str = "Z"

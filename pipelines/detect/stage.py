@@ -32,6 +32,7 @@ from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask, de
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path
+from pipelines.progress import progress_bar
 from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_parent, open_store
 from pipelines.tracking import Tracking, stage_run
 from pipelines.workspace import Workspace
@@ -227,7 +228,10 @@ def detect_events(
         _choose(workspace.store, config, plan, choices, summary, num_workers)
     if plan.pending or summary.chosen is not None:
         _log(workspace, config, manifest, summary, tracking, time.time() - began)
-    _print(summary, config.detection)
+    if plan.pending or summary.chosen is not None:
+        _print(summary, config.detection)
+    else:
+        print("detect: nothing to do, every shard is done")
     if summary.failed:
         shard, reason = summary.failed[0]
         more = f" and {len(summary.failed) - 1} more" if len(summary.failed) > 1 else ""
@@ -287,20 +291,23 @@ def _run(
     tasks = batches(plan, num_workers)
     began = time.time()
     reported = 0.0
-    # Rounds bound what the driver holds; each round is one Ray Data execution over shard descriptions.
-    while round_ := list(islice(tasks, TASKS_A_ROUND)):
-        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
-        results = rows.flat_map(
-            _Detector(shared),
-            num_cpus=1,
-            memory=TASK_MEMORY_BYTES,
-            compute=ray.data.TaskPoolStrategy(size=num_workers),
-        )
-        for row in results.iter_rows():
-            _fold(summary, json.loads(row["marker"]))
-            if time.time() - reported > PROGRESS_SECONDS:
-                reported = time.time()
-                _write_progress(workspace, plan, summary, began, num_workers, ledger, summary.shards)
+    with progress_bar("detect", unit="shard", total=len(plan.pending)) as bar:
+        # Rounds bound what the driver holds; each round is one Ray Data execution over shard descriptions.
+        while round_ := list(islice(tasks, TASKS_A_ROUND)):
+            rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+            results = rows.flat_map(
+                _Detector(shared),
+                num_cpus=1,
+                memory=TASK_MEMORY_BYTES,
+                compute=ray.data.TaskPoolStrategy(size=num_workers),
+            )
+            for row in results.iter_rows():
+                _fold(summary, json.loads(row["marker"]))
+                bar.set_postfix(events=summary.events, failed=len(summary.failed), refresh=False)
+                bar.update()
+                if time.time() - reported > PROGRESS_SECONDS:
+                    reported = time.time()
+                    _write_progress(workspace, plan, summary, began, num_workers, ledger, summary.shards)
     _write_progress(workspace, plan, summary, began, 0, ledger, summary.shards)
 
 
@@ -315,24 +322,26 @@ def _choose(
     shared = ray.put((workspace, config))
     began = reported = time.time()
     summary.chosen = done = 0
-    for first in range(0, len(choices.tasks), TASKS_A_ROUND):
-        round_ = choices.tasks[first : first + TASKS_A_ROUND]
-        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
-        results = rows.flat_map(
-            _Chooser(shared),
-            num_cpus=1,
-            memory=TASK_MEMORY_BYTES,
-            compute=ray.data.TaskPoolStrategy(size=num_workers),
-        )
-        for row in results.iter_rows():
-            if row["error"]:
-                summary.failed.append((row["shard"], row["error"]))
-            else:
-                done += 1
-                summary.chosen += row["events"]
-            if time.time() - reported > PROGRESS_SECONDS:
-                reported = time.time()
-                _write_progress(workspace, plan, summary, began, num_workers, "detect", done)
+    with progress_bar("coincidence", unit="shard", total=sum(len(task.shards) for task in choices.tasks)) as bar:
+        for first in range(0, len(choices.tasks), TASKS_A_ROUND):
+            round_ = choices.tasks[first : first + TASKS_A_ROUND]
+            rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+            results = rows.flat_map(
+                _Chooser(shared),
+                num_cpus=1,
+                memory=TASK_MEMORY_BYTES,
+                compute=ray.data.TaskPoolStrategy(size=num_workers),
+            )
+            for row in results.iter_rows():
+                bar.update()
+                if row["error"]:
+                    summary.failed.append((row["shard"], row["error"]))
+                else:
+                    done += 1
+                    summary.chosen += row["events"]
+                if time.time() - reported > PROGRESS_SECONDS:
+                    reported = time.time()
+                    _write_progress(workspace, plan, summary, began, num_workers, "detect", done)
     _write_progress(workspace, plan, summary, began, 0, "detect", done)
 
 

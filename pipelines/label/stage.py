@@ -43,6 +43,7 @@ from pipelines.label.stage_inputs import (
 from pipelines.label.stage_kmeans import Model, fit_model, survey_embeddings
 from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
 from pipelines.ledger import fingerprint, list_markers
+from pipelines.progress import progress_bar
 from pipelines.storage import Store, content_hash
 from pipelines.tracking import StageRun, Tracking, stage_run
 from pipelines.workspace import Workspace, open_workspace
@@ -153,7 +154,8 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     if config.label.use_gpu:
         num_embedders = config.label.num_workers or max(1, _num_gpus())
     num_embedded = embed_shards(store, inputs.shards, encoder, config.label, num_workers=num_embedders)
-    print(f"embedded {num_embedded} of {len(inputs.shards)} shards; the others were done before", flush=True)
+    before = "" if num_embedded == len(inputs.shards) else "; the others were done before"
+    print(f"label: embedded {num_embedded} of {len(inputs.shards)} shards{before}", flush=True)
 
     num_classes = len(set(inputs.hand.label_of.values())) if inputs.hand else 0
     model, model_hash = _clustering(store, inputs, config, run, num_workers, num_classes)
@@ -202,15 +204,21 @@ def _clustering(
         content = store.read(path)
         return Model.from_bytes(content), content_hash(content)
     surveys = survey_embeddings(store, inputs.shards, config.kmeans)
-    model, (keys, sample) = fit_model(
-        store,
-        surveys,
-        config.kmeans,
-        num_workers=num_workers,
-        num_classes=num_classes if num_classes > 1 else None,
-        progress=_print_progress,
-        sample_events=config.label.sweep_events if sweep else 0,
-    )
+    with progress_bar("k-means", unit="iteration") as bar:
+
+        def progress(restart: int, iteration: int, inertia: float) -> None:
+            bar.set_postfix(restart=restart + 1, inertia=f"{inertia:.6g}", refresh=False)
+            bar.update()
+
+        model, (keys, sample) = fit_model(
+            store,
+            surveys,
+            config.kmeans,
+            num_workers=num_workers,
+            num_classes=num_classes if num_classes > 1 else None,
+            progress=progress,
+            sample_events=config.label.sweep_events if sweep else 0,
+        )
     content = model.to_bytes()
     store.write(path, content)
     for item in store.walk("clustering"):
@@ -446,13 +454,8 @@ def _num_gpus() -> int:
     return int(resources().get("GPU", 0))
 
 
-def _print_progress(restart: int, iteration: int, inertia: float) -> None:
-    if iteration % 10 == 0:
-        print(f"k-means: restart {restart}, iteration {iteration}, inertia {inertia:.6g}", flush=True)
-
-
 def _say(sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Scores | None) -> None:
-    print(f"labelled {sum(sizes.values())} events:")
+    print(f"label: {sum(sizes.values())} events:")
     for number, size in sizes.items():
         entry = named[number]
         ground = f" (purity {entry.purity:.2f} of {entry.num_labels} hand labels)" if entry.num_labels else ""

@@ -25,6 +25,7 @@ from pipelines.encoders import Encoder, load
 from pipelines.errors import InputError, StageFailed
 from pipelines.label.stage_inputs import Shard
 from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, write_marker
+from pipelines.progress import progress_bar
 from pipelines.storage import Store
 from pipelines.tracking import Tracking, download_artifact, last_trained_version
 
@@ -160,7 +161,11 @@ def _embed(
         num_gpus=1 if settings.use_gpu else 0,
         memory=MEMORY_A_WORKER,
     )
-    return (row for row in embedded.iter_rows() if row["error"])
+    with progress_bar("embed", unit="shard", total=len(rows)) as bar:
+        for row in embedded.iter_rows():
+            bar.update()
+            if row["error"]:
+                yield row
 
 
 def _memory() -> float:

@@ -18,6 +18,7 @@ from pipelines.label.space import to_space
 from pipelines.label.stage_inputs import FILES_A_TASK, Shard
 from pipelines.label.stage_kmeans import Model
 from pipelines.ledger import MarkerName, list_markers, marker_path, write_marker
+from pipelines.progress import progress_bar
 from pipelines.storage import Store
 
 MEMORY_A_TASK = 1 << 29
@@ -122,7 +123,12 @@ def write_labels(
             num_cpus=1,
             memory=MEMORY_A_TASK,
         )
-        failed = [f"{row['name']}: {row['error']}" for row in written.iter_rows() if row["error"]]
+        failed = []
+        with progress_bar("label", unit="shard", total=len(left)) as bar:
+            for row in written.iter_rows():
+                bar.update()
+                if row["error"]:
+                    failed.append(f"{row['name']}: {row['error']}")
         if failed:
             raise StageFailed(f"{len(failed)} of {len(left)} shards could not be labelled, first {failed[0]}")
     current = {(shard.network, shard.station, shard.name) for shard in shards}

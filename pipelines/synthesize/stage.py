@@ -24,6 +24,7 @@ from pymseed import MS3TraceList
 from pipelines.config import flatten
 from pipelines.config.synthesize import SynthesizeSettings
 from pipelines.errors import InputError, StageFailed
+from pipelines.progress import progress_bar
 from pipelines.storage import Store
 from pipelines.synthesize.flaws import DayFlaws, Stretch, day_flaws
 from pipelines.synthesize.plan import Arrival, Station, day_number, day_of, num_slots, render, stations, truth_arrivals
@@ -140,7 +141,10 @@ def synthesize_archive(store: Store, settings: SynthesizeSettings, *, replace: b
             num_cpus=1,
             memory=settings.task_memory_mib << 20,
         )
-        results = list(dataset.iter_rows())
+        with progress_bar("synthesize", unit="station-day", total=len(rows)) as bar:
+            for row in dataset.iter_rows():
+                results.append(row)
+                bar.update()
     failed = sorted(f"{row['station']} {day_of(row['day'])}: {row['error']}" for row in results if row["error"])
     if failed:
         raise StageFailed(f"{len(failed)} station-days failed, the first is {failed[0]}")

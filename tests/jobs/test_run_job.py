@@ -49,7 +49,7 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
     labels = ["--labels.path", f"{archive}/truth", "--mlflow", mlflow_server]
     assert run_job.main([archive, workspace, *FLAGS, *labels]) == 0
     said = capsys.readouterr().out
-    assert "report: " in said
+    assert f"Report:        {workspace}/report/index.html" in said
     store = open_store(workspace)
     events, found = rows(store, "events", ["event_id"]), rows(store, "labels", ["event_id", "cluster", "label_source"])
     assert 100 < events.num_rows == found.num_rows
