@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def detect(arguments: Arguments) -> None:
     """Check the archive, claim the workspace, detect."""
     workspace = arguments.workspace(1, create=True)
-    config = arguments.config("detect", workspace)
-    archive = open_archive(arguments.positional[0], workspace, config)
+    archive = open_archive(arguments.positional[0], workspace, arguments.config("detect", workspace))
+    config = archive.config
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     print_config(config, "detect")
     with ray_session(arguments.address) as session:

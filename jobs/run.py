@@ -48,6 +48,7 @@ def run(arguments: Arguments) -> None:
             update={"train": settings.model_copy(update={"augment_from": source})}
         )
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
+    configs["detect"] = archive.config
     if config.labels.path is not None:
         read_labels(config.labels.path)
     if configs["train"].train.augment_from != "tune":

@@ -375,6 +375,7 @@ def _configure_data(*, on_cluster: bool) -> None:
     if on_cluster:
         context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     logging.getLogger("ray.tune").setLevel(logging.WARNING)
 

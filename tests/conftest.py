@@ -23,6 +23,8 @@ for _name in (
     "RAY_API_SERVER_ADDRESS",
 ):
     os.environ.pop(_name, None)
+# Tiny matrices gain nothing from a second thread, and lose much where another process holds the other core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 SHARED_DATA = SHARED / "data"

@@ -91,10 +91,11 @@ def test_four_faults_in_a_row_are_survived(moto_s3, monkeypatch, kind):
         store = open_store(f"{moto_s3.url}/data")
         proxy.add(Fault(kind, method="GET", times=4, after_bytes=1000))
         assert store.read_checked(next(store.walk())) == content
-        proxy.add(Fault("throttle", method="PUT", times=4))
-        store.write("y", content)
+        if kind == "throttle":
+            proxy.add(Fault(kind, method="PUT", times=4))
+            store.write("y", content)
+            assert store.stat("y").size == len(content)
         assert proxy.count(kind) >= 4
-    assert store.stat("y").size == len(content)
 
 
 def test_a_put_whose_answer_is_lost_ends_with_the_object_there(moto_s3, monkeypatch):

@@ -89,16 +89,18 @@ def path_parser(layout: str) -> Callable[[str], PathInfo | None]:
 
 
 def detect_layout(paths: Iterable[str]) -> str:
-    """Return the built-in layout that most of some paths fit, or `flat` where none fits."""
+    """Return the built-in layout that at least half of some paths fit, or `flat`: then every file is looked into."""
     counts = dict.fromkeys(_BUILT_IN, 0)
     parsers = {name: path_parser(name) for name in _BUILT_IN}
+    num_paths = 0
     for path in paths:
+        num_paths += 1
         for name, parse in parsers.items():
             if parse(path) is not None:
                 counts[name] += 1
                 break
     best = max(counts, key=lambda name: counts[name])
-    return best if counts[best] else "flat"
+    return best if 2 * counts[best] >= max(num_paths, 1) else "flat"
 
 
 def code_matcher(patterns: str) -> Callable[[str], bool]:

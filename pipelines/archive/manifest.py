@@ -104,22 +104,28 @@ def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table |
     return manifest
 
 
-def probe(archive: Store, table: pa.Table) -> set[float]:
+def probe(archive: Store, table: pa.Table, *, most: bool = False) -> set[float]:
     """Return the sampling rates (Hz) in the first readable file of a manifest, out of 64 spread over it.
+
+    With `most`, return those in all of the 64.
 
     Raises:
         InputError: none of them holds a readable sample.
     """
     rows = np.unique(np.linspace(0, table.num_rows - 1, min(PROBES, table.num_rows)).astype(int))
     problem = ""
+    rates: set[float] = set()
     for row in rows:
         item = StoredObject(*(table[name][int(row)].as_py() for name in ("key", "size", "etag")))
         # The beginning tells enough.
         decoded = decode(archive.read(item.path, 0, PROBE_BYTES))
-        if decoded.runs:
-            return {run.rate_hz for run in decoded.runs}
+        rates |= {run.rate_hz for run in decoded.runs}
+        if rates and not most:
+            break
         problem = problem or f"{item.path}: {decoded.problems[0] if decoded.problems else 'no samples in it'}"
-    raise InputError(f"nothing in the archive {archive.url} can be read, e.g. {problem}")
+    if not rates:
+        raise InputError(f"nothing in the archive {archive.url} can be read, e.g. {problem}")
+    return rates
 
 
 def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:

@@ -45,6 +45,7 @@ TASK_MEMORY_BYTES = 3 * 2**29
 MOST_DAYS_PER_BATCH = 32
 TASKS_A_ROUND = 20_000
 PROGRESS_SECONDS = 5.0
+LEAST_SEISMIC_HZ = 10.0
 PROGRESS_PATH = "ledger/detect/progress.json"
 
 
@@ -96,6 +97,8 @@ class Archive:
     """Where the recordings are."""
     manifest: Manifest
     """Its files."""
+    config: Config
+    """The configuration, fitted to the recordings where `detection.fit_to_rate` asks for it."""
     responses: Responses
     """Of `archive.stationxml`; none for counts."""
     stationxml_hash: str
@@ -117,7 +120,9 @@ def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
     kept = read_manifest(workspace.store)
     before = kept[1] if kept is not None and kept[0] == "flat" else None
     manifest = build_manifest(archive, config.archive, before)
-    rates = probe(archive, manifest.usable())
+    rates = probe(archive, manifest.usable(), most=config.detection.fit_to_rate)
+    if config.detection.fit_to_rate:
+        config = _fitted(config, rates)
     high = config.detection.band_hz[1]
     if high >= max(rates) / 2:
         raise InputError(
@@ -125,7 +130,30 @@ def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
             f"the upper corner must be below {max(rates) / 2:g} Hz"
         )
     responses, stationxml_hash = _read_responses(config)
-    return Archive(store=archive, manifest=manifest, responses=responses, stationxml_hash=stationxml_hash)
+    return Archive(
+        store=archive, manifest=manifest, config=config, responses=responses, stationxml_hash=stationxml_hash
+    )
+
+
+def _fitted(config: Config, rates: set[float]) -> Config:
+    """Return the configuration with a band that every seismic rate carries, and windows of no more than the highest."""
+    lowest = min((rate for rate in rates if rate >= LEAST_SEISMIC_HZ), default=max(rates))
+    low, high = config.detection.band_hz
+    sections: dict[str, Any] = {}
+    if high > 0.4 * lowest > low:
+        sections["detection"] = config.detection.model_copy(update={"band_hz": (low, 0.4 * lowest)})
+    if config.window.rate_hz > max(rates):
+        sections["window"] = config.window.model_copy(update={"rate_hz": max(rates)})
+    if sections:
+        fitted = config.model_copy(update=sections)
+        band = ", ".join(f"{corner:g}" for corner in fitted.detection.band_hz)
+        found = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        print(
+            f"detect: the recordings have {found} samples/s; fitted to them: "
+            f"detection.band_hz [{band}], window.rate_hz {fitted.window.rate_hz:g}"
+        )
+        return fitted
+    return config
 
 
 def _read_responses(config: Config) -> tuple[Responses, str]:
@@ -228,7 +256,6 @@ def detect_events(
         _choose(workspace.store, config, plan, choices, summary, num_workers)
     if plan.pending or summary.chosen is not None:
         _log(workspace, config, manifest, summary, tracking, time.time() - began)
-    if plan.pending or summary.chosen is not None:
         _print(summary, config.detection)
     else:
         print("detect: nothing to do, every shard is done")
@@ -294,7 +321,9 @@ def _run(
     with progress_bar("detect", unit="shard", total=len(plan.pending)) as bar:
         # Rounds bound what the driver holds; each round is one Ray Data execution over shard descriptions.
         while round_ := list(islice(tasks, TASKS_A_ROUND)):
-            rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+            rows = ray.data.from_items(
+                [{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_)
+            )
             results = rows.flat_map(
                 _Detector(shared),
                 num_cpus=1,
@@ -325,7 +354,9 @@ def _choose(
     with progress_bar("coincidence", unit="shard", total=sum(len(task.shards) for task in choices.tasks)) as bar:
         for first in range(0, len(choices.tasks), TASKS_A_ROUND):
             round_ = choices.tasks[first : first + TASKS_A_ROUND]
-            rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+            rows = ray.data.from_items(
+                [{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_)
+            )
             results = rows.flat_map(
                 _Chooser(shared),
                 num_cpus=1,

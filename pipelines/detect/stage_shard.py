@@ -18,6 +18,7 @@ from pipelines.archive.records import Run, nominal_rate
 from pipelines.config import Config
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import (
+    COMPONENTS,
     Onset,
     Pass,
     account,
@@ -288,6 +289,8 @@ class BatchDetector:
                 "bad_samples": continuity.bad_samples,
             }
             group.notes[channel] = {key: value for key, value in counts.items() if value}
+        if group.channels and not {COMPONENTS[row] for row in group.channels} & set(detection.trigger_components):
+            day.skipped.append(f"{name}: no component of detection.trigger_components {detection.trigger_components}")
         missing = self.responses.missing(codes, group.channels.values())
         if missing:
             day.skipped.append(f"{name}: archive.stationxml has no sensitivity for {missing}")

@@ -164,6 +164,34 @@ def test_a_network_coincidence_keeps_what_two_stations_have(archive, tmp_path, r
     assert "detection.coincidence_stations is 1" in capsys.readouterr().err
 
 
+def test_a_first_look_takes_any_folder_of_recordings_as_it_is(tmp_path, ray_cluster, capsys):
+    """One file fits a layout, two do not; rates of 20 and 40 Hz, one component each, and notes beside them."""
+    rng = np.random.default_rng(1)
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    for name, rate, channel in [("CIHEC__BHN___2022002.ms", 40, "BHN"), ("a.mseed", 20, "BHZ"), ("b.mseed", 20, "BHE")]:
+        data = rng.normal(0, 50, 3600 * rate)
+        for place in range(600 * rate, 3600 * rate, 600 * rate):
+            data[place : place + 10 * rate] += (
+                3000 * np.exp(-np.arange(10 * rate) / (2 * rate)) * rng.normal(size=10 * rate)
+            )
+        header = {"network": "CI", "station": f"A{rate}{channel[2]}", "channel": channel, "sampling_rate": rate}
+        obspy.Trace(data.astype(np.int32), header).write(str(folder / name), format="MSEED")
+    (folder / "notes.txt").write_text("no seismogram")
+    configuration = Path(__file__).resolve().parent.parent.parent / "configs/first-look.yaml"
+    assert detect_job.main([str(folder), str(tmp_path / "workspace"), "--config", str(configuration)]) == 0
+    said = capsys.readouterr().out
+    assert "detection.band_hz [1, 8], window.rate_hz 40" in said
+    assert "4 files (flat)" in said or "3 files (flat)" in said
+    for station in ("CI.A40N", "CI.A20Z", "CI.A20E"):
+        found = int(said.partition(f"{station} ")[2].split(",")[0].split()[0])
+        assert found >= 5, station
+    # A component that never triggers is named, not passed over.
+    words = ["--detection.trigger_components", "Z", "--detection.band_hz", "[1, 8]", "--window.rate_hz", "20"]
+    assert detect_job.main([str(folder), str(tmp_path / "vertical"), *words]) == 0
+    assert "no component of detection.trigger_components Z" in capsys.readouterr().out
+
+
 def test_a_bucket_workspace_needs_a_tracking_server(archive, moto_s3, monkeypatch, capsys):
     storage._s3.cache_clear()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
