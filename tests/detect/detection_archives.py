@@ -14,7 +14,7 @@ from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Plan, batches, make_plan, remove_stale
 from pipelines.detect.stage_coincidence import choose, plan_choices
-from pipelines.detect.stage_shard import BatchDetector
+from pipelines.detect.stage_shard import BatchDetector, destination
 from pipelines.storage import open_store
 from pipelines.workspace import Workspace
 
@@ -75,6 +75,7 @@ def detect(
     store, space = open_store(str(archive)), Workspace(open_store(str(workspace)))
     manifest = build_manifest(store, config.archive)
     plan = make_plan(manifest, space, config, "")
+    remove_stale(space.store, *destination(config.detection), plan.stale, [shard.name for shard in plan.pending])
     for batch in batches(cut(plan) if cut else plan, 2):
         detector = BatchDetector(store, space.store, config, batch, Responses())
         for shard in batch.shards:
