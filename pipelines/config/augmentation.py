@@ -90,9 +90,9 @@ class RotationSettings(_Ranged):
 class TimeStretchSettings(_Ranged):
     """Plays the window faster or slower about its onset."""
 
-    probability: Probability = 0.5
+    probability: Probability = 0.8
     """Share of views that it changes."""
-    factor: Range = (0.7, 1.4)
+    factor: Range = (0.5, 2.0)
     """Speed (ratio), drawn by octaves."""
 
     @model_validator(mode="after")
@@ -135,7 +135,7 @@ class SpectralResponseSettings(_Ranged):
 
     probability: Probability = 0.8
     """Share of views that it changes."""
-    db: Range = (2.0, 6.0)
+    db: Range = (2.0, 10.0)
     """Standard deviation of the response in dB."""
     knots: int = Field(8, ge=2, le=64)
     """Independent values over the six octaves below the Nyquist frequency (count)."""
@@ -168,7 +168,7 @@ class ColouredNoiseSettings(_Ranged):
 
     probability: Probability = 0.5
     """Share of views that it changes."""
-    lowest_snr_db: float = Field(8.0, ge=-20, le=60)
+    lowest_snr_db: float = Field(16.0, ge=-20, le=60)
     """Peak of the window over the RMS of its noise afterwards: drawn between this and what it was, in dB."""
     exponent: Range = (0.0, 1.5)
     """Power of the frequency with which the noise's power falls."""
@@ -179,7 +179,7 @@ class RealNoiseSettings(_Ranged):
 
     probability: Probability = 0.5
     """Share of views that it changes."""
-    lowest_snr_db: float = Field(8.0, ge=-20, le=60)
+    lowest_snr_db: float = Field(16.0, ge=-20, le=60)
     """Peak of the window over the RMS of its noise afterwards: drawn between this and what it was, in dB."""
 
 

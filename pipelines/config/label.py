@@ -59,12 +59,13 @@ class KMeansSettings(Section):
     whiten: bool = False
     """Turn to principal components and scale each to unit variance first."""
 
-    overcluster: int = Field(default=1, ge=1, le=64)
-    """1: plain k-means; else fit k times this many clusters and merge them to k (factor)."""
+    overcluster: int = Field(default=20, ge=1, le=64)
+    """1: plain k-means; else fit k times this many clusters (fewer where that leaves less than 10 events each) and
+    merge them to k (factor)."""
 
-    merge: Literal["ward", "overlap"] = "ward"
-    """What merges over-clusters: `ward`, the least growth of the squared distances, or `overlap`, the share of events
-    that lie between two clusters."""
+    merge: Literal["ward", "overlap"] = "overlap"
+    """What merges over-clusters: `ward`, the least growth of the squared distances, or `overlap`, how much events of
+    the one belong to the other."""
 
     seed: int = 0
     """Seed of every draw (no unit)."""

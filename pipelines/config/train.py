@@ -19,9 +19,8 @@ class TrainSettings(Section):
     """Residual blocks of each stage (count)."""
     dim: int = Field(64, ge=2, le=4096)
     """Length of an embedding (count)."""
-    whiten: bool = True
-    """After the training, scale the embedding's directions to equal variance between views of a window, so that
-    k-means sees what tells windows apart."""
+    whiten: bool = False
+    """After the training, scale the embedding's directions to equal variance between views of a window."""
     num_bands: int = Field(32, ge=8, le=256)
     """Frequency bands of the log spectrogram (count)."""
     num_frames: int = Field(96, ge=16, le=1024)
@@ -29,17 +28,17 @@ class TrainSettings(Section):
     log_amplitude: bool = False
     """Pass each window's log amplitude on to its embedding, which else knows the waveform's shape alone."""
 
-    epochs: int = Field(40, ge=1)
+    epochs: int = Field(60, ge=1)
     """Passes over the windows (count)."""
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(128, ge=2)
     """Windows of a step, over all workers (count)."""
     temperature: float = Field(0.2, gt=0)
     """Divides the cosine similarities in the loss (ratio)."""
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(3e-3, gt=0)
     """Peak learning rate of AdamW at a batch of 256; scaled with the square root of the batch."""
     weight_decay: float = Field(1e-4, ge=0)
     """AdamW's weight decay."""
-    warmup_epochs: float = Field(2.0, ge=0)
+    warmup_epochs: float = Field(4.0, ge=0)
     """Epochs over which the learning rate rises from zero."""
     decoupled: bool = False
     """Leave the positive out of the loss's denominator (decoupled contrastive loss)."""

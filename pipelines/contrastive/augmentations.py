@@ -33,9 +33,14 @@ class Augmentation(nn.Module):
 
     def forward(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return the windows, some of them changed."""
-        chosen_B = torch.rand(len(x_BCS), generator=generator, device=x_BCS.device) < self.probability
-        changed = self.change(x_BCS, generator)
-        return torch.where(chosen_B[:, None, None], changed, x_BCS)
+        if self.probability == 1:
+            return self.change(x_BCS, generator)
+        chosen_B = _coins(len(x_BCS), self.probability, x_BCS, generator)
+        if x_BCS.device.type != "cpu":
+            # Which windows are chosen is not known to the host: asking would make it wait for the device.
+            return torch.where(chosen_B[:, None, None], self.change(x_BCS, generator), x_BCS)
+        rows = chosen_B.nonzero()[:, 0]
+        return x_BCS.index_copy(0, rows, self.change(x_BCS[rows], generator)) if len(rows) else x_BCS
 
     def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return every window changed."""
@@ -151,12 +156,6 @@ class SpectralAugmentation(Augmentation):
     def gain(self, num_windows: int, frequency_F: Tensor, generator: torch.Generator) -> Tensor:
         """Return the gain (window, 1 or 3, bin) of every window at frequencies in units of the Nyquist frequency."""
         raise NotImplementedError
-
-    def chosen_gain(self, num_windows: int, frequency_F: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the gain, 1 for the windows that are not chosen."""
-        chosen_B = torch.rand(num_windows, generator=generator, device=frequency_F.device) < self.probability
-        gain = self.gain(num_windows, frequency_F, generator)
-        return torch.where(chosen_B[:, None, None], gain, torch.ones_like(gain))
 
     def forward(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return the windows, some of them filtered."""
@@ -434,14 +433,31 @@ def build_augmenter(preset: str, parameters: Mapping[str, Mapping[str, Any]], le
 
 def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generator: torch.Generator) -> Tensor:
     """Return windows filtered by the product of the gains, with one Fourier transform; absent samples stay absent."""
-    present = torch.isfinite(x_BCS)
-    num_samples = x_BCS.shape[-1]
+    count, _, num_samples = x_BCS.shape
     frequency = torch.linspace(0, 1, num_samples // 2 + 1, device=x_BCS.device, dtype=x_BCS.dtype)
-    gain = filters[0].chosen_gain(len(x_BCS), frequency, generator)
-    for one in filters[1:]:
-        gain = gain * one.chosen_gain(len(x_BCS), frequency, generator)
-    filtered = torch.fft.irfft(torch.fft.rfft(torch.nan_to_num(x_BCS)) * gain, n=num_samples)
-    return torch.where(present, filtered, x_BCS.new_tensor(math.nan))
+    gain = torch.ones((count, 1, len(frequency)), device=x_BCS.device, dtype=x_BCS.dtype)
+    touched_B = torch.zeros(count, dtype=torch.bool, device=x_BCS.device)
+    for one in filters:
+        chosen_B = _coins(count, one.probability, x_BCS, generator)
+        touched_B |= chosen_B
+        if x_BCS.device.type != "cpu":
+            gain = gain * torch.where(chosen_B[:, None, None], one.gain(count, frequency, generator), gain.new_ones(()))
+        elif chosen_B.any():
+            rows = chosen_B.nonzero()[:, 0]
+            gain[rows] *= one.gain(len(rows), frequency, generator)
+    if x_BCS.device.type != "cpu":
+        return _filtered(x_BCS, gain)
+    rows = touched_B.nonzero()[:, 0]
+    return x_BCS.index_copy(0, rows, _filtered(x_BCS[rows], gain[rows])) if len(rows) else x_BCS
+
+
+def _filtered(x_BCS: Tensor, gain: Tensor) -> Tensor:
+    filtered = torch.fft.irfft(torch.fft.rfft(torch.nan_to_num(x_BCS)) * gain, n=x_BCS.shape[-1])
+    return torch.where(torch.isfinite(x_BCS), filtered, x_BCS.new_tensor(math.nan))
+
+
+def _coins(count: int, probability: float, like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=generator, device=like.device) < probability
 
 
 def _add_noise(x_BCS: Tensor, noise: Tensor, lowest_snr_db: float, share: Tensor, lead_samples: int) -> Tensor:
@@ -476,11 +492,11 @@ def _take(x_BCS: Tensor, place_BS: Tensor) -> Tensor:
 
 
 def _high_pass(frequency: Tensor, corner: Tensor) -> Tensor:
-    return torch.rsqrt(1 + (corner / frequency.clamp(min=1e-4)).pow(8))
+    return torch.rsqrt(1 + (corner / frequency.clamp(min=1e-4)).square().square().square())
 
 
 def _low_pass(frequency: Tensor, corner: Tensor) -> Tensor:
-    return torch.rsqrt(1 + (frequency / corner).pow(8))
+    return torch.rsqrt(1 + (frequency / corner).square().square().square())
 
 
 def _uniform(shape: tuple[int, ...], limits: Range, like: Tensor, generator: torch.Generator) -> Tensor:

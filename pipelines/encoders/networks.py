@@ -120,7 +120,7 @@ class SpectrogramNetwork(nn.Module):
         width = config.width
         self.stem = nn.Conv2d(2, width, 5, stride=(2, 2), padding=2, bias=False)
         self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
-        self.trunk = _stages(2, width, (1, 2, 4), (1, 2, 2), 3, config.blocks)
+        self.trunk = _stages(2, width, (2, 4), (2, 2), 3, config.blocks)
         # The band axis is kept by the pooling: where in frequency a thing happens is what it is.
         rows = -(-config.num_bands // 8)
         self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, config.dim)

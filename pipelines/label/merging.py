@@ -1,14 +1,22 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
+from threading import Lock
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.label.kmeans import Gather, Partition
+from pipelines.label.kmeans import CHUNK_ROWS, Clustering, Gather, Partition
 
-BETWEEN = 0.1
-"""A row lies between two centroids when its offset from their middle plane is below this share of their distance."""
+OVERLAP_SCALE = 0.3
+"""Squared distance over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared
+distance of rows to their centroids."""
+
+MIN_SHARE, MIN_SHARE_OF_EVEN = 0.02, 0.1
+"""A cluster with less than the smaller of this share of all rows and this share of rows/k is taken for stragglers: it
+joins another before two larger ones are joined."""
+
+_FIXED_POINT = 2.0**32
 
 
 def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
@@ -41,53 +49,68 @@ def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int
     return _numbered([members[number] for number in np.flatnonzero(alive)], len(centroids))
 
 
-def merge_overlap(overlaps: NDArray[np.int64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
-    """Merge centroids to k clusters, each step the two with most rows between them for their sizes.
+def merge_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
+    """Merge centroids to k clusters by average linkage of their overlap, each step the two that overlap most.
 
-    `overlaps` (m, m) counts the rows between each two centroids; those of merged clusters add up. The share is taken
-    of the geometric mean of the two sizes, so that a large cluster does not swallow all others. Returns as merge_ward.
+    `overlaps` (m, m) is that of `overlaps_of`; that of two clusters is the sum over their centroids, divided by the
+    product of their sizes: how much a row of the one belongs to the other. Clusters need not be round, nor of one size.
+    Stragglers (MIN_SHARE) join what they overlap most with. Returns as merge_ward.
     """
     sizes = np.maximum(counts.astype(np.float64), 1.0)
-    between = (overlaps + overlaps.T).astype(np.float64)
-    members: list[list[int]] = [[number] for number in range(len(counts))]
+    smallest = sizes.sum() * min(MIN_SHARE, MIN_SHARE_OF_EVEN / k)
+    shared = overlaps.astype(np.float64)
+    members = [[number] for number in range(len(counts))]
+    alive = np.ones(len(counts), dtype=bool)
+    link = shared / (sizes[:, None] * sizes[None])
+    np.fill_diagonal(link, -np.inf)
     for _ in range(len(counts) - k):
-        share = between / np.sqrt(sizes[:, None] * sizes[None])
-        np.fill_diagonal(share, -np.inf)
-        first, second = sorted(divmod(int(share.argmax()), len(sizes)))
-        between[first] += between[second]
-        between[:, first] += between[:, second]
+        small = alive & (sizes < smallest)
+        if small.any() and int((alive & ~small).sum()) <= k:
+            one = int(np.where(small, sizes, np.inf).argmin())
+            first, second = sorted((one, int(link[one].argmax())))
+        else:
+            first, second = sorted(divmod(int(link.argmax()), len(counts)))
+        shared[first] += shared[second]
+        shared[:, first] += shared[:, second]
         sizes[first] += sizes[second]
         members[first] += members[second]
-        between = np.delete(np.delete(between, second, axis=0), second, axis=1)
-        sizes = np.delete(sizes, second)
-        del members[second]
-    return _numbered(members, len(counts))
+        alive[second] = False
+        link[second] = link[:, second] = -np.inf
+        row = shared[first] / (sizes[first] * sizes)
+        row[~alive] = row[first] = -np.inf
+        link[first] = link[:, first] = row
+    return _numbered([members[number] for number in np.flatnonzero(alive)], len(counts))
 
 
-def count_overlaps(partition: Partition, centroids: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count a partition's rows that lie between their two nearest centroids: int64 (m, m), rows the nearest one."""
-    squared_gaps = ((centroids[:, None] - centroids[None]) ** 2).sum(axis=2)
+def count_overlaps(partition: Partition, centroids: NDArray[np.float64], scale: float) -> NDArray[np.int64]:
+    """Sum over a partition's rows the products of their shares in each two centroids: int64 (m, m), units of 2**-32.
+
+    A row's shares are exp(-squared distance / scale), divided by their sum. The sums of a block are rounded to whole
+    units, so that the total does not depend on how the blocks are divided.
+    """
     norms = (centroids**2).sum(axis=1)
+    total = np.zeros((len(centroids), len(centroids)), dtype=np.int64)
+    lock = Lock()
 
-    def work(block: NDArray[Any], _: slice) -> NDArray[np.int64]:
-        counts = np.zeros((len(centroids), len(centroids)), dtype=np.int64)
-        for start in range(0, len(block), 512):
-            distances = norms - 2.0 * block[start : start + 512].astype(np.float64) @ centroids.T
-            nearest = np.argpartition(distances, 1, axis=1)[:, :2]
-            two = np.take_along_axis(distances, nearest, axis=1)
-            swapped = two[:, 0] > two[:, 1]
-            nearest[swapped] = nearest[swapped][:, ::-1]
-            gap = squared_gaps[nearest[:, 0], nearest[:, 1]]
-            offset = np.abs(two[:, 1] - two[:, 0]) / (2.0 * np.maximum(gap, 1e-300))
-            np.add.at(counts, tuple(nearest[offset < BETWEEN].T), 1)
-        return counts
+    def work(block: NDArray[Any], _: slice) -> None:
+        sums = np.zeros(total.shape)
+        for start in range(0, len(block), CHUNK_ROWS):
+            distances = norms - 2.0 * block[start : start + CHUNK_ROWS].astype(np.float64) @ centroids.T
+            shares = np.exp((distances.min(axis=1, keepdims=True) - distances) / scale)
+            shares /= shares.sum(axis=1, keepdims=True)
+            sums += shares.T @ shares
+        whole = np.rint(sums * _FIXED_POINT).astype(np.int64)
+        with lock:
+            np.add(total, whole, out=total)
 
-    return np.asarray(np.sum(partition.map_blocks(work), axis=0), dtype=np.int64)
+    partition.map_blocks(work)
+    return total
 
 
-def overlaps_of(gather: Gather, centroids: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count all rows that lie between their two nearest centroids (see count_overlaps)."""
-    return np.asarray(np.sum(gather(count_overlaps, centroids), axis=0), dtype=np.int64)
+def overlaps_of(gather: Gather, clustering: Clustering) -> NDArray[np.float64]:
+    """Return how much each two centroids of a clustering share their rows, (m, m) (see count_overlaps)."""
+    scale = max(OVERLAP_SCALE * clustering.inertia / max(int(clustering.counts.sum()), 1), 1e-300)
+    return np.asarray(np.sum(gather(count_overlaps, clustering.centroids, scale), axis=0) / _FIXED_POINT)
 
 
 def _numbered(members: list[list[int]], num_centroids: int) -> NDArray[np.int32]:

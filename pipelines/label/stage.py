@@ -94,7 +94,7 @@ def label_events(
     """
     store = workspace.store
     shards = list_event_shards(store)
-    check_enough_events(store, shards, config.kmeans.k * config.kmeans.overcluster)
+    check_enough_events(store, shards, config.kmeans.k)
     registered = load_encoder(store, config, tracking)
     check_windows(store, shards, registered.encoder)
     user_names, names_hash = read_cluster_names(config.labels.names)

@@ -29,6 +29,9 @@ T = TypeVar("T")
 MOST_ATTEMPTS = 4
 """How often a fit starts again after a worker with its rows was lost; every start gives the same centroids."""
 
+ROWS_AN_OVER_CLUSTER = 10
+"""Fewest rows a cluster, on average, of an over-clustering: small archives are cut into fewer clusters."""
+
 _FRACTION_SALT = -3
 
 
@@ -59,7 +62,7 @@ class Model:
 
     space: Space
     centroids: NDArray[np.float64]
-    """(m, d): m = k, or k times kmeans.overcluster."""
+    """(m, d): m = k, or more where over-clusters are merged to k."""
     clusters: NDArray[np.int32]
     """(m,): which of the k clusters each centroid belongs to, before they are numbered for good."""
     inertia: float
@@ -67,7 +70,9 @@ class Model:
     converged: bool
     restart_inertias: tuple[float, ...]
     at_classes: NDArray[np.float64] | None = None
-    """Centroids at k = number of classes of the hand labels; None without labels."""
+    """Centroids of the same clustering at k = number of classes of the hand labels; None without labels."""
+    clusters_at_classes: NDArray[np.int32] | None = None
+    """Which of so many clusters each of these centroids belongs to."""
 
     def to_bytes(self) -> bytes:
         """Return the model as an npz archive without pickled objects."""
@@ -77,7 +82,12 @@ class Model:
             "inertia_history": np.array(self.inertia_history),
             "restart_inertias": np.array(self.restart_inertias),
         }
-        optional = {"mean": self.space.mean, "basis": self.space.basis, "at_classes": self.at_classes}
+        optional = {
+            "mean": self.space.mean,
+            "basis": self.space.basis,
+            "at_classes": self.at_classes,
+            "clusters_at_classes": self.clusters_at_classes,
+        }
         arrays |= {name: array for name, array in optional.items() if array is not None}
         plain = {"normalize": self.space.normalize, "inertia": self.inertia, "converged": self.converged}
         arrays["plain"] = np.frombuffer(json.dumps(plain, sort_keys=True).encode(), dtype=np.uint8)
@@ -90,7 +100,7 @@ class Model:
         """Return the model that `to_bytes` wrote."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             plain = json.loads(arrays["plain"].tobytes())
-            optional = {name: arrays.get(name) for name in ("mean", "basis", "at_classes")}
+            optional = {name: arrays.get(name) for name in ("mean", "basis", "at_classes", "clusters_at_classes")}
             return Model(
                 space=Space(normalize=plain["normalize"], mean=optional["mean"], basis=optional["basis"]),
                 centroids=arrays["centroids"],
@@ -100,6 +110,7 @@ class Model:
                 converged=plain["converged"],
                 restart_inertias=tuple(arrays["restart_inertias"].tolist()),
                 at_classes=optional["at_classes"],
+                clusters_at_classes=optional["clusters_at_classes"],
             )
 
 
@@ -157,13 +168,15 @@ def _fit(
     sample_events: int,
 ) -> tuple[Model, tuple[NDArray[np.uint64], NDArray[Any]]]:
     space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
-    fits = _fits(gather, settings, settings.k * settings.overcluster, progress)
+    num_rows = sum(survey.num_fitted for survey in surveys)
+    fits = _fits(gather, settings, over_clusters(settings.k, settings.overcluster, num_rows), progress)
     chosen = best(fits)
-    clusters = _merge(gather, chosen, settings)
-    at_classes = None
+    clusters = _merge(gather, chosen, settings, settings.k)
+    at_classes, clusters_at_classes = None, None
     if num_classes is not None:
-        same = num_classes == settings.k and settings.overcluster == 1
-        at_classes = chosen.centroids if same else best(_fits(gather, settings, num_classes, None)).centroids
+        over = over_clusters(num_classes, settings.overcluster, num_rows)
+        other = chosen if num_classes == settings.k else best(_fits(gather, settings, over, None))
+        at_classes, clusters_at_classes = other.centroids, _merge(gather, other, settings, num_classes)
     model = Model(
         space=space,
         centroids=chosen.centroids,
@@ -173,8 +186,9 @@ def _fit(
         converged=chosen.converged,
         restart_inertias=tuple(clustering.inertia for clustering in fits),
         at_classes=at_classes,
+        clusters_at_classes=clusters_at_classes,
     )
-    share = sample_events / sum(survey.num_fitted for survey in surveys)
+    share = sample_events / num_rows
     sampled = gather(sample_rows, settings.seed, share) if sample_events else []
     keys = np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64)
     rows = np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32)
@@ -196,12 +210,17 @@ def _fits(
     )
 
 
-def _merge(gather: kmeans.Gather, clustering: Clustering, settings: KMeansSettings) -> NDArray[np.int32]:
-    if settings.overcluster == 1:
-        return np.arange(settings.k, dtype=np.int32)
+def over_clusters(k: int, overcluster: int, num_rows: int) -> int:
+    """Return how many clusters are fitted to be merged to k: k x overcluster, fewer where there are few rows."""
+    return k if overcluster == 1 else max(k, min(k * overcluster, num_rows // ROWS_AN_OVER_CLUSTER))
+
+
+def _merge(gather: kmeans.Gather, clustering: Clustering, settings: KMeansSettings, k: int) -> NDArray[np.int32]:
+    if len(clustering.centroids) == k:
+        return np.arange(k, dtype=np.int32)
     if settings.merge == "ward":
-        return merge_ward(clustering.centroids, clustering.counts, settings.k)
-    return merge_overlap(overlaps_of(gather, clustering.centroids), clustering.counts, settings.k)
+        return merge_ward(clustering.centroids, clustering.counts, k)
+    return merge_overlap(overlaps_of(gather, clustering), clustering.counts, k)
 
 
 class PartitionActor:

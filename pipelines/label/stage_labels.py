@@ -172,7 +172,7 @@ def _count(
                 rows = np.flatnonzero([event_id in labelled_ids for event_id in ids.to_pylist()])
                 at_classes = clusters
                 if model.at_classes is not None:
-                    at_classes = label_rows(points, model.at_classes)[0]
+                    at_classes = label_rows(points, model.at_classes, model.clusters_at_classes)[0]
                 found["event_ids"] += [ids[int(row)].as_py() for row in rows]
                 found["stations"] += [f"{shard.network}.{shard.station}"] * len(rows)
                 found["embeddings"] += list(tables.embeddings(batch.column("embedding"))[rows])

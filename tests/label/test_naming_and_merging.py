@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import cdist, squareform
+from scipy.special import softmax
 from sklearn.decomposition import PCA
 
 from pipelines.evaluation import adjusted_rand_index
@@ -37,10 +39,43 @@ def test_merging_over_clusters_by_overlap_finds_clusters_that_are_not_round():
     gather = gather_local(local_partitions(rows, keys_of(len(rows)), 2))
     plain = best(fit(gather, 2, restarts=2))
     over = best(fit(gather, 24, restarts=2))
-    clusters = merge_overlap(overlaps_of(gather, over.centroids), over.counts, 2)
+    clusters = merge_overlap(overlaps_of(gather, over), over.counts, 2)
     by_overlap = adjusted_rand_index(label_rows(rows, over.centroids, clusters)[0], moon)
     assert by_overlap > 0.95
     assert by_overlap > adjusted_rand_index(label_rows(rows, plain.centroids)[0], moon) + 0.3
+
+
+def test_overlaps_are_the_same_bits_for_any_partitions_and_those_of_the_definition():
+    rows = np.random.default_rng(4).normal(size=(5000, 6))
+    keys = keys_of(len(rows))
+    over = best(fit(gather_local(local_partitions(rows, keys)), 12))
+    found = [overlaps_of(gather_local(local_partitions(rows, keys, parts)), over) for parts in (1, 2, 5)]
+    assert np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+    squares = cdist(rows, over.centroids, "sqeuclidean")
+    shares = softmax(-squares / (0.3 * squares.min(axis=1).mean()), axis=1)
+    np.testing.assert_allclose(found[0], shares.T @ shares, atol=1e-6)
+
+
+def test_merging_by_overlap_is_average_linkage():
+    random = np.random.default_rng(5)
+    overlaps = random.random((40, 40))
+    overlaps = overlaps + overlaps.T
+    similarity = overlaps / overlaps.max()
+    expected = fcluster(linkage(squareform(1 - similarity, checks=False), "average"), 6, criterion="maxclust")
+    found = merge_overlap(overlaps, np.ones(40, dtype=np.int64), 6)
+    assert adjusted_rand_index(found, expected) == pytest.approx(1.0)
+
+
+def test_stragglers_do_not_cost_a_class_its_cluster():
+    """Two groups that touch and three rows far away: at k = 2 the rows join a group, and the groups stay apart."""
+    random = np.random.default_rng(6)
+    groups = [random.normal(size=(700, 2)), random.normal((6, 0), 1, size=(300, 2)), np.full((3, 2), 60.0)]
+    rows = np.concatenate(groups).astype(np.float64)
+    gather = gather_local(local_partitions(rows, keys_of(len(rows))))
+    over = best(fit(gather, 30, restarts=2))
+    found = label_rows(rows, over.centroids, merge_overlap(overlaps_of(gather, over), over.counts, 2))[0]
+    assert adjusted_rand_index(found[:1000], np.arange(1000) >= 700) > 0.95
 
 
 def test_whitening_equals_scikit_learns_whitened_components():
