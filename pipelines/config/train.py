@@ -28,7 +28,7 @@ class TrainSettings(Section):
     log_amplitude: bool = False
     """Pass each window's log amplitude on to its embedding, which else knows the waveform's shape alone."""
 
-    epochs: int = Field(60, ge=1)
+    epochs: int = Field(40, ge=1)
     """Passes over the windows (count)."""
     batch_size: int = Field(128, ge=2)
     """Windows of a step, over all workers (count)."""
