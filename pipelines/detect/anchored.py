@@ -19,7 +19,7 @@ from pipelines.archive.continuity import Segment
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.records import sample_time
 from pipelines.config.detection import DetectionSettings, WindowSettings
-from pipelines.detect.kernel import Triggers, design_bandpass, scan
+from pipelines.detect.kernel import Triggers, design_bandpass, scan_all
 from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
 
 Array = np.ndarray[Any, Any]
@@ -107,25 +107,28 @@ def find_onsets(
     sections = design_bandpass(*detection.band_hz, detection.corners, rate_hz)
     num_lta = round(detection.lta_seconds * rate_hz)
     warmup_ns = round(detection.warmup_seconds * 1e9)
-    spans: list[Onset] = []
-    for row, pieces in segments.items():
-        if COMPONENTS[row] not in detection.trigger_components:
-            continue
-        for segment in pieces:
-            if segment.end_ns <= anchor_ns or segment.start_ns >= end_ns:
-                continue
-            first = segment.index_from(anchor_ns - warmup_ns)
-            triggers = scan(
-                segment.samples(first, segment.num_samples),
-                sections,
-                num_sta=max(round(detection.sta_seconds * rate_hz), 1),
-                num_lta=max(num_lta, 1),
-                on=detection.on,
-                off=detection.off,
-                max_len=round(detection.max_seconds * rate_hz),
-                classic=detection.method == "classic",
-            )
-            spans += _merge(triggers, segment, first, row, detection, rate_hz)
+    passes = [
+        (row, segment, segment.index_from(anchor_ns - warmup_ns))
+        for row, pieces in segments.items()
+        if COMPONENTS[row] in detection.trigger_components
+        for segment in pieces
+        if segment.end_ns > anchor_ns and segment.start_ns < end_ns
+    ]
+    found = scan_all(
+        [segment.samples(first, segment.num_samples) for _, segment, first in passes],
+        sections,
+        num_sta=max(round(detection.sta_seconds * rate_hz), 1),
+        num_lta=max(num_lta, 1),
+        on=detection.on,
+        off=detection.off,
+        max_len=round(detection.max_seconds * rate_hz),
+        classic=detection.method == "classic",
+    )
+    spans = [
+        onset
+        for (row, segment, first), triggers in zip(passes, found, strict=True)
+        for onset in _merge(triggers, segment, first, row, detection, rate_hz)
+    ]
     events = _unite(spans, round(follow_seconds(detection) * 1e9))
     result.onsets = [event for event in events if start_ns <= event.onset_ns < end_ns]
     return result

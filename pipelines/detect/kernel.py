@@ -6,16 +6,20 @@ direct form II, as `scipy.signal.sosfilt`), `recursive_sta_lta` and `classic_sta
 value is subtracted from all: that is the band-pass's steady state for it, so a run's offset causes no transient.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 from scipy.signal import iirfilter, zpk2sos
 
+from pipelines.detect.lanes import LANES, SECTIONS, STATE_ROWS, advance_lanes
+
 Array = np.ndarray[Any, Any]
 
-SECTIONS = 4
 BLOCK = 4096
+# With lanes a block holds four traces.
+LANES_BLOCK = 1024
 
 
 class Triggers(NamedTuple):
@@ -81,6 +85,41 @@ def scan(
     kernel = _scan_classic if classic else _scan_recursive
     ons, offs, peaks, is_open = kernel(signal, groups[-1], num_sta, num_lta, on, off, max_len)
     return Triggers(ons, offs, peaks, bool(is_open))
+
+
+def scan_all(
+    runs: Sequence[Array],
+    sections: Array,
+    *,
+    num_sta: int,
+    num_lta: int,
+    on: float,
+    off: float,
+    max_len: int,
+    classic: bool = False,
+) -> list[Triggers]:
+    """Return the triggers of several runs; each the same, to the bit, as `scan` gives, in less time together."""
+    found: dict[int, Triggers] = {}
+    alone: dict[str, Any] = {
+        "num_sta": num_sta,
+        "num_lta": num_lta,
+        "on": on,
+        "off": off,
+        "max_len": max_len,
+        "classic": classic,
+    }
+    # Runs of one length go together, so that no lane waits for another.
+    order = sorted(range(len(runs)), key=lambda index: (runs[index].dtype.str, -len(runs[index])))
+    while order:
+        group = [index for index in order[:LANES] if runs[index].dtype == runs[order[0]].dtype]
+        order = order[len(group) :]
+        if classic or len(sections) > SECTIONS or len(group) < 2 or len(runs[group[-1]]) < len(runs[group[0]]) / 2:
+            found |= {index: scan(runs[index], sections, **alone) for index in group}
+            continue
+        a, b, c, d = (runs[group[min(lane, len(group) - 1)]] for lane in range(LANES))
+        results = _scan_lanes(a, b, c, d, sections, num_sta, num_lta, on, off, max_len)
+        found |= {index: Triggers(*result) for index, result in zip(group, results, strict=False)}
+    return [found[index] for index in range(len(runs))]
 
 
 def filtered(data: Array, sections: Array) -> Array:
@@ -174,15 +213,30 @@ def _highest(values: Array, count: int) -> float:  # pragma: no cover - compiled
 def _scan_recursive(
     data: Array, sos: Array, num_sta: int, num_lta: int, on: float, off: float, max_len: int
 ) -> tuple[Array, Array, Array, bool]:  # pragma: no cover - compiled
-    # Blocks that stay in the first-level cache: the recursion runs without branches, and the trigger logic looks at a
-    # block only if something in it can matter.
     state = np.zeros(10)
     # ObsPy's LTA starts at 1e-99 and leaves out the first sample, which is zero here.
     state[9] = 1e-99
+    return _go_on(data, 0, sos, state, np.zeros(4), _no_triggers(), num_sta, num_lta, on, off, max_len)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _go_on(
+    data: Array,
+    begin: int,
+    sos: Array,
+    state: Array,
+    machine: Array,
+    found: tuple[Array, Array, Array, int],
+    num_sta: int,
+    num_lta: int,
+    on: float,
+    off: float,
+    max_len: int,
+) -> tuple[Array, Array, Array, bool]:  # pragma: no cover - compiled
+    # Blocks that stay in the first-level cache: the recursion runs without branches, and the trigger logic looks at a
+    # block only if something in it can matter.
     ratio = np.empty(BLOCK)
-    found = _no_triggers()
-    machine = np.zeros(4)
-    for first in range(0, len(data), BLOCK):
+    for first in range(begin, len(data), BLOCK):
         last = min(first + BLOCK, len(data))
         _advance(data, first, last, sos, state, num_sta, num_lta, ratio)
         if last <= num_lta:
@@ -192,6 +246,54 @@ def _scan_recursive(
         else:
             machine[3] = ratio[last - first - 1]
     return _finish(len(data), machine, found)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def _scan_lanes(
+    a: Array,
+    b: Array,
+    c: Array,
+    d: Array,
+    sos: Array,
+    num_sta: int,
+    num_lta: int,
+    on: float,
+    off: float,
+    max_len: int,
+) -> Any:  # pragma: no cover - compiled
+    """Scan four runs together as far as the shortest reaches, then each to its end."""
+    common = min(len(a), len(b), len(c), len(d))
+    state = np.zeros((STATE_ROWS, LANES))
+    state[9] = 1e-99
+    values = np.empty((LANES_BLOCK, LANES))
+    weights = np.array([1.0 / num_sta, 1.0 - 1.0 / num_sta, 1.0 / num_lta, 1.0 - 1.0 / num_lta])
+    machines = np.zeros((LANES, 4))
+    found = [_no_triggers() for _ in range(LANES)]
+    base = np.array([np.float64(a[0]), np.float64(b[0]), np.float64(c[0]), np.float64(d[0])])
+    for first in range(0, common, LANES_BLOCK):
+        last = min(first + LANES_BLOCK, common)
+        for i in range(last - first):
+            values[i, 0] = np.float64(a[first + i]) - base[0]
+            values[i, 1] = np.float64(b[first + i]) - base[1]
+            values[i, 2] = np.float64(c[first + i]) - base[2]
+            values[i, 3] = np.float64(d[first + i]) - base[3]
+        state[STATE_ROWS - 1] = 0.0
+        advance_lanes(values.ctypes.data, last - first, sos.ctypes.data, state.ctypes.data, weights.ctypes.data)
+        if last <= num_lta:
+            continue
+        for lane in range(LANES):
+            machine = machines[lane]
+            if machine[0] > 0.0 or machine[3] > on or state[STATE_ROWS - 1, lane] > on:
+                ratio = values[:, lane].copy()
+                found[lane] = _watch(ratio, first, last, num_lta, on, off, max_len, machine, found[lane])
+            else:
+                machine[3] = values[last - first - 1, lane]
+    return (
+        _go_on(a, common, sos, state[:10, 0].copy(), machines[0], found[0], num_sta, num_lta, on, off, max_len),
+        _go_on(b, common, sos, state[:10, 1].copy(), machines[1], found[1], num_sta, num_lta, on, off, max_len),
+        _go_on(c, common, sos, state[:10, 2].copy(), machines[2], found[2], num_sta, num_lta, on, off, max_len),
+        _go_on(d, common, sos, state[:10, 3].copy(), machines[3], found[3], num_sta, num_lta, on, off, max_len),
+    )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from obspy.signal.filter import bandpass
 from obspy.signal.trigger import classic_sta_lta, recursive_sta_lta, trigger_onset
 
-from pipelines.detect.kernel import BLOCK, design_bandpass, filtered, scan
+from pipelines.detect.kernel import BLOCK, design_bandpass, filtered, scan, scan_all
 
 
 def by_obspy(data, rate, *, sta, lta, on, off, max_len, corners=4, classic=False):
@@ -61,6 +61,33 @@ def test_any_thresholds_give_the_triggers_of_obspy(seed, on, share, max_len, cou
         )
     )
     np.testing.assert_array_equal(np.c_[mine.on, mine.off].reshape(-1, 2), theirs)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 20_000), min_size=1, max_size=7),
+    kinds=st.lists(st.sampled_from([np.int32, np.float32, np.float64]), min_size=7, max_size=7),
+    on=st.floats(1.1, 6),
+    corners=st.sampled_from([2, 4, 6]),
+    classic=st.booleans(),
+)
+def test_several_runs_together_give_what_each_gives_alone(lengths, kinds, on, corners, classic):
+    runs = [signal(seed, 20_000, 20)[:count].astype(kinds[seed]) for seed, count in enumerate(lengths)]
+    options = {"num_sta": 8, "num_lta": 160, "on": on, "off": 1.0, "max_len": 300, "classic": classic}
+    sections = design_bandpass(1.0, 8.0, corners, 20.0)
+    for run, mine in zip(runs, scan_all(runs, sections, **options), strict=True):
+        alone = scan(run, sections, **options)
+        for one, other in zip(mine, alone, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("num_runs", [2, 3, 4])
+def test_runs_of_equal_length_give_the_triggers_of_obspy(num_runs):
+    runs = [signal(seed).astype(np.int32) for seed in range(num_runs)]
+    options = {"num_sta": 10, "num_lta": 200, "on": 3.0, "off": 1.2, "max_len": 300}
+    for run, mine in zip(runs, scan_all(runs, design_bandpass(1.0, 8.0, 4, 20.0), **options), strict=True):
+        theirs, _ = by_obspy(run, 20.0, sta=10, lta=200, on=3.0, off=1.2, max_len=300)
+        np.testing.assert_array_equal(np.c_[mine.on, mine.off], theirs)
 
 
 def test_a_constant_offset_causes_no_transient():
