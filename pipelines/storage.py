@@ -32,7 +32,7 @@ LONGEST_WAIT_SECONDS = 8.0
 LISTING_THREADS = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class StoredObject:
     """One object or file: path relative to the store's root, size in bytes, and a tag that changes with its content."""
 

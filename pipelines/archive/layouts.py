@@ -162,6 +162,14 @@ def _span(parts: dict[str, str | None]) -> tuple[int | None, int | None] | None:
     """Return the span that a name's date says, (None, None) without a date, None for an impossible date."""
     if parts.get("year") is None:
         return None, None
+    return _dated_span(*(parts.get(name) for name in ("year", "julday", "month", "day", "hour")))
+
+
+@lru_cache(maxsize=100_000)
+def _dated_span(
+    year_text: str | None, julday_text: str | None, month_text: str | None, day_text: str | None, hour: str | None
+) -> tuple[int, int] | None:
+    parts = {"year": year_text, "julday": julday_text, "month": month_text, "day": day_text, "hour": hour}
     year = int(parts["year"] or 0)
     try:
         if parts.get("julday") is not None:

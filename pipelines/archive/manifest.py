@@ -4,9 +4,10 @@ One row a file and channel group. In layouts that name channel and date in the p
 (`flat`) the headers are read once, and again only where size or tag has changed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.archive.layouts import code_matcher, detect_layout, folder_filter, path_parser
+from pipelines.archive.layouts import PathInfo, code_matcher, detect_layout, folder_filter, path_parser
 from pipelines.archive.reading import spans
 from pipelines.archive.records import decode
 from pipelines.config.archive import ArchiveSettings
@@ -25,6 +26,8 @@ MANIFEST_PATH = "plan/manifest.parquet"
 LAYOUT_KEY = b"firnline.layout"
 INDEX_THREADS = 4
 PROBES = 64
+LAYOUT_SAMPLE = 10_000
+LISTED_AT_A_TIME = 50_000
 PROBE_BYTES = 2**20
 ANY = "*"
 
@@ -84,22 +87,25 @@ def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table |
     Raises:
         InputError: the archive is empty, or holds nothing that can be read and is selected.
     """
-    listed = list(archive.walk(keep_folder=folder_filter(settings.layout, settings.start, settings.end)))
-    if not listed:
+    listing = archive.walk(keep_folder=folder_filter(settings.layout, settings.start, settings.end))
+    # The first objects tell the layout; no list of all is kept.
+    first = list(islice(listing, LAYOUT_SAMPLE))
+    if not first:
         raise InputError(f"the archive {archive.url} is empty")
     layout = settings.layout
     if layout == "auto":
-        layout = detect_layout(item.path for item in listed)
+        layout = detect_layout(item.path for item in first)
+    objects = chain(first, listing)
     if layout == "flat":
-        return _indexed(archive, listed, settings, before)
+        return _indexed(archive, list(objects), settings, before)
     try:
-        manifest = _named(listed, layout, settings)
+        manifest = _named(objects, layout, settings)
     except ValueError as error:
         raise InputError(f"archive.layout {layout!r}: {error}") from None
     if not manifest.table.num_rows:
         raise InputError(
-            f"the archive {archive.url} holds nothing to read: of {len(listed)} files {manifest.num_unfit} do not fit "
-            f"archive.layout {layout!r} and the others are not selected"
+            f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files {manifest.num_unfit} do "
+            f"not fit archive.layout {layout!r} and the others are not selected"
         )
     return manifest
 
@@ -153,21 +159,35 @@ def selection(settings: ArchiveSettings) -> tuple[int | None, int | None]:
     )
 
 
-def _named(listed: list[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
+def _named(objects: Iterable[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
     parse = path_parser(layout)
+    manifest = Manifest(layout, SCHEMA.empty_table())
+    parts = []
+    objects = iter(objects)
+    while some := list(islice(objects, LISTED_AT_A_TIME)):
+        parts.append(_named_part(some, parse, settings, manifest))
+    manifest.table = pa.concat_tables(parts).combine_chunks()
+    return manifest
+
+
+def _named_part(
+    listed: list[StoredObject],
+    parse: Callable[[str], PathInfo | None],
+    settings: ArchiveSettings,
+    manifest: Manifest,
+) -> pa.Table:
     network, station = code_matcher(settings.network), code_matcher(settings.station)
     location, channel = code_matcher(settings.location), code_matcher(settings.channel)
     first, last = selection(settings)
     spill = round(settings.spill_seconds * 1e9)
     columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-    num_unfit = 0
-    unfit: list[str] = []
+    manifest.num_listed += len(listed)
     for item in listed:
         info = parse(item.path)
         if info is None or info.start_ns is None or info.end_ns is None:
-            num_unfit += 1
-            if len(unfit) < 5:
-                unfit.append(item.path)
+            manifest.num_unfit += 1
+            if len(manifest.unfit) < 5:
+                manifest.unfit.append(item.path)
             continue
         if not (network(info.network or "") and station(info.station or "")):
             continue
@@ -187,7 +207,7 @@ def _named(listed: list[StoredObject], layout: str, settings: ArchiveSettings) -
         columns["start_ns"].append(info.start_ns - spill)
         columns["end_ns"].append(info.end_ns + spill)
         columns["reason"].append(None)
-    return Manifest(layout, pa.table(columns, schema=SCHEMA), len(listed), num_unfit, unfit)
+    return pa.table(columns, schema=SCHEMA)
 
 
 def _indexed(

@@ -56,7 +56,7 @@ class Plan:
     Attributes:
         manifest: the archive's files.
         interval: hour, day, week or month.
-        files: the usable rows of the manifest as objects.
+        files: key, size and etag of the manifest's usable rows.
         spans: (files, 2) int64, start and end of what each is believed to hold.
         pending: shards without a marker.
         num_shards: shards in all.
@@ -65,7 +65,7 @@ class Plan:
 
     manifest: Manifest
     interval: str
-    files: list[StoredObject]
+    files: pa.Table
     spans: np.ndarray[Any, Any]
     pending: list[Shard]
     num_shards: int
@@ -200,8 +200,7 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
             kept.add(shard.name)
         else:
             pending.append(shard)
-    names = table.select(["key", "size", "etag"]).to_pydict()
-    files = [StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True)]
+    files = table.select(["key", "size", "etag"])
     spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
     return Plan(manifest, interval, files, spans, pending, len(kept) + len(pending), sorted(done - kept, key=str))
 
@@ -300,7 +299,9 @@ def _batch(shards: list[Shard], plan: Plan) -> BatchTask:
         for shard in shards
     )
     spans = tuple((int(begin), int(end)) for begin, end in plan.spans[rows])
-    return BatchTask(shards[0].location, shards[0].band, tasks, tuple(plan.files[row] for row in rows), spans)
+    names = plan.files.take(pa.array(rows, pa.int64())).to_pydict()
+    files = tuple(StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True))
+    return BatchTask(shards[0].location, shards[0].band, tasks, files, spans)
 
 
 def _run(

@@ -115,8 +115,6 @@ def plan_shards(
         start_ns, end_ns: archive.start and archive.end.
     """
     common = fingerprint(settings)
-    keys = table["key"].to_pylist()
-    tags = [f"{size}:{etag}" for size, etag in zip(table["size"].to_pylist(), table["etag"].to_pylist(), strict=True)]
     codes = table.select(["network", "station", "location", "band"])
     indexed = codes.append_column("row", pa.array(np.arange(table.num_rows)))
     grouped = indexed.group_by(["network", "station", "location", "band"], use_threads=False).aggregate(
@@ -131,6 +129,9 @@ def plan_shards(
             rows = group["row_list"][index].values.to_numpy()
             rows = rows[np.lexsort((ends_all[rows], starts_all[rows]))]
             starts, ends = starts_all[rows], np.maximum.accumulate(ends_all[rows])
+            mine = table.take(pa.array(rows))
+            keys, sizes, etags = (mine[name].to_pylist() for name in ("key", "size", "etag"))
+            inputs_all = [(key, f"{size}:{etag}") for key, size, etag in zip(keys, sizes, etags, strict=True)]
             owned: set[tuple[int, int]] = set()
             for begin, end in _merged(starts, ends_all[rows]):
                 first = begin if start_ns is None else max(begin, start_ns)
@@ -140,9 +141,10 @@ def plan_shards(
                 anchor = begin - begin % DAY_NS
                 low = int(np.searchsorted(ends, anchor - before_ns, "right"))
                 high = int(np.searchsorted(starts, end + after_ns, "left"))
-                files = tuple(int(row) for row in rows[low:high] if ends_all[row] > anchor - before_ns)
+                places = [place for place in range(low, high) if ends_all[rows[place]] > anchor - before_ns]
+                files = tuple(int(rows[place]) for place in places)
                 name = shard_name(location, band, interval, begin)
-                inputs = sorted((keys[row], tags[row]) for row in files)
+                inputs = sorted(inputs_all[place] for place in places)
                 mark = fingerprint({"settings": common, "inputs": inputs})
                 yield Shard(MarkerName(network, station, name, mark), location, band, begin, end, files)
 
