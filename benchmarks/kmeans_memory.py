@@ -56,9 +56,9 @@ def work(folder: Path, dim: int, k: int, iterations: int) -> None:
     from pipelines.cluster import ray_session
     from pipelines.config.label import KMeansSettings
     from pipelines.label.naming import numbers_by_size
-    from pipelines.label.stage_inputs import Shard
     from pipelines.label.stage_kmeans import fit_model, survey_embeddings
     from pipelines.label.stage_labels import Naming, count_clusters, write_labels
+    from pipelines.label.stage_shards import Shard
     from pipelines.storage import open_store
     from pipelines.tables import list_shards
 

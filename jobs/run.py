@@ -16,8 +16,8 @@ from pathlib import Path
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.detect.stage import detect_events, open_archive
-from pipelines.hand_labels import read_labels
 from pipelines.label.stage import label_events
+from pipelines.label_table import read_label_table
 from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.tables import list_shards
 from pipelines.tracking import Tracking, open_tracking
@@ -50,7 +50,7 @@ def run(arguments: Arguments) -> None:
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
     configs["detect"] = archive.config
     if config.labels.path is not None:
-        read_labels(config.labels.path)
+        read_label_table(config.labels.path)
     if configs["train"].train.augment_from != "tune":
         effective_augmentation(workspace, configs["train"])
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)

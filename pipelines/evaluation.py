@@ -50,8 +50,11 @@ class Probe:
 
     accuracy: float
     balanced_accuracy: float
-    num_rows: int
-    """Rows scored; 0 where a split leaves nothing to learn from or to score (the accuracies are then NaN)."""
+    rows: NDArray[np.int64]
+    """Numbers of the rows scored; none where a split leaves nothing to learn from or to score (the accuracies are then
+    NaN)."""
+    hits: NDArray[np.bool_]
+    """Whether each of `rows` was given its class."""
 
 
 def contingency(labels: Labels, clusters: Integers) -> tuple[NDArray[np.object_], NDArray[Any], NDArray[np.int64]]:
@@ -208,9 +211,9 @@ def probe_by_event(predict: Predict, embeddings: NDArray[Any], labels: Labels, v
     """Learn from the validation half and score on the test half; the halves hold different events."""
     names = np.asarray(labels, dtype=object)
     if not validation.any() or validation.all():
-        return _probe(names[:0], names[:0])
+        return _probe(names, np.zeros(0, dtype=np.int64), names[:0])
     guess = predict(embeddings[validation], names[validation], embeddings[~validation])
-    return _probe(names[~validation], guess)
+    return _probe(names, np.flatnonzero(~validation), guess)
 
 
 def probe_by_station(
@@ -225,18 +228,20 @@ def probe_by_station(
     Neither the station nor the event of a scored row has been seen; with a single station nothing is scored.
     """
     names, places = np.asarray(labels, dtype=object), np.asarray(stations, dtype=str)
-    truths, guesses = [names[:0]], [names[:0]]
+    rows, guesses = [np.zeros(0, dtype=np.int64)], [names[:0]]
     for place in np.unique(places):
         learn, score = validation & (places != place), ~validation & (places == place)
         if learn.any() and score.any():
-            truths.append(names[score])
+            rows.append(np.flatnonzero(score))
             guesses.append(predict(embeddings[learn], names[learn], embeddings[score]))
-    return _probe(np.concatenate(truths), np.concatenate(guesses))
+    return _probe(names, np.concatenate(rows), np.concatenate(guesses))
 
 
-def _probe(labels: NDArray[np.object_], predicted: NDArray[np.object_]) -> Probe:
+def _probe(labels: NDArray[np.object_], rows: NDArray[np.int64], predicted: NDArray[np.object_]) -> Probe:
+    hits = np.asarray(labels[rows] == predicted, dtype=bool)
     return Probe(
-        accuracy=float(np.mean(labels == predicted)) if len(labels) else float("nan"),
-        balanced_accuracy=balanced_accuracy(labels, predicted),
-        num_rows=len(labels),
+        accuracy=float(np.mean(hits)) if len(rows) else float("nan"),
+        balanced_accuracy=balanced_accuracy(labels[rows], predicted),
+        rows=rows,
+        hits=hits,
     )

@@ -97,7 +97,7 @@ def test_probes_find_separable_classes_and_no_more_than_chance_in_noise(predict)
         by_station = probe_by_station(predict, embeddings, labels, validation, stations)
         assert low <= by_event.accuracy <= high
         assert low <= by_station.balanced_accuracy <= high
-        assert by_event.num_rows == by_station.num_rows == int((~validation).sum())
+        assert len(by_event.rows) == len(by_station.rows) == int((~validation).sum())
 
 
 def test_a_held_out_station_is_never_learned_from():
@@ -116,5 +116,5 @@ def test_a_held_out_station_is_never_learned_from():
 
 def test_one_station_leaves_nothing_to_hold_out():
     probe = probe_by_station(knn_predict, np.eye(4), ["a"] * 4, np.array([True, True, False, False]), ["X"] * 4)
-    assert probe.num_rows == 0
+    assert len(probe.rows) == 0
     assert np.isnan(probe.accuracy)

@@ -16,7 +16,6 @@ COLUMNS = {
     "linear station": "test.linear_station_accuracy",
     "baseline": "test.majority_baseline",
 }
-INTERVALS = ("test.hungarian_accuracy", "test.purity")
 
 
 def compare_runs(trackings: Sequence[Tracking]) -> str:
@@ -52,6 +51,6 @@ def _row(run: RunRecord) -> list[str]:
 def _score(metrics: dict[str, float], name: str) -> str:
     if name not in metrics:
         return "-"
-    if name in INTERVALS and f"{name}.low" in metrics:
+    if f"{name}.low" in metrics:
         return f"{metrics[name]:.3f} [{metrics[f'{name}.low']:.3f}, {metrics[f'{name}.high']:.3f}]"
     return f"{metrics[name]:.3f}"

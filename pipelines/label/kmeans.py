@@ -7,10 +7,10 @@ draw belongs to an event (`pipelines.label.draws`). So neither knows how the blo
 Legend: n rows, d dimensions, k centroids, b blocks of a partition.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Protocol, TypeVar
 
@@ -34,9 +34,12 @@ MAX_BLOCKS = 256
 SEEDING_TRIES = 24
 SEEDING_ROWS_A_CENTROID = 256
 SEEDING_MOST_ROWS = 50_000
-"""The candidates are reduced several times; each result is refined on a sample of the rows, and the best there kept."""
+SEEDING_LEAST_ROWS_A_CENTROID = 20
+"""The candidates are reduced several times; each result is refined on a sample of the rows, and the best there kept.
+With fewer rows a centroid the sample says nothing, and the first reduction is taken."""
 
 Array = NDArray[Any]
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -87,8 +90,9 @@ class Partition:
         self.keys = keys
         self.first_row = first_row
         self.labels = np.full(len(keys), -1, dtype=np.int32)
-        self.nearest = np.empty(0)
-        self.candidate = np.empty(0, dtype=np.int32)
+        """Centroid of each row; while candidates are drawn, the nearest of them."""
+        self.nearest = np.empty(0, dtype=np.float32)
+        """Squared distance of each row to the nearest candidate, while these are drawn."""
         self.space: Space | None = None
         self._read = read
         self._held = list(read()) if keep else None
@@ -102,11 +106,15 @@ class Partition:
 
     def map_blocks(self, work: Callable[[Array, slice], T]) -> list[T]:
         """Return `work(block, rows of the partition)` of every block, in block order."""
+        return self.map_threads(lambda item: work(*item), self._blocks())
+
+    def map_threads(self, work: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        """Return `work(item)` of every item, in their order, on the partition's threads."""
         with one_thread_a_product():
             if self._num_threads == 1:
-                return [work(block, rows) for block, rows in self._blocks()]
+                return [work(item) for item in items]
             with ThreadPoolExecutor(self._num_threads) as pool:
-                return list(pool.map(lambda item: work(*item), self._blocks()))
+                return list(pool.map(work, items))
 
     def _blocks(self) -> Iterator[tuple[Array, slice]]:
         start = 0
@@ -122,14 +130,29 @@ class Gather(Protocol):
     def __call__(self, step: Callable[..., T], *arguments: Any) -> list[T]:
         """Return `step(partition, *arguments)` of every partition."""
 
+    def exchange(self, give: Callable[..., Any], step: Callable[..., T], *arguments: Any) -> list[T]:
+        """Return `step(partition, *arguments, *given)` of every partition, `given` being what `give(partition)` returns
+        on each of them; that goes from partition to partition and not through the driver."""
+
+
+@dataclass(frozen=True)
+class LocalGather:
+    """Runs the steps on partitions of this process, one after the other."""
+
+    partitions: Sequence[Partition]
+
+    def __call__(self, step: Callable[..., T], *arguments: Any) -> list[T]:
+        """Return `step(partition, *arguments)` of every partition."""
+        return [step(partition, *arguments) for partition in self.partitions]
+
+    def exchange(self, give: Callable[..., Any], step: Callable[..., T], *arguments: Any) -> list[T]:
+        """Return `step(partition, *arguments, *given)` of every partition (see Gather)."""
+        return self(step, *arguments, *self(give))
+
 
 def gather_local(partitions: Sequence[Partition]) -> Gather:
     """Return what runs the steps on partitions of this process, one after the other."""
-
-    def gather(step: Callable[..., T], *arguments: Any) -> list[T]:
-        return [step(partition, *arguments) for partition in partitions]
-
-    return gather
+    return LocalGather(partitions)
 
 
 def local_partitions(
@@ -181,10 +204,12 @@ def fit(
         ValueError: there are fewer rows, or fewer distinct rows, than k.
     """
     found = []
+    spread = measure_spread(gather)
     for restart in range(restarts):
         start = seed_centroids(gather, k, seed=seed, restart=restart, rounds=seeding_rounds)
         report = None if progress is None else _bind(progress, restart)
-        found.append(lloyd(gather, start, max_iterations=max_iterations, tolerance=tolerance, progress=report))
+        improve = partial(lloyd, max_iterations=max_iterations, tolerance=tolerance, spread=spread)
+        found.append(improve(gather, start, progress=report))
     return found
 
 
@@ -199,6 +224,7 @@ def lloyd(
     *,
     max_iterations: int = 300,
     tolerance: float = 1e-4,
+    spread: tuple[float, float] | None = None,
     progress: Callable[[int, float], None] | None = None,
 ) -> Clustering:
     """Improve centroids (k, d) by Lloyd's algorithm, with scikit-learn's stopping and empty-cluster rules.
@@ -206,9 +232,10 @@ def lloyd(
     It ends when no row changes its centroid, when the centroids' summed squared shift is at most `tolerance` times the
     mean variance of the dimensions, or after `max_iterations`. A centroid without rows moves to the row farthest from
     its own centroid, which leaves that one; several take the farthest rows in turn (ties: the first row). Where all
-    rows lie on their centroids there is nothing to move to, and it stays with the largest cluster.
+    rows lie on their centroids there is nothing to move to, and it stays with the largest cluster. `spread` is what
+    measure_spread returns, where that is known.
     """
-    variance, squares = _spread(gather)
+    variance, squares = measure_spread(gather) if spread is None else spread
     centroids = np.array(start, dtype=np.float64)
     history: list[float] = []
     settled = converged = filled = False
@@ -237,6 +264,15 @@ def lloyd(
         inertia_history=tuple(history),
         converged=converged,
     )
+
+
+def measure_spread(gather: Gather) -> tuple[float, float]:
+    """Return the mean variance of the dimensions and the sum of squares."""
+    moments = gather(sum_moments)
+    num_rows = sum(gather(count_rows))
+    squares = _total([part for _, part in moments])
+    mean = add_blocks([part for part, _ in moments]) / num_rows
+    return max(0.0, squares / num_rows - float(mean @ mean)) / len(mean), squares
 
 
 def fit_space(gather: Gather, *, normalize: Normalize = "none", whiten: bool = False) -> Space:
@@ -268,8 +304,8 @@ def seed_centroids(
     """Draw k first centroids (k, d) by k-means|| (Bahmani et al., 2012).
 
     In each round a row becomes a candidate with probability `oversampling` k d^2 / (sum of d^2), d its distance to the
-    nearest candidate; k-means++ and Lloyd on the candidates, weighted by the rows nearest to each, leave k of them.
-    That is done SEEDING_TRIES times, and the k with the least inertia after Lloyd on a sample of rows are returned.
+    nearest candidate; k-means++ on the candidates, weighted by the rows nearest to each, leaves k of them. That is
+    done SEEDING_TRIES times, and the k with the least inertia after Lloyd on a sample of the rows are returned.
 
     Raises:
         ValueError: there are fewer rows, or fewer distinct rows, than k.
@@ -294,15 +330,16 @@ def seed_centroids(
     if distinct < k:
         raise ValueError(f"the embeddings have only {distinct} distinct values, fewer than the {k} clusters asked for")
     weights = np.sum(gather(weigh_candidates, len(candidates)), axis=0)
-    share = min(1.0, min(SEEDING_ROWS_A_CENTROID * k, SEEDING_MOST_ROWS) / num_rows)
-    sampled = gather(sample_rows, seed, share, restart)
-    sample, keys = np.concatenate([rows for _, rows in sampled]), np.concatenate([keys for keys, _ in sampled])
-    tries = SEEDING_TRIES if len(sample) >= 20 * k else 1
-    starts = _reduce_candidates(candidates.astype(np.float64), weights, k, seed=seed, restart=restart, tries=tries)
-    if len(starts) == 1:
-        return starts[0]
-    gather_sample = gather_local(local_partitions(sample, keys))
-    return best([lloyd(gather_sample, start, max_iterations=30) for start in starts]).centroids
+    seeds = np.random.SeedSequence([seed & 0xFFFFFFFF, restart]).generate_state(SEEDING_TRIES).tolist()
+    most_rows = min(SEEDING_ROWS_A_CENTROID * k, SEEDING_MOST_ROWS, num_rows)
+    if most_rows < SEEDING_LEAST_ROWS_A_CENTROID * k:
+        with one_thread_a_product():
+            return reduce_candidates(candidates, weights, k, seeds[0])
+    firsts = gather(first_row_of)
+    turns = {first: list(enumerate(seeds))[turn :: len(firsts)] for turn, first in enumerate(firsts)}
+    sample = partial(sample_rows, seed=seed, share=most_rows / num_rows, restart=restart)
+    found = gather.exchange(sample, try_reductions, candidates, weights, k, turns)
+    return min((best_try for best_try in found if best_try), key=lambda tried: tried[:2])[2]
 
 
 def label_rows(
@@ -329,6 +366,11 @@ def label_rows(
 def count_rows(partition: Partition) -> int:
     """Return the number of rows."""
     return len(partition.keys)
+
+
+def first_row_of(partition: Partition) -> int:
+    """Return the number of the first row among all rows."""
+    return partition.first_row
 
 
 def enter_space(partition: Partition, space: Space) -> None:
@@ -358,7 +400,8 @@ def sum_squares(partition: Partition) -> NDArray[np.float64]:
 
 def sum_moments(partition: Partition) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return each block's sum of rows (b, d) and sum of squares (b,)."""
-    return sum_rows(partition, Space()), sum_squares(partition)
+    moments = partition.map_blocks(lambda block, _: (block.sum(axis=0, dtype=np.float64), _sum_of_squares(block)))
+    return np.stack([sums for sums, _ in moments]), np.array([squares for _, squares in moments])
 
 
 def forget_labels(partition: Partition) -> None:
@@ -418,8 +461,8 @@ def draw_first(partition: Partition, seed: int, restart: int) -> tuple[float, in
 
 def begin_seeding(partition: Partition) -> None:
     """Forget the distances to the candidates of an earlier seeding."""
-    partition.nearest = np.full(len(partition.keys), np.inf)
-    partition.candidate = np.full(len(partition.keys), -1, dtype=np.int32)
+    partition.nearest = np.full(len(partition.keys), np.inf, dtype=np.float32)
+    partition.labels.fill(-1)
 
 
 def measure_candidates(partition: Partition, candidates: Array, first_number: int) -> NDArray[np.float64]:
@@ -430,8 +473,8 @@ def measure_candidates(partition: Partition, candidates: Array, first_number: in
     def work(block: Array, rows: slice) -> float:
         transposed, norms = prepared(block.dtype)
         nearest = partition.nearest[rows]
-        _measure_block(block, transposed, norms, nearest, partition.candidate[rows], first_number)
-        return float(nearest.sum())
+        _measure_block(block, transposed, norms, nearest, partition.labels[rows], first_number)
+        return float(nearest.sum(dtype=np.float64))
 
     return np.array(partition.map_blocks(work))
 
@@ -447,8 +490,9 @@ def draw_candidates(partition: Partition, seed: int, restart: int, round_number:
 
 
 def weigh_candidates(partition: Partition, num_candidates: int) -> NDArray[np.int64]:
-    """Return how many rows are nearest to each candidate, (num_candidates,)."""
-    return np.bincount(partition.candidate, minlength=num_candidates)
+    """Return how many rows are nearest to each candidate, (num_candidates,), and forget their distances."""
+    partition.nearest = np.empty(0, dtype=np.float32)
+    return np.bincount(partition.labels, minlength=num_candidates)
 
 
 def sample_rows(partition: Partition, seed: int, share: float, restart: int = 0) -> tuple[NDArray[np.uint64], Array]:
@@ -462,6 +506,55 @@ def sample_rows(partition: Partition, seed: int, share: float, restart: int = 0)
 
 
 _SAMPLE_SALT = -1
+
+
+def try_reductions(
+    partition: Partition,
+    candidates: Array,
+    weights: NDArray[np.int64],
+    k: int,
+    turns: Mapping[int, Sequence[tuple[int, int]]],
+    *sample: tuple[NDArray[np.uint64], Array],
+) -> tuple[float, int, NDArray[np.float64]] | None:
+    """Reduce the candidates to k centroids several times over and improve each result on a sample of the rows.
+
+    `turns` gives each partition, by its first row, its share of the tries, (number, seed) each. Returns the best of
+    them as (inertia in the sample, number, centroids), None where the partition has none.
+    """
+    keys, rows = np.concatenate([keys for keys, _ in sample]), np.concatenate([rows for _, rows in sample])
+
+    def refined(turn: tuple[int, int]) -> tuple[float, int, NDArray[np.float64]]:
+        start = reduce_candidates(candidates, weights, k, turn[1])
+        found = lloyd(gather_local(local_partitions(rows, keys)), start, max_iterations=30)
+        return found.inertia, turn[0], found.centroids
+
+    tried = partition.map_threads(refined, turns[partition.first_row])
+    return min(tried, key=lambda one: one[:2]) if tried else None
+
+
+def reduce_candidates(candidates: Array, weights: NDArray[np.int64], k: int, seed: int) -> NDArray[np.float64]:
+    """Return k of the weighted candidates (m, d) by k-means++, float64 (k, d).
+
+    Each is the best of 2 + ln k draws, as Arthur & Vassilvitskii (2007) suggest.
+    """
+    points, weight = candidates.astype(np.float64), np.maximum(weights, 1).astype(np.float64)
+    if (weights > 0).sum() >= k:
+        points, weight = points[weights > 0], weight[weights > 0]
+    random = np.random.default_rng(seed)
+    norms = (points**2).sum(axis=1)
+    chosen: list[int] = []
+    nearest = np.ones(len(points))
+    while len(chosen) < k:
+        rising = np.cumsum(weight * nearest)
+        draws = random.random(2 + int(np.log(k)) if chosen else 1) * rising[-1]
+        drawn = np.minimum(np.searchsorted(rising, draws, side="right"), len(points) - 1)
+        squares = np.maximum(norms[:, None] - 2.0 * points @ points[drawn].T + norms[drawn], 0.0)
+        squares[drawn, np.arange(len(drawn))] = 0.0
+        closer = np.minimum(nearest[:, None], squares) if chosen else squares
+        least = int((weight @ closer).argmin())
+        chosen.append(int(drawn[least]))
+        nearest = closer[:, least]
+    return points[chosen]
 
 
 def _take_rows(partition: Partition, drawn: Callable[[slice], NDArray[np.bool_]]) -> Array:
@@ -486,15 +579,6 @@ def add_blocks(parts: Sequence[Array]) -> Array:
 
 def _total(parts: Sequence[NDArray[np.float64]]) -> float:
     return float(add_blocks(parts))
-
-
-def _spread(gather: Gather) -> tuple[float, float]:
-    """Return the mean variance of the dimensions and the sum of squares."""
-    moments = gather(sum_moments)
-    num_rows = sum(gather(count_rows))
-    squares = _total([part for _, part in moments])
-    mean = add_blocks([part for part, _ in moments]) / num_rows
-    return max(0.0, squares / num_rows - float(mean @ mean)) / len(mean), squares
 
 
 def _assign_all(gather: Gather, centroids: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
@@ -532,25 +616,6 @@ def _means(sums: NDArray[np.float64], counts: NDArray[np.int64]) -> NDArray[np.f
     return np.asarray(means, dtype=np.float64)
 
 
-def _reduce_candidates(
-    candidates: NDArray[np.float64], weights: NDArray[np.int64], k: int, *, seed: int, restart: int, tries: int
-) -> list[NDArray[np.float64]]:
-    """Return k centroids of the weighted candidates, several times over: k-means++ and Lloyd, on one thread."""
-    # Imported late: it takes a second, and workers need none.
-    from sklearn.cluster import KMeans
-
-    weighted = weights > 0
-    if weighted.sum() < k:
-        weighted = np.ones(len(weights), dtype=bool)
-    states = np.random.SeedSequence([seed & 0xFFFFFFFF, restart]).generate_state(tries)
-    # More than one thread would add scikit-learn's partial sums in whatever order the threads end.
-    with _thread_pools().limit(limits=1):
-        models = [KMeans(k, n_init=1, random_state=int(state), max_iter=50) for state in states]
-        for model in models:
-            model.fit(candidates[weighted], sample_weight=np.maximum(weights[weighted], 1).astype(np.float64))
-    return [np.asarray(model.cluster_centers_, dtype=np.float64) for model in models]
-
-
 def _bind(progress: Callable[[int, int, float], None], restart: int) -> Callable[[int, float], None]:
     return lambda iteration, inertia: progress(restart, iteration, inertia)
 
@@ -577,6 +642,21 @@ def _prepared(centroids: NDArray[np.float64], dtype: Any) -> tuple[Array, Array]
 
 
 @njit(cache=True, nogil=True)
+def _nearest(products: Array, norms: Array) -> tuple[Any, int]:
+    """Turn a row's products (k,) into what orders its distances, in place; returns the least of them and where it is.
+
+    Two loops, so that the compiler adds the norms several at a time.
+    """
+    for centroid in range(len(norms)):
+        products[centroid] += norms[centroid]
+    least, nearest = products[0], 0
+    for centroid in range(1, len(norms)):
+        if products[centroid] < least:
+            least, nearest = products[centroid], centroid
+    return least, nearest
+
+
+@njit(cache=True, nogil=True)
 def _assign_block(block: Array, transposed: Array, norms: Array, labels: Array, sums: Array, counts: Array) -> int:
     num_centroids, dim = transposed.shape[1], block.shape[1]
     buffer = np.empty((CHUNK_ROWS, num_centroids), block.dtype)
@@ -586,13 +666,7 @@ def _assign_block(block: Array, transposed: Array, norms: Array, labels: Array, 
         products = buffer[: end - start]
         np.dot(block[start:end], transposed, products)
         for row in range(end - start):
-            # Two loops, so that the compiler adds the norms several at a time.
-            for centroid in range(num_centroids):
-                products[row, centroid] += norms[centroid]
-            least, label = products[row, 0], 0
-            for centroid in range(1, num_centroids):
-                if products[row, centroid] < least:
-                    least, label = products[row, centroid], centroid
+            _, label = _nearest(products[row], norms)
             if labels[start + row] != label:
                 labels[start + row] = label
                 changed += 1
@@ -614,12 +688,7 @@ def _measure_block(
         products = buffer[: end - start]
         np.dot(block[start:end], transposed, products)
         for row in range(end - start):
-            for index in range(num_candidates):
-                products[row, index] += norms[index]
-            least, number = products[row, 0], 0
-            for index in range(1, num_candidates):
-                if products[row, index] < least:
-                    least, number = products[row, index], index
+            least, number = _nearest(products[row], norms)
             square = np.float64(0.0)
             for axis in range(dim):
                 square += np.float64(block[start + row, axis]) ** 2
@@ -627,8 +696,8 @@ def _measure_block(
             # Rounding leaves a row that equals its candidate a small distance, by which it would be drawn again.
             if distance < noise * (square + np.float64(norms[number])):
                 distance = np.float64(0.0)
-            if distance < nearest[start + row]:
-                nearest[start + row] = distance
+            if np.float32(distance) < nearest[start + row]:
+                nearest[start + row] = np.float32(distance)
                 candidate[start + row] = first_number + number
 
 
@@ -650,12 +719,7 @@ def _label_block(
         products = buffer[: end - start]
         np.dot(block[start:end], transposed, products)
         for row in range(end - start):
-            for centroid in range(num_centroids):
-                products[row, centroid] += norms[centroid]
-            least, own = products[row, 0], 0
-            for centroid in range(1, num_centroids):
-                if products[row, centroid] < least:
-                    least, own = products[row, centroid], centroid
+            least, own = _nearest(products[row], norms)
             other = -1
             for centroid in range(num_centroids):
                 if clusters[centroid] != clusters[own] and (other < 0 or products[row, centroid] < least):

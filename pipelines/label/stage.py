@@ -21,7 +21,7 @@ from pipelines.event_sample import events_fingerprint
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
 from pipelines.label.naming import ClusterName, names_by_majority, numbers_by_reference, numbers_by_size
-from pipelines.label.scores import PROTOCOL, UNASSIGNED, LabelledRows, Scores, score_labelling
+from pipelines.label.scores import UNASSIGNED, LabelledRows, Scores, protocol_of, score_labelling
 from pipelines.label.stage_embed import (
     RegisteredEncoder,
     check_windows,
@@ -30,25 +30,18 @@ from pipelines.label.stage_embed import (
     load_encoder,
     unembedded_shards,
 )
-from pipelines.label.stage_inputs import (
-    HandLabels,
-    LabelTable,
-    Shard,
-    check_enough_events,
-    list_event_shards,
-    match_hand_labels,
-    read_cluster_names,
-    read_label_table,
-)
+from pipelines.label.stage_inputs import HandLabels, match_hand_labels, read_cluster_names
 from pipelines.label.stage_kmeans import Model, fit_model, survey_embeddings
 from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
+from pipelines.label.stage_shards import Shard, check_enough_events, list_event_shards
+from pipelines.label_table import LabelTable, read_label_table
 from pipelines.ledger import fingerprint, list_markers
 from pipelines.progress import progress_bar
 from pipelines.storage import Store, content_hash
 from pipelines.tracking import StageRun, Tracking, stage_run
 from pipelines.workspace import Workspace, open_workspace
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""
 
 
@@ -129,7 +122,7 @@ def _already_labelled(
         return None
     summary = json.loads(store.read(SUMMARY))
     current = {(shard.network, shard.station, shard.name) for shard in shards}
-    if summary["fingerprint"] != whole or config.label.sweep_k:
+    if summary["fingerprint"] != whole or not set(config.label.sweep_k) <= set(summary["sweep_k"]):
         return None
     marks = list(list_markers(store, "label"))
     if {(mark.network, mark.station, mark.shard) for mark in marks if mark.fingerprint == summary["mark"]} != current:
@@ -150,7 +143,7 @@ def _already_labelled(
 def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: str, *, num_cpus: int) -> LabelSummary:
     encoder = inputs.registered.encoder
     num_workers = config.label.num_workers or num_cpus
-    num_embedders = num_workers
+    num_embedders = min(num_workers, num_cpus)
     if config.label.use_gpu:
         num_embedders = config.label.num_workers or max(1, _num_gpus())
     num_embedded = embed_shards(store, inputs.shards, encoder, config.label, num_workers=num_embedders)
@@ -158,7 +151,7 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     print(f"label: embedded {num_embedded} of {len(inputs.shards)} shards{before}", flush=True)
 
     num_classes = len(set(inputs.hand.label_of.values())) if inputs.hand else 0
-    model, model_hash = _clustering(store, inputs, config, run, num_workers, num_classes)
+    model, model_hash = _clustering(store, inputs, config, run, num_workers, num_cpus, num_classes)
     label_of = inputs.hand.label_of if inputs.hand else {}
     count = count_clusters(store, inputs.shards, model, label_of, inputs.reference)
     numbers = (
@@ -171,8 +164,10 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     naming = Naming(numbers=numbers, names=names)
     num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
     scores = _score(inputs, config, count.labelled, numbers)
-    _write_summary(store, sizes, named, scores, {"fingerprint": whole, "mark": mark})
     _log(run, store, inputs, config, model, model_hash, count, numbers, named, scores)
+    # Last of all: a rerun that finds it has nothing to do, in MLflow either.
+    marks = {"fingerprint": whole, "mark": mark, "sweep_k": list(config.label.sweep_k)}
+    _write_summary(store, sizes, named, scores, marks)
     _say(sizes, named, scores)
     return LabelSummary(
         num_events=int(count.counts.sum()),
@@ -186,7 +181,7 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
 
 
 def _clustering(
-    store: Store, inputs: _Inputs, config: Config, run: StageRun, num_workers: int, num_classes: int
+    store: Store, inputs: _Inputs, config: Config, run: StageRun, num_workers: int, num_cpus: int, num_classes: int
 ) -> tuple[Model, str]:
     """Return the clustering of these embeddings: the stored one, else a new one, stored for a rerun."""
     marks = [embedding_fingerprint(shard, inputs.registered.encoder, config.label) for shard in inputs.shards]
@@ -215,6 +210,8 @@ def _clustering(
             surveys,
             config.kmeans,
             num_workers=num_workers,
+            # More workers than CPUs share them; each that waited for a CPU of its own would wait for ever.
+            cpus_a_worker=min(1.0, num_cpus / num_workers),
             num_classes=num_classes if num_classes > 1 else None,
             progress=progress,
             sample_events=config.label.sweep_events if sweep else 0,
@@ -301,7 +298,7 @@ def _write_summary(
     sizes: Mapping[int, int],
     named: Mapping[int, ClusterName],
     scores: Scores | None,
-    marks: Mapping[str, str],
+    marks: Mapping[str, Any],
 ) -> None:
     clusters = [
         {
@@ -317,7 +314,7 @@ def _write_summary(
     if scores is not None:
         metrics = scores.metrics()
         content["scores"] = metrics
-        content["protocol"] = {name: PROTOCOL[name] for name in metrics if name in PROTOCOL}
+        content["protocol"] = {name: protocol_of(name) for name in metrics}
         content["confusion"] = {
             "hand_labels": list(scores.classes),
             "given": [*scores.classes, UNASSIGNED],
@@ -382,8 +379,10 @@ def _log(
         | {name: scores.matrix[:, column].tolist() for column, name in enumerate(columns)},
         "scores/confusion.json",
     )
-    lines = [f"{name} = {value:.4f}: {PROTOCOL[name]}" for name, value in scores.values.items() if name in PROTOCOL]
+    lines = [f"{name} = {value:.4f}: {protocol_of(name)}" for name, value in scores.metrics().items()]
     run.log_text("\n".join(lines) + "\n", "scores/protocol.txt")
+    # MLflow shows this tag as the run's description, above its metrics.
+    run.set_tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
 
 
 def _gallery(
@@ -462,5 +461,5 @@ def _say(sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Sco
         print(f"  cluster {number:>3} {size:>9} events  {entry.name or '-'}{ground}")
     if scores is not None:
         for name in ("test.hungarian_accuracy", "test.purity"):
-            print(f"  {name} {scores.intervals[name]}: {PROTOCOL[name]}")
+            print(f"  {name} {scores.intervals[name]}: {protocol_of(name)}")
         print(f"  test.majority_baseline {scores.values['test.majority_baseline']:.3f}")

@@ -23,7 +23,7 @@ from pipelines.config import Config
 from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
 from pipelines.errors import InputError, StageFailed
-from pipelines.label.stage_inputs import Shard
+from pipelines.label.stage_shards import Shard
 from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, write_marker
 from pipelines.progress import progress_bar
 from pipelines.storage import Store

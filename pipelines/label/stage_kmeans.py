@@ -21,7 +21,7 @@ from pipelines.label.draws import event_keys, uniform
 from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit, fit_space, partition_edges, sample_rows
 from pipelines.label.merging import merge_overlap, merge_ward, overlaps_of
 from pipelines.label.space import Space
-from pipelines.label.stage_inputs import FILES_A_TASK, Shard
+from pipelines.label.stage_shards import FILES_A_TASK, Shard
 from pipelines.storage import Store
 
 T = TypeVar("T")
@@ -128,6 +128,7 @@ def fit_model(
     settings: KMeansSettings,
     *,
     num_workers: int,
+    cpus_a_worker: float = 1.0,
     num_classes: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     sample_events: int = 0,
@@ -142,9 +143,9 @@ def fit_model(
         StageFailed: workers were lost again and again.
     """
     for attempt in range(MOST_ATTEMPTS):
-        actors = _start_partitions(store, surveys, settings, num_workers)
+        actors = _start_partitions(store, surveys, settings, num_workers, cpus_a_worker)
         try:
-            return _fit(_gather(actors), surveys, settings, num_classes, progress, sample_events)
+            return _fit(_ActorGather(actors), surveys, settings, num_classes, progress, sample_events)
         except RayActorError as error:
             if attempt + 1 == MOST_ATTEMPTS:
                 raise StageFailed(
@@ -239,7 +240,9 @@ class PartitionActor:
         return step(self.partition, *arguments)
 
 
-def _start_partitions(store: Store, surveys: Sequence[Survey], settings: KMeansSettings, num_workers: int) -> list[Any]:
+def _start_partitions(
+    store: Store, surveys: Sequence[Survey], settings: KMeansSettings, num_workers: int, cpus_a_worker: float
+) -> list[Any]:
     num_rows = sum(survey.num_fitted for survey in surveys)
     size = block_rows(num_rows)
     edges = partition_edges(num_rows, num_workers)
@@ -256,7 +259,7 @@ def _start_partitions(store: Store, surveys: Sequence[Survey], settings: KMeansS
         )
     actor: Any = ray.remote(PartitionActor)
     return [
-        actor.options(num_cpus=1, memory=memory).remote(
+        actor.options(num_cpus=cpus_a_worker, memory=memory).remote(
             store, list(_spans(surveys, first, end)), first, size, settings, keep
         )
         for (first, end), memory in zip(edges, needed, strict=True)
@@ -264,9 +267,9 @@ def _start_partitions(store: Store, surveys: Sequence[Survey], settings: KMeansS
 
 
 def _actor_bytes(edge: tuple[int, int], dim: int, *, keep: bool) -> int:
-    """Return what a worker may take: key, distance, candidate and label of each row, and its rows or a few blocks."""
+    """Return what a worker may take: key, distance and label of each row, and its rows or a few blocks."""
     num_rows = edge[1] - edge[0]
-    return num_rows * 32 + (2 * num_rows * dim * 4 if keep else 0) + (1 << 28)
+    return num_rows * 16 + (2 * num_rows * dim * 4 if keep else 0) + (1 << 28)
 
 
 def _cluster_memory() -> float:
@@ -275,13 +278,19 @@ def _cluster_memory() -> float:
     return float(resources().get("memory", np.inf))
 
 
-def _gather(actors: Sequence[Any]) -> kmeans.Gather:
-    def gather(step: Callable[..., T], *arguments: Any) -> list[T]:
+@dataclass(frozen=True)
+class _ActorGather:
+    """Runs the steps on the actors; what they exchange goes from one to the other (see kmeans.Gather)."""
+
+    actors: Sequence[Any]
+
+    def __call__(self, step: Callable[..., T], *arguments: Any) -> list[T]:
         shared = [ray.put(value) if isinstance(value, np.ndarray) else value for value in arguments]
-        results: list[T] = ray.get([actor.run.remote(step, *shared) for actor in actors])
+        results: list[T] = ray.get([actor.run.remote(step, *shared) for actor in self.actors])
         return results
 
-    return gather
+    def exchange(self, give: Callable[..., Any], step: Callable[..., T], *arguments: Any) -> list[T]:
+        return self(step, *arguments, *[actor.run.remote(give) for actor in self.actors])
 
 
 def _spans(surveys: Sequence[Survey], first: int, end: int) -> Iterator[Span]:

@@ -15,8 +15,8 @@ from pipelines.errors import StageFailed
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
 from pipelines.label.space import to_space
-from pipelines.label.stage_inputs import FILES_A_TASK, Shard
 from pipelines.label.stage_kmeans import Model
+from pipelines.label.stage_shards import FILES_A_TASK, Shard
 from pipelines.ledger import MarkerName, list_markers, marker_path, write_marker
 from pipelines.progress import progress_bar
 from pipelines.storage import Store
@@ -233,7 +233,7 @@ def _write_shard(row: dict[str, Any], store: Store, inputs: Any, mark: str, mode
         tables.write_table(store, shard.path("labels"), table, {"clustering": model_hash})
     except (ValueError, pa.ArrowException, OSError) as error:
         return row | {"error": " ".join(str(error).split()) or type(error).__name__}
-    sources = table.column("label_source").to_pandas().value_counts()
+    sources = table.column("label_source").drop_null().value_counts().to_pylist()
     write_marker(
         store,
         "label",
@@ -243,7 +243,7 @@ def _write_shard(row: dict[str, Any], store: Store, inputs: Any, mark: str, mode
             "inputs": [{"path": shard.path("embeddings")}, {"path": shard.path("events")}],
             "clustering": model_hash,
             "num_events": table.num_rows,
-            "num_labels": {str(source): int(count) for source, count in sources.items()},
+            "num_labels": {source["values"]: source["counts"] for source in sources},
             "seconds": round(time.monotonic() - started, 3),
             "code_version": __version__,
         },

@@ -84,6 +84,13 @@ def test_the_run_in_mlflow_leads_back_to_encoder_and_events(labelled):
     assert runs[0].data.metrics["num_events"] == 240
     artifacts = {item.path for item in labelled.tracking.client().list_artifacts(runs[0].info.run_id, "clusters")}
     assert {"clusters/gallery.png", "clusters/names.yaml", "clusters/clusters.json"} <= artifacts
+    artifacts = {item.path for item in labelled.tracking.client().list_artifacts(runs[0].info.run_id, "scores")}
+    assert artifacts == {"scores/confusion.png", "scores/confusion.json", "scores/protocol.txt"}
+    # Every number of the scores stands with its protocol in the run's description, and in the summary.
+    summary = json.loads(labelled.workspace.store.read(SUMMARY))
+    assert set(summary["protocol"]) == set(summary["scores"])
+    for name, words in summary["protocol"].items():
+        assert f"{name} = {runs[0].data.metrics[name]:.4f}: {words}" in tags["mlflow.note.content"]
 
 
 def test_compare_prints_the_run_with_its_protocol(labelled, capsys):
@@ -142,6 +149,10 @@ def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labell
     )
     assert {run.data.params["kmeans.k"] for run in children} == {"2", "3"}
     assert all("k.silhouette" in run.data.metrics for run in children)
+    artifacts = {item.path for item in labelled.tracking.client().list_artifacts(grown.run_id, "k")}
+    assert artifacts == {"k/scores.png", "k/scores.json", "k/suggestion.txt"}
+    again = label_events(workspace, config, labelled.tracking)
+    assert (again.run_id, again.num_events) == ("", 300)
 
 
 def test_other_settings_are_refused_and_replace_takes_names_and_numbers_from_where_it_is_told(

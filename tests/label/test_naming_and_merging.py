@@ -11,7 +11,7 @@ from pipelines.label.kmeans import best, fit, fit_space, gather_local, label_row
 from pipelines.label.kselection import score_k, suggest_k
 from pipelines.label.merging import merge_overlap, merge_ward, overlaps_of
 from pipelines.label.naming import names_by_majority, numbers_by_reference, numbers_by_size, read_names
-from pipelines.label.scores import LabelledRows, score_labelling
+from pipelines.label.scores import LabelledRows, protocol_of, score_labelling
 from pipelines.label.space import to_space
 
 
@@ -148,3 +148,7 @@ def test_scores_are_learned_on_one_half_and_taken_on_the_other():
     assert scores.values["test.hungarian_accuracy"] == 0.0
     assert scores.values["test.majority_baseline"] == 0.5
     assert scores.matrix.sum() == 100
+    numbers = scores.metrics()
+    assert all(protocol_of(name) for name in numbers)
+    for name in ("hungarian_accuracy", "purity", "nmi", "ari", "knn_accuracy", "linear_station_accuracy"):
+        assert numbers[f"test.{name}.low"] <= numbers[f"test.{name}"] <= numbers[f"test.{name}.high"]

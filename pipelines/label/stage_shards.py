@@ -1,0 +1,58 @@
+"""The shards that labelling goes through. Its workers import this, and neither pandas nor scikit-learn."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+
+from pipelines import tables
+from pipelines.errors import InputError
+from pipelines.ledger import list_markers
+from pipelines.storage import Store
+
+FILES_A_TASK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of events, and the files beside it in the other tables."""
+
+    network: str
+    station: str
+    name: str
+    source: str
+    """Changes whenever the events in it may have changed: detection's fingerprint of the shard."""
+
+    def path(self, table: str) -> str:
+        """Return the shard's file in a table."""
+        return tables.shard_path(table, self.network, self.station, self.name)
+
+
+def list_event_shards(store: Store) -> list[Shard]:
+    """Return every shard that has events, sorted by path.
+
+    Raises:
+        InputError: there is none.
+    """
+    done = {(name.network, name.station, name.shard): name.fingerprint for name in list_markers(store, "detect")}
+    shards = []
+    for item in tables.list_shards(store, "events"):
+        parts = item.path.split("/")
+        network, station = parts[1].removeprefix("network="), parts[2].removeprefix("station=")
+        name = parts[3].removesuffix(".parquet")
+        source = done.get((network, station, name), f"{item.etag}-{item.size}")
+        shards.append(Shard(network=network, station=station, name=name, source=source))
+    if not shards:
+        raise InputError(f"{store.url} holds no event to label; run `firnline detect` first")
+    return shards
+
+
+def check_enough_events(store: Store, shards: Iterable[Shard], k: int) -> None:
+    """Raise InputError where there are fewer events than clusters; reads footers until there are enough."""
+    num_events = 0
+    for shard in shards:
+        with store.local_copy(shard.path("events")) as copy:
+            num_events += pq.read_metadata(copy).num_rows
+        if num_events >= k:
+            return
+    raise InputError(f"kmeans.k is {k} but there are only {num_events} events; give a smaller kmeans.k")

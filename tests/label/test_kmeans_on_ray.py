@@ -1,0 +1,84 @@
+"""The partitions as Ray actors: the same model, to the last bit, for any number of them, kept or streamed or lost."""
+
+import os
+import signal
+from itertools import pairwise
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+
+from pipelines import tables
+from pipelines.config.label import KMeansSettings
+from pipelines.errors import InputError
+from pipelines.label.kmeans import block_edges
+from pipelines.label.stage_kmeans import fit_model, survey_embeddings
+from pipelines.label.stage_shards import Shard
+from pipelines.storage import Store, open_store
+
+NUM_ROWS = 9000
+DIM = 6
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory) -> tuple[Store, list[Shard]]:
+    """Files of unequal length at two stations; every tenth embedding is that of the row before."""
+    store = open_store(str(tmp_path_factory.mktemp("embedded")))
+    random = np.random.default_rng(5)
+    centers = 3.0 * random.normal(size=(5, DIM))
+    rows = (centers[random.integers(0, 5, NUM_ROWS)] + random.normal(size=(NUM_ROWS, DIM))).astype(np.float32)
+    rows[1::10] = rows[0::10]
+    shards = []
+    edges = [0, 100, 1900, 1901, 5000, 7777, NUM_ROWS]
+    for number, (first, end) in enumerate(pairwise(edges)):
+        shard = Shard(network="AW", station="VNA1" if first < 5000 else "VNA2", name=f"{number}", source="")
+        ids = [f"AW.{shard.station}..HH.{row:06d}" for row in range(first, end)]
+        values = pa.FixedSizeListArray.from_arrays(pa.array(rows[first:end].reshape(-1)), DIM)
+        tables.write_table(store, shard.path("embeddings"), pa.table([ids, values], tables.embeddings_schema(DIM)))
+        shards.append(shard)
+    return store, shards
+
+
+def fitted(embedded: tuple[Store, list[Shard]], num_workers: int, progress=None, **settings) -> bytes:
+    store, shards = embedded
+    chosen = KMeansSettings(**({"k": 4, "restarts": 2, "whiten": True, "overcluster": 2} | settings))
+    surveys = survey_embeddings(store, shards, chosen)
+    share = min(1.0, 2 / num_workers)
+    model, _ = fit_model(
+        store, surveys, chosen, num_workers=num_workers, cpus_a_worker=share, num_classes=3, progress=progress
+    )
+    return model.to_bytes()
+
+
+def test_1_2_3_and_7_workers_give_the_same_bits_kept_or_streamed(embedded, ray_cluster):
+    assert len(block_edges(NUM_ROWS)) - 1 >= 7
+    models = [fitted(embedded, num_workers) for num_workers in (1, 2, 3, 7)]
+    models += [fitted(embedded, num_workers, memory_gb=1e-9) for num_workers in (1, 3)]
+    assert all(model == models[0] for model in models)
+
+
+def test_the_same_share_of_the_events_is_fitted_by_any_number_of_workers(embedded, ray_cluster):
+    models = [fitted(embedded, num_workers, fraction=0.9, merge="overlap") for num_workers in (1, 3)]
+    assert models[0] == models[1] != fitted(embedded, 1, merge="overlap")
+
+
+def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
+    lost = []
+
+    def kill_one(restart: int, iteration: int, inertia: float) -> None:
+        if (restart, iteration) == (1, 1) and not lost:
+            for process in psutil.Process().children(recursive=True):
+                if "PartitionActor" in " ".join(process.cmdline()):
+                    lost.append(process.pid)
+                    os.kill(process.pid, signal.SIGKILL)
+                    return
+
+    undisturbed = fitted(embedded, 2)
+    assert fitted(embedded, 2, progress=kill_one) == undisturbed
+    assert len(lost) == 1
+
+
+def test_fewer_events_than_over_clusters_is_one_sentence(embedded, ray_cluster):
+    with pytest.raises(InputError, match=r"there are 9000 events, fewer than the 9600 clusters asked for; change"):
+        fitted(embedded, 1, k=4800)

@@ -1,0 +1,48 @@
+import pandas as pd
+import pytest
+
+from pipelines.errors import InputError
+from pipelines.label_table import read_label_table
+
+TIMED = {"network": "AW", "station": "0101", "time": "2020-01-01T00:00:01Z", "label": "icequake"}
+
+
+def test_a_folder_of_csv_and_parquet_is_one_table_and_rows_without_a_label_are_left_out(tmp_path):
+    pd.DataFrame({"event_id": ["a", "b"], "label": ["icequake", ""]}).to_csv(tmp_path / "1.csv", index=False)
+    pd.DataFrame({"event_id": ["c", "d"], "label": ["spike", None]}).to_parquet(tmp_path / "2.parquet")
+    rows = read_label_table(str(tmp_path)).rows
+    assert rows[["event_id", "label"]].to_numpy().tolist() == [["a", "icequake"], ["c", "spike"]]
+
+
+def test_times_count_where_a_catalogue_numbers_events_of_its_own(tmp_path):
+    pd.DataFrame([TIMED | {"event_id": "17"}]).to_csv(tmp_path / "truth.csv", index=False)
+    rows = read_label_table(str(tmp_path / "truth.csv")).rows
+    assert "event_id" not in rows
+    assert rows["station"].tolist() == ["0101"]
+    assert rows["time_ns"].tolist() == [pd.Timestamp("2020-01-01T00:00:01Z").value]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"time": "yesterday"}, "has a time that is none"),
+        ({"split": "train"}, "has the split 'train'; it must be validation or test"),
+        ({"label": None}, None),
+    ],
+)
+def test_a_table_that_is_none_is_one_sentence(tmp_path, change, sentence):
+    path = tmp_path / "labels.csv"
+    pd.DataFrame([TIMED | change]).to_csv(path, index=False)
+    if sentence is None:
+        assert read_label_table(str(path)).rows.empty
+        return
+    with pytest.raises(InputError, match=sentence):
+        read_label_table(str(path))
+
+
+def test_missing_columns_and_files_are_named(tmp_path):
+    pd.DataFrame({"station": ["VNA1"], "label": ["spike"]}).to_csv(tmp_path / "labels.csv", index=False)
+    with pytest.raises(InputError, match="has the columns station, label; it needs event_id, label or"):
+        read_label_table(str(tmp_path / "labels.csv"))
+    with pytest.raises(InputError, match="is no CSV or Parquet file and no folder that holds one"):
+        read_label_table(str(tmp_path / "none.csv"))
