@@ -79,6 +79,6 @@ def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
     assert len(lost) == 1
 
 
-def test_fewer_events_than_over_clusters_is_one_sentence(embedded, ray_cluster):
-    with pytest.raises(InputError, match=r"there are 9000 events, fewer than the 9600 clusters asked for; change"):
-        fitted(embedded, 1, k=4800)
+def test_fewer_events_than_clusters_is_one_sentence(embedded, ray_cluster):
+    with pytest.raises(InputError, match=r"there are 9000 events, fewer than the 9001 clusters asked for; change"):
+        fitted(embedded, 1, k=9001)
