@@ -4,7 +4,7 @@ import json
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -320,25 +320,32 @@ def _run(
     began = time.time()
     reported = 0.0
     with progress_bar("detect", unit="shard", total=len(plan.pending)) as bar:
-        # Rounds bound what the driver holds; each round is one Ray Data execution over shard descriptions.
-        while round_ := list(islice(tasks, TASKS_A_ROUND)):
-            rows = ray.data.from_items(
-                [{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_)
-            )
-            results = rows.flat_map(
-                _Detector(shared),
-                num_cpus=1,
-                memory=TASK_MEMORY_BYTES,
-                compute=ray.data.TaskPoolStrategy(size=num_workers),
-            )
-            for row in results.iter_rows():
-                _fold(summary, json.loads(row["marker"]))
-                bar.set_postfix(events=summary.events, failed=len(summary.failed), refresh=False)
-                bar.update()
-                if time.time() - reported > PROGRESS_SECONDS:
-                    reported = time.time()
-                    _write_progress(workspace, plan, summary, began, num_workers, ledger, summary.shards)
+        for row in _results(tasks, _Detector(shared), num_workers):
+            _fold(summary, json.loads(row["marker"]))
+            bar.set_postfix(events=summary.events, failed=len(summary.failed), refresh=False)
+            bar.update()
+            if time.time() - reported > PROGRESS_SECONDS:
+                reported = time.time()
+                _write_progress(workspace, plan, summary, began, num_workers, ledger, summary.shards)
     _write_progress(workspace, plan, summary, began, 0, ledger, summary.shards)
+
+
+def _results(
+    tasks: Iterable[BatchTask | ChoiceTask], work: Callable[..., Iterator[dict[str, Any]]], num_workers: int
+) -> Iterator[dict[str, Any]]:
+    """Yield what the tasks give, in Ray Data executions over their descriptions; rounds bound what the driver holds."""
+    import ray
+
+    remaining = iter(tasks)
+    while round_ := list(islice(remaining, TASKS_A_ROUND)):
+        rows = ray.data.from_items([{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_))
+        results = rows.flat_map(
+            work,
+            num_cpus=1,
+            memory=TASK_MEMORY_BYTES,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
+        )
+        yield from results.iter_rows()
 
 
 def _choose(
@@ -353,27 +360,16 @@ def _choose(
     began = reported = time.time()
     summary.chosen = done = 0
     with progress_bar("coincidence", unit="shard", total=sum(len(task.shards) for task in choices.tasks)) as bar:
-        for first in range(0, len(choices.tasks), TASKS_A_ROUND):
-            round_ = choices.tasks[first : first + TASKS_A_ROUND]
-            rows = ray.data.from_items(
-                [{"task": pickle.dumps(task)} for task in round_], override_num_blocks=len(round_)
-            )
-            results = rows.flat_map(
-                _Chooser(shared),
-                num_cpus=1,
-                memory=TASK_MEMORY_BYTES,
-                compute=ray.data.TaskPoolStrategy(size=num_workers),
-            )
-            for row in results.iter_rows():
-                bar.update()
-                if row["error"]:
-                    summary.failed.append((row["shard"], row["error"]))
-                else:
-                    done += 1
-                    summary.chosen += row["events"]
-                if time.time() - reported > PROGRESS_SECONDS:
-                    reported = time.time()
-                    _write_progress(workspace, plan, summary, began, num_workers, "detect", done)
+        for row in _results(choices.tasks, _Chooser(shared), num_workers):
+            bar.update()
+            if row["error"]:
+                summary.failed.append((row["shard"], row["error"]))
+            else:
+                done += 1
+                summary.chosen += row["events"]
+            if time.time() - reported > PROGRESS_SECONDS:
+                reported = time.time()
+                _write_progress(workspace, plan, summary, began, num_workers, "detect", done)
     _write_progress(workspace, plan, summary, began, 0, "detect", done)
 
 
