@@ -119,6 +119,7 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
     settings = KMeansSettings(
         k=k,
         normalize="none",
+        overcluster=1,
         restarts=restarts,
         tolerance=TOLERANCE,
         max_iterations=MAX_ITERATIONS,

@@ -67,7 +67,7 @@ def work(folder: Path, dim: int, k: int, iterations: int) -> None:
         Shard(network="AW", station="VNA1", name=Path(item.path).stem, source="")
         for item in list_shards(store, "embeddings")
     ]
-    settings = KMeansSettings(k=k, restarts=1, max_iterations=iterations, tolerance=0.0, memory_gb=0.2)
+    settings = KMeansSettings(k=k, overcluster=1, restarts=1, max_iterations=iterations, tolerance=0.0, memory_gb=0.2)
     began = time.perf_counter()
 
     def say(what: str) -> None:

@@ -86,11 +86,13 @@ def num_candidates(global_batch_size: int) -> int:
     return 2 * global_batch_size - 1
 
 
-def is_stuck(losses: list[float], global_batch_size: int, steps_per_epoch: int) -> bool:
+def is_stuck(losses: list[float], global_batch_size: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0) -> bool:
     """Whether the loss of the last epochs lies at ln(candidates): no positive is told from a negative.
 
-    Looked at are the last five epochs, or as many as have 100 steps: a training may begin there.
+    Looked at are the last five epochs, or as many as have 100 steps: a training may begin there. Epochs in which the
+    learning rate still rises say nothing and are left out.
     """
+    losses = losses[math.ceil(warmup_epochs) :]
     patience = max(STUCK_EPOCHS, -(-STUCK_STEPS // steps_per_epoch))
     level = STUCK_SHARE * math.log(num_candidates(global_batch_size))
     return len(losses) >= patience and all(not loss < level for loss in losses[-patience:])

@@ -124,11 +124,16 @@ def steps_per_epoch(plan: TrainPlan, shard_sizes: list[int]) -> int:
     return min(shard_sizes) // local_batch_size(plan, shard_sizes)
 
 
+def rising_epochs(plan: TrainPlan) -> float:
+    """Return for how many epochs the learning rate rises: the warm-up, at most half the training."""
+    return min(plan.warmup_epochs, plan.epochs / 2)
+
+
 def learning_rate(plan: TrainPlan, step: int, steps_of_epoch: int, global_batch: int) -> float:
     """Return the learning rate of a step: linear warm-up, then half a cosine down to zero."""
     peak = plan.learning_rate * math.sqrt(global_batch / REFERENCE_BATCH)
     total = plan.epochs * steps_of_epoch
-    warmup = min(plan.warmup_epochs, plan.epochs / 2) * steps_of_epoch
+    warmup = rising_epochs(plan) * steps_of_epoch
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))

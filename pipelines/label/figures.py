@@ -81,12 +81,13 @@ def draw_gallery(windows: Mapping[str, Sequence[tuple[str, NDArray[Any]]]], rate
                 continue
             title, window = events[column]
             seconds = np.arange(window.shape[1]) / rate_hz
-            finite = np.abs(window[np.isfinite(window)])
-            scale = float(finite.max()) if len(finite) and finite.max() > 0 else 1.0
-            for number, component in enumerate(COMPONENTS):
-                trace = window[number] - (np.nanmean(window[number]) if np.isfinite(window[number]).any() else 0.0)
+            # One scale for the three components, after their offsets are gone; an absent one leaves its row empty.
+            traces = [row - (np.nanmean(row) if np.isfinite(row).any() else 0.0) for row in window]
+            scale = max((float(np.nanmax(np.abs(row))) for row in traces if np.isfinite(row).any()), default=0.0) or 1.0
+            for number, (component, trace) in enumerate(zip(COMPONENTS, traces, strict=True)):
                 axis.plot(seconds, trace / scale - 1.5 * number, linewidth=0.4, color="black")
                 axis.text(0, -1.5 * number + 0.2, component, fontsize=5, color="tab:blue")
+            axis.set_ylim(-1.5 * (len(COMPONENTS) - 1) - 1.1, 1.1)
             axis.set_title(title, fontsize=6)
     return _png(figure)
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import read_facts, restore_state, state_to_bytes
 from pipelines.contrastive.loss import is_stuck
-from pipelines.contrastive.step import TrainPlan, local_batch_size, new_state, run_epoch, steps_per_epoch
+from pipelines.contrastive.step import (
+    TrainPlan,
+    local_batch_size,
+    new_state,
+    rising_epochs,
+    run_epoch,
+    steps_per_epoch,
+)
 from pipelines.encoders import NetworkConfig
 
 
@@ -81,7 +88,8 @@ def train_rank(
             state, windows_NCS, augmenter, plan, model=model, shard_sizes=shard_sizes, rank=rank, device=device
         )
         facts["history"].append(figures)
-        if is_stuck([entry["loss"] for entry in facts["history"]], global_batch, steps):
+        losses = [entry["loss"] for entry in facts["history"]]
+        if is_stuck(losses, global_batch, steps, warmup_epochs=rising_epochs(plan)):
             raise StuckTraining(
                 f"the loss has stayed at ln(candidates) = {figures['loss']:.3f} for epochs up to {state.epochs_done}"
             )

@@ -85,6 +85,12 @@ def test_a_training_of_few_steps_has_not_begun_and_is_not_stuck() -> None:
     assert is_stuck([level] * 50, 64, 2)
 
 
+def test_epochs_of_the_warm_up_are_no_sign_of_a_stuck_loss() -> None:
+    level = math.log(num_candidates(64))
+    assert not is_stuck([level] * 8, 64, 30, warmup_epochs=3.5)
+    assert is_stuck([level] * 9, 64, 30, warmup_epochs=3.5)
+
+
 def test_seeds_of_augmentations_differ_by_run_epoch_and_rank() -> None:
     seeds = {augmentation_seed(run, epoch, rank) for run in range(4) for epoch in range(5) for rank in range(6)}
     assert len(seeds) == 4 * 5 * 6
