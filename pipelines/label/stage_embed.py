@@ -134,16 +134,19 @@ def embed_shards(
         asdict(shard) | {"fingerprint": wanted[shard.network, shard.station, shard.name]}
         for shard in unembedded_shards(store, shards, encoder, settings)
     ]
+    marks = list(list_markers(store, "embed"))
+    for mark in marks:
+        # Gone before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
+        if wanted.get((mark.network, mark.station, mark.shard)) != mark.fingerprint:
+            store.remove(marker_path("embed", mark))
     if left:
         failed = [f"{row['name']}: {row['error']}" for row in _embed(store, left, encoder, settings, num_workers)]
         if failed:
             raise StageFailed(f"{len(failed)} of {len(left)} shards could not be embedded, first {failed[0]}")
-    for mark in list(list_markers(store, "embed")):
+    for mark in marks:
         key = (mark.network, mark.station, mark.shard)
-        if wanted.get(key) != mark.fingerprint:
-            store.remove(marker_path("embed", mark))
-            if key not in wanted:
-                store.remove(tables.shard_path("embeddings", *key))
+        if key not in wanted:
+            store.remove(tables.shard_path("embeddings", *key))
     return len(left)
 
 

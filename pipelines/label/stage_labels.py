@@ -114,6 +114,10 @@ def write_labels(
     marks = list(list_markers(store, "label"))
     done = {(name.network, name.station, name.shard) for name in marks if name.fingerprint == mark}
     left = [asdict(shard) for shard in shards if (shard.network, shard.station, shard.name) not in done]
+    for name in marks:
+        # Gone before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
+        if name.fingerprint != mark:
+            store.remove(marker_path("label", name))
     if left:
         inputs = ray.put((model, naming, dict(label_of)))
         files: Any = ray.data.from_items(left, override_num_blocks=min(len(left), 2000))
@@ -133,8 +137,6 @@ def write_labels(
             raise StageFailed(f"{len(failed)} of {len(left)} shards could not be labelled, first {failed[0]}")
     current = {(shard.network, shard.station, shard.name) for shard in shards}
     for name in marks:
-        if name.fingerprint != mark:
-            store.remove(marker_path("label", name))
         if (name.network, name.station, name.shard) not in current:
             store.remove(tables.shard_path("labels", name.network, name.station, name.shard))
     return len(left)
