@@ -8,10 +8,11 @@ output, so one listing decides what is left to do.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines import tables
 from pipelines.storage import Store
 
 
@@ -83,3 +84,17 @@ def stage_fingerprint(store: Store, stage: str) -> str:
     """Return one fingerprint for all that a stage has done: what a later stage logs as its input."""
     names = sorted((name.partition, name.shard, name.fingerprint) for name in list_markers(store, stage))
     return fingerprint({"stage": stage, "shards": names})
+
+
+def remove_stale(
+    store: Store, table: str, stage: str, stale: Iterable[MarkerName], current: Iterable[MarkerName]
+) -> None:
+    """Remove the markers that no longer hold, then the files of shards that are not among the current ones.
+
+    Call it before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
+    """
+    kept = {(name.partition, name.shard) for name in current}
+    for name in stale:
+        store.remove(marker_path(stage, name))
+        if (name.partition, name.shard) not in kept:
+            store.remove(tables.shard_path(table, name.network, name.station, name.shard))

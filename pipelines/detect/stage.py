@@ -31,7 +31,7 @@ from pipelines.detect.stage_plan import Shard, choose_interval, plan_shards
 from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask, destination
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
-from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path
+from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale
 from pipelines.progress import progress_bar
 from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_parent, open_store
 from pipelines.tracking import Tracking, stage_run
@@ -203,17 +203,6 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
     files = table.select(["key", "size", "etag"])
     spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
     return Plan(manifest, interval, files, spans, pending, len(kept) + len(pending), sorted(done - kept, key=str))
-
-
-def remove_stale(
-    workspace: Store, table: str, ledger: str, stale: Iterable[MarkerName], pending: Iterable[MarkerName]
-) -> None:
-    """Remove the markers that no longer hold, then the files of shards that no longer exist."""
-    redone = {(name.partition, name.shard) for name in pending}
-    for name in stale:
-        workspace.remove(marker_path(ledger, name))
-        if (name.partition, name.shard) not in redone:
-            workspace.remove(tables.shard_path(table, name.network, name.station, name.shard))
 
 
 def detect_events(

@@ -24,7 +24,7 @@ from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
 from pipelines.errors import InputError, StageFailed
 from pipelines.label.stage_shards import Shard
-from pipelines.ledger import MarkerName, fingerprint, list_markers, marker_path, write_marker
+from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
 from pipelines.progress import progress_bar
 from pipelines.storage import Store
 from pipelines.tracking import Tracking, download_artifact, last_trained_version
@@ -134,19 +134,13 @@ def embed_shards(
         asdict(shard) | {"fingerprint": wanted[shard.network, shard.station, shard.name]}
         for shard in unembedded_shards(store, shards, encoder, settings)
     ]
-    marks = list(list_markers(store, "embed"))
-    for mark in marks:
-        # Gone before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
-        if wanted.get((mark.network, mark.station, mark.shard)) != mark.fingerprint:
-            store.remove(marker_path("embed", mark))
+    current = {MarkerName(*key, digits) for key, digits in wanted.items()}
+    stale = [mark for mark in list_markers(store, "embed") if mark not in current]
+    remove_stale(store, "embeddings", "embed", stale, current)
     if left:
         failed = [f"{row['name']}: {row['error']}" for row in _embed(store, left, encoder, settings, num_workers)]
         if failed:
             raise StageFailed(f"{len(failed)} of {len(left)} shards could not be embedded, first {failed[0]}")
-    for mark in marks:
-        key = (mark.network, mark.station, mark.shard)
-        if key not in wanted:
-            store.remove(tables.shard_path("embeddings", *key))
     return len(left)
 
 

@@ -17,7 +17,7 @@ from pipelines.label.kmeans import label_rows
 from pipelines.label.space import to_space
 from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_shards import FILES_A_TASK, Shard
-from pipelines.ledger import MarkerName, list_markers, marker_path, write_marker
+from pipelines.ledger import MarkerName, list_markers, remove_stale, write_marker
 from pipelines.progress import progress_bar
 from pipelines.storage import Store
 
@@ -114,10 +114,8 @@ def write_labels(
     marks = list(list_markers(store, "label"))
     done = {(name.network, name.station, name.shard) for name in marks if name.fingerprint == mark}
     left = [asdict(shard) for shard in shards if (shard.network, shard.station, shard.name) not in done]
-    for name in marks:
-        # Gone before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
-        if name.fingerprint != mark:
-            store.remove(marker_path("label", name))
+    current = {MarkerName(shard.network, shard.station, shard.name, mark) for shard in shards}
+    remove_stale(store, "labels", "label", (name for name in marks if name not in current), current)
     if left:
         inputs = ray.put((model, naming, dict(label_of)))
         files: Any = ray.data.from_items(left, override_num_blocks=min(len(left), 2000))
@@ -135,10 +133,6 @@ def write_labels(
                     failed.append(f"{row['name']}: {row['error']}")
         if failed:
             raise StageFailed(f"{len(failed)} of {len(left)} shards could not be labelled, first {failed[0]}")
-    current = {(shard.network, shard.station, shard.name) for shard in shards}
-    for name in marks:
-        if (name.network, name.station, name.shard) not in current:
-            store.remove(tables.shard_path("labels", name.network, name.station, name.shard))
     return len(left)
 
 

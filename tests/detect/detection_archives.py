@@ -12,9 +12,10 @@ from pipelines import tables
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Plan, batches, make_plan, remove_stale
+from pipelines.detect.stage import Plan, batches, make_plan
 from pipelines.detect.stage_coincidence import choose, plan_choices
 from pipelines.detect.stage_shard import BatchDetector, destination
+from pipelines.ledger import remove_stale
 from pipelines.storage import open_store
 from pipelines.workspace import Workspace
 
