@@ -156,13 +156,15 @@ def ceiling_process(paths: list[str], components: str, barrier: Any, results: An
     """Decode three components and scan those that trigger for some station-days, alone in a process."""
     from pipelines.archive.records import decode
     from pipelines.detect.kernel import design_bandpass, scan_all
+    from pipelines.memory import keep_freed_memory
 
+    keep_freed_memory()
     sections = design_bandpass(*BAND, 4, RATE_HZ)
 
     def day(path: str) -> None:
         runs = [decode(Path(path.replace("HHZ", f"HH{channel}")).read_bytes()).runs for channel in "ENZ"]
         scan_all(
-            [found[0].data for channel, found in zip("ENZ", runs, strict=True) if channel in components],
+            [[run.data for run in found] for channel, found in zip("ENZ", runs, strict=True) if channel in components],
             sections,
             num_sta=round(STA * RATE_HZ),
             num_lta=round(LTA * RATE_HZ),

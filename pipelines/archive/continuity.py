@@ -13,6 +13,7 @@ read:
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -39,21 +40,25 @@ class Segment:
     piece_start_ns: Array
     rate_hz: float
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Return the number of samples."""
         return int(self.piece_first[-1]) + len(self.pieces[-1])
 
     def samples(self, first: int, last: int) -> Array:
         """Return the samples `[first, last)`, without a copy where they lie in one piece."""
+        parts = self.parts(first, last)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def parts(self, first: int, last: int) -> list[Array]:
+        """Return the samples `[first, last)` in the pieces that they lie in, without a copy."""
         begin = int(np.searchsorted(self.piece_first, first, "right")) - 1
         end = max(int(np.searchsorted(self.piece_first, last, "left")), begin + 1)
         starts = self.piece_first[begin:end].tolist()
-        parts = [
+        return [
             piece[max(first - start, 0) : max(last - start, 0)]
             for piece, start in zip(self.pieces[begin:end], starts, strict=True)
         ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     def time_at(self, index: int) -> int:
         """Return the time of a sample in nanoseconds, from the header that it came with."""
@@ -67,12 +72,12 @@ class Segment:
         within = index_at(int(self.piece_start_ns[piece]), self.rate_hz, time_ns)
         return min(max(int(self.piece_first[piece]) + within, int(self.piece_first[piece])), int(last))
 
-    @property
+    @cached_property
     def start_ns(self) -> int:
         """Return the time of the first sample."""
         return int(self.piece_start_ns[0])
 
-    @property
+    @cached_property
     def end_ns(self) -> int:
         """Return the time one sample interval after the last sample."""
         return self.time_at(self.num_samples)

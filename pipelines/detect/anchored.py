@@ -115,7 +115,7 @@ def find_onsets(
         if segment.end_ns > anchor_ns and segment.start_ns < end_ns
     ]
     found = scan_all(
-        [segment.samples(first, segment.num_samples) for _, segment, first in passes],
+        [segment.parts(first, segment.num_samples) for _, segment, first in passes],
         sections,
         num_sta=max(round(detection.sta_seconds * rate_hz), 1),
         num_lta=max(num_lta, 1),

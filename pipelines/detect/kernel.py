@@ -17,9 +17,9 @@ from pipelines.detect.lanes import LANES, SECTIONS, STATE_ROWS, advance_lanes
 
 Array = np.ndarray[Any, Any]
 
+# Blocks stay in the first-level cache: of one trace, and of all lanes together.
 BLOCK = 4096
-# With lanes a block holds four traces.
-LANES_BLOCK = 1024
+LANES_BLOCK = BLOCK // LANES
 
 
 class Triggers(NamedTuple):
@@ -54,41 +54,8 @@ def design_bandpass(low_hz: float, high_hz: float, corners: int, rate_hz: float)
     return np.ascontiguousarray(np.vstack([sections, identity]))
 
 
-def scan(
-    data: Array,
-    sections: Array,
-    *,
-    num_sta: int,
-    num_lta: int,
-    on: float,
-    off: float,
-    max_len: int,
-    classic: bool = False,
-) -> Triggers:
-    """Return the triggers of a run of contiguous samples.
-
-    Args:
-        data: (samples,) int32, float32 or float64, without missing values.
-        sections: from `design_bandpass`.
-        num_sta, num_lta: lengths of the averages in samples; the first num_lta samples never trigger.
-        on, off: thresholds.
-        max_len: longest trigger in samples.
-        classic: moving instead of exponential averages.
-    """
-    if len(data) <= num_lta:
-        empty = np.zeros(0, np.int64)
-        return Triggers(empty, empty, np.zeros(0), False)
-    signal: Array = data
-    groups = sections.reshape(-1, SECTIONS, 6)
-    for group in groups[:-1]:
-        signal = _filter(signal, group)
-    kernel = _scan_classic if classic else _scan_recursive
-    ons, offs, peaks, is_open = kernel(signal, groups[-1], num_sta, num_lta, on, off, max_len)
-    return Triggers(ons, offs, peaks, bool(is_open))
-
-
 def scan_all(
-    runs: Sequence[Array],
+    runs: Sequence[Sequence[Array]],
     sections: Array,
     *,
     num_sta: int,
@@ -98,28 +65,67 @@ def scan_all(
     max_len: int,
     classic: bool = False,
 ) -> list[Triggers]:
-    """Return the triggers of several runs; each the same, to the bit, as `scan` gives, in less time together."""
+    """Return the triggers of several runs of contiguous samples; what one gives does not depend on the others.
+
+    Args:
+        runs: each in one or several pieces, (samples,) int32, float32 or float64, without missing values.
+        sections: from `design_bandpass`.
+        num_sta, num_lta: lengths of the averages in samples; the first num_lta samples never trigger.
+        on, off: thresholds.
+        max_len: longest trigger in samples.
+        classic: moving instead of exponential averages.
+    """
     found: dict[int, Triggers] = {}
-    alone: dict[str, Any] = {
-        "num_sta": num_sta,
-        "num_lta": num_lta,
-        "on": on,
-        "off": off,
-        "max_len": max_len,
-        "classic": classic,
-    }
+    ready: list[tuple[int, int, list[Array]]] = []
+    for index, run in enumerate(runs):
+        pieces = _of_one_kind(run)
+        length = sum(map(len, pieces))
+        if length <= num_lta:
+            empty = np.zeros(0, np.int64)
+            found[index] = Triggers(empty, empty, np.zeros(0), False)
+        elif classic:
+            signal = filtered(np.concatenate(pieces), sections)
+            found[index] = Triggers(*_scan_classic(signal, num_sta, num_lta, on, off, max_len))
+        else:
+            leading = sections[:-SECTIONS]
+            ready.append((index, length, [filtered(np.concatenate(pieces), leading)] if len(leading) else pieces))
     # Runs of one length go together, so that no lane waits for another.
-    order = sorted(range(len(runs)), key=lambda index: (runs[index].dtype.str, -len(runs[index])))
-    while order:
-        group = [index for index in order[:LANES] if runs[index].dtype == runs[order[0]].dtype]
-        order = order[len(group) :]
-        if classic or len(sections) > SECTIONS or len(group) < 2 or len(runs[group[-1]]) < len(runs[group[0]]) / 2:
-            found |= {index: scan(runs[index], sections, **alone) for index in group}
-            continue
-        a, b, c, d = (runs[group[min(lane, len(group) - 1)]] for lane in range(LANES))
-        results = _scan_lanes(a, b, c, d, sections, num_sta, num_lta, on, off, max_len)
-        found |= {index: Triggers(*result) for index, result in zip(group, results, strict=False)}
+    ready.sort(key=lambda item: (item[2][0].dtype.str, -item[1]))
+    while ready:
+        kind = ready[0][2][0].dtype
+        group = [item for item in ready[:LANES] if item[2][0].dtype == kind]
+        ready = ready[len(group) :]
+        base = np.zeros(LANES)
+        base[: len(group)] = [pieces[0][0] for _, _, pieces in group]
+        places, bounds = _address([pieces for _, _, pieces in group])
+        lanes = _scan_lanes(
+            np.empty(0, kind), base, places, bounds, sections[-SECTIONS:], num_sta, num_lta, on, off, max_len
+        )
+        found |= {item[0]: Triggers(*lane) for item, lane in zip(group, lanes, strict=False)}
     return [found[index] for index in range(len(runs))]
+
+
+def _of_one_kind(pieces: Sequence[Array]) -> list[Array]:
+    """Return the pieces that hold samples, contiguous in memory and of one dtype."""
+    kind = np.result_type(*pieces)
+    return [np.ascontiguousarray(piece, kind) for piece in pieces if len(piece)] or [np.zeros(0, kind)]
+
+
+def _address(traces: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
+    """Return where the pieces of up to LANES traces lie in memory.
+
+    Returns:
+        (LANES, pieces) int64 addresses, and (LANES, pieces + 1) int64: index of each piece's first sample, then the
+        length of the trace as often as needed.
+    """
+    most = max(map(len, traces))
+    places = np.zeros((LANES, most), np.int64)
+    bounds = np.zeros((LANES, most + 1), np.int64)
+    for lane, pieces in enumerate(traces):
+        places[lane, : len(pieces)] = [piece.ctypes.data for piece in pieces]
+        bounds[lane, 1 : len(pieces) + 1] = np.cumsum([len(piece) for piece in pieces])
+        bounds[lane, len(pieces) + 1 :] = bounds[lane, len(pieces)]
+    return places, bounds
 
 
 def filtered(data: Array, sections: Array) -> Array:
@@ -159,42 +165,6 @@ def _filter(data: Array, sos: Array) -> Array:  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _advance(
-    data: Array, first: int, last: int, sos: Array, state: Array, num_sta: int, num_lta: int, ratio: Array
-) -> None:  # pragma: no cover - compiled
-    """Filter samples [first, last) and write their STA/LTA; `state` holds 8 filter states, STA and LTA."""
-    b00, b01, b02, a01, a02 = sos[0, 0], sos[0, 1], sos[0, 2], sos[0, 4], sos[0, 5]
-    b10, b11, b12, a11, a12 = sos[1, 0], sos[1, 1], sos[1, 2], sos[1, 4], sos[1, 5]
-    b20, b21, b22, a21, a22 = sos[2, 0], sos[2, 1], sos[2, 2], sos[2, 4], sos[2, 5]
-    b30, b31, b32, a31, a32 = sos[3, 0], sos[3, 1], sos[3, 2], sos[3, 4], sos[3, 5]
-    u0, u1, v0, v1, w0, w1, q0, q1 = state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7]
-    sta, lta = state[8], state[9]
-    new_sta, new_lta = 1.0 / num_sta, 1.0 / num_lta
-    old_sta, old_lta = 1.0 - new_sta, 1.0 - new_lta
-    base = np.float64(data[0])
-    for i in range(first, last):
-        x = np.float64(data[i]) - base
-        y = b00 * x + u0
-        u0 = b01 * x - a01 * y + u1
-        u1 = b02 * x - a02 * y
-        x = b10 * y + v0
-        v0 = b11 * y - a11 * x + v1
-        v1 = b12 * y - a12 * x
-        y = b20 * x + w0
-        w0 = b21 * x - a21 * y + w1
-        w1 = b22 * x - a22 * y
-        x = b30 * y + q0
-        q0 = b31 * y - a31 * x + q1
-        q1 = b32 * y - a32 * x
-        energy = x * x
-        sta = new_sta * energy + old_sta * sta
-        lta = new_lta * energy + old_lta * lta
-        ratio[i - first] = sta / lta
-    state[0], state[1], state[2], state[3], state[4], state[5], state[6], state[7] = u0, u1, v0, v1, w0, w1, q0, q1
-    state[8], state[9] = sta, lta
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _grow(values: Array) -> Array:  # pragma: no cover - compiled
     grown = np.empty(2 * len(values), values.dtype)
     grown[: len(values)] = values
@@ -202,58 +172,11 @@ def _grow(values: Array) -> Array:  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _highest(values: Array, count: int) -> float:  # pragma: no cover - compiled
-    highest = 0.0
-    for i in range(count):
-        highest = values[i] if values[i] > highest else highest
-    return highest
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _scan_recursive(
-    data: Array, sos: Array, num_sta: int, num_lta: int, on: float, off: float, max_len: int
-) -> tuple[Array, Array, Array, bool]:  # pragma: no cover - compiled
-    state = np.zeros(10)
-    # ObsPy's LTA starts at 1e-99 and leaves out the first sample, which is zero here.
-    state[9] = 1e-99
-    return _go_on(data, 0, sos, state, np.zeros(4), _no_triggers(), num_sta, num_lta, on, off, max_len)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
-def _go_on(
-    data: Array,
-    begin: int,
-    sos: Array,
-    state: Array,
-    machine: Array,
-    found: tuple[Array, Array, Array, int],
-    num_sta: int,
-    num_lta: int,
-    on: float,
-    off: float,
-    max_len: int,
-) -> tuple[Array, Array, Array, bool]:  # pragma: no cover - compiled
-    # Blocks that stay in the first-level cache: the recursion runs without branches, and the trigger logic looks at a
-    # block only if something in it can matter.
-    ratio = np.empty(BLOCK)
-    for first in range(begin, len(data), BLOCK):
-        last = min(first + BLOCK, len(data))
-        _advance(data, first, last, sos, state, num_sta, num_lta, ratio)
-        if last <= num_lta:
-            continue
-        if machine[0] > 0.0 or machine[3] > on or _highest(ratio, last - first) > on:
-            found = _watch(ratio, first, last, num_lta, on, off, max_len, machine, found)
-        else:
-            machine[3] = ratio[last - first - 1]
-    return _finish(len(data), machine, found)
-
-
-@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _scan_lanes(
-    a: Array,
-    b: Array,
-    c: Array,
-    d: Array,
+    kind: Array,
+    base: Array,
+    places: Array,
+    bounds: Array,
     sos: Array,
     num_sta: int,
     num_lta: int,
@@ -261,46 +184,59 @@ def _scan_lanes(
     off: float,
     max_len: int,
 ) -> Any:  # pragma: no cover - compiled
-    """Scan four runs together as far as the shortest reaches, then each to its end."""
-    common = min(len(a), len(b), len(c), len(d))
+    """Scan up to four runs together, the longest first.
+
+    Args:
+        kind: an array of their dtype.
+        base: (LANES,) float64, first sample of each.
+        places, bounds: where they lie, from `_address`.
+    """
     state = np.zeros((STATE_ROWS, LANES))
-    state[9] = 1e-99
-    values = np.empty((LANES_BLOCK, LANES))
+    # ObsPy's LTA starts at 1e-99 and leaves out the first sample, which is zero here.
+    state[STATE_ROWS - 2] = 1e-99
+    ratios = np.empty((LANES_BLOCK, LANES))
     weights = np.array([1.0 / num_sta, 1.0 - 1.0 / num_sta, 1.0 / num_lta, 1.0 - 1.0 / num_lta])
     machines = np.zeros((LANES, 4))
     found = [_no_triggers() for _ in range(LANES)]
-    base = np.array([np.float64(a[0]), np.float64(b[0]), np.float64(c[0]), np.float64(d[0])])
-    for first in range(0, common, LANES_BLOCK):
-        last = min(first + LANES_BLOCK, common)
-        for i in range(last - first):
-            values[i, 0] = np.float64(a[first + i]) - base[0]
-            values[i, 1] = np.float64(b[first + i]) - base[1]
-            values[i, 2] = np.float64(c[first + i]) - base[2]
-            values[i, 3] = np.float64(d[first + i]) - base[3]
+    here = np.zeros(LANES, np.int64)
+    piece = np.zeros(LANES, np.int64)
+    first, longest = 0, bounds[0, -1]
+    while first < longest:
+        last = min(first + LANES_BLOCK, longest)
+        for lane in range(LANES):
+            if first >= bounds[lane, -1]:
+                # Nobody looks at a lane whose run has ended: it follows the longest.
+                here[lane] = here[0]
+                continue
+            while first >= bounds[lane, piece[lane] + 1]:
+                piece[lane] += 1
+            here[lane] = places[lane, piece[lane]] + (first - bounds[lane, piece[lane]]) * kind.itemsize
+            last = min(last, bounds[lane, piece[lane] + 1])
         state[STATE_ROWS - 1] = 0.0
-        advance_lanes(values.ctypes.data, last - first, sos.ctypes.data, state.ctypes.data, weights.ctypes.data)
-        if last <= num_lta:
-            continue
+        advance_lanes(kind, here, base, last - first, sos, state, weights, ratios)
+        # The recursion runs without branches; the trigger logic looks at a block only if something in it can matter.
         for lane in range(LANES):
             machine = machines[lane]
+            if last <= num_lta or first >= bounds[lane, -1]:
+                continue
             if machine[0] > 0.0 or machine[3] > on or state[STATE_ROWS - 1, lane] > on:
-                ratio = values[:, lane].copy()
+                ratio = ratios[:, lane].copy()
                 found[lane] = _watch(ratio, first, last, num_lta, on, off, max_len, machine, found[lane])
             else:
-                machine[3] = values[last - first - 1, lane]
+                machine[3] = ratios[last - first - 1, lane]
+        first = last
     return (
-        _go_on(a, common, sos, state[:10, 0].copy(), machines[0], found[0], num_sta, num_lta, on, off, max_len),
-        _go_on(b, common, sos, state[:10, 1].copy(), machines[1], found[1], num_sta, num_lta, on, off, max_len),
-        _go_on(c, common, sos, state[:10, 2].copy(), machines[2], found[2], num_sta, num_lta, on, off, max_len),
-        _go_on(d, common, sos, state[:10, 3].copy(), machines[3], found[3], num_sta, num_lta, on, off, max_len),
+        _finish(bounds[0, -1], machines[0], found[0]),
+        _finish(bounds[1, -1], machines[1], found[1]),
+        _finish(bounds[2, -1], machines[2], found[2]),
+        _finish(bounds[3, -1], machines[3], found[3]),
     )
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _scan_classic(
-    data: Array, sos: Array, num_sta: int, num_lta: int, on: float, off: float, max_len: int
+    x: Array, num_sta: int, num_lta: int, on: float, off: float, max_len: int
 ) -> tuple[Array, Array, Array, bool]:  # pragma: no cover - compiled
-    x = _filter(data, sos)
     sta = lta = 0.0
     scale = num_lta / num_sta
     ratio = np.empty(BLOCK)

@@ -1,7 +1,7 @@
 """The recursion of four traces at once, in the processor's vector registers: band-pass, STA, LTA and their ratio.
 
-The compiler that Numba uses does not find this by itself. Every lane does the operations of the plain loop in
-`kernel.py` in the same order, so the bits are the same.
+The compiler that Numba uses does not find this by itself. Every lane does the operations of `scipy.signal.sosfilt` and
+of the exponential averages in their order, whatever is in the other lanes.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,22 @@ _BYTES = 8
 
 
 def _advance_lanes(
-    context: Any, values: Any, count: Any, sections: Any, state: Any, weights: Any
+    context: Any, kind: Any, places: Any, base: Any, count: Any, sections: Any, state: Any, weights: Any, ratios: Any
 ) -> tuple[Any, Callable[..., Any]]:
-    """Replace samples by their STA/LTA and carry the state on. All arguments but `count` are addresses of float64.
+    """Carry the state of all lanes on over some samples and write their STA/LTA. All but `count` are arrays.
 
     Args:
         context: of the compiler.
-        values: (count, LANES), samples less the trace's first one.
+        kind: an array of the samples' dtype (int32, float32 or float64); what is in it does not matter.
+        places: (LANES,) int64, address of each lane's first sample.
+        base: (LANES,) float64, what is subtracted from each lane's samples.
         count: samples a lane.
-        sections: (SECTIONS, 6), second-order sections.
-        state: (STATE_ROWS, LANES).
-        weights: of the new and the old value in the STA, then in the LTA.
+        sections: (SECTIONS, 6) float64, second-order sections.
+        state: (STATE_ROWS, LANES) float64.
+        weights: (4,) float64, of the new and the old value in the STA, then in the LTA.
+        ratios: (at least count, LANES) float64, gets the STA/LTA.
     """
-    signature = types.void(types.uintp, types.intp, types.uintp, types.uintp, types.uintp)
+    signature = types.void(kind, places, base, count, sections, state, weights, ratios)
     return signature, _generate
 
 
@@ -45,9 +48,15 @@ advance_lanes: Any = intrinsic(_advance_lanes)
 
 
 def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-    values, count, sections, state, weights = arguments
-    samples = builder.inttoptr(values, _LANES.as_pointer())
-    states = builder.inttoptr(state, _LANES.as_pointer())
+    count = arguments[3]
+    places, base, sections, state, weights, ratios = (
+        context.make_array(signature.args[index])(context, builder, arguments[index]).data
+        for index in (1, 2, 4, 5, 6, 7)
+    )
+    number = context.get_data_type(signature.args[0].dtype)
+    traces = [builder.inttoptr(builder.load(_at(builder, places, lane)), number.as_pointer()) for lane in range(LANES)]
+    states, out = (builder.bitcast(data, _LANES.as_pointer()) for data in (state, ratios))
+    origin = _load(builder, builder.bitcast(base, _LANES.as_pointer()))
     # b0, b1, b2, a1, a2 of each section; a0 is one.
     coefficients = [[_spread(builder, sections, 6 * s + k) for k in (0, 1, 2, 4, 5)] for s in range(SECTIONS)]
     new_sta, old_sta, new_lta, old_lta = (_spread(builder, weights, k) for k in range(4))
@@ -56,8 +65,7 @@ def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
         builder.store(_load(builder, _at(builder, states, row)), slot)
     *filters, sta_slot, lta_slot, highest_slot = held
     with cgutils.for_range(builder, count) as loop:
-        place = builder.gep(samples, [loop.index])
-        x = _load(builder, place)
+        x = builder.fsub(_gather(builder, traces, loop.index), origin)
         for s, (b0, b1, b2, a1, a2) in enumerate(coefficients):
             first, second = filters[2 * s], filters[2 * s + 1]
             y = builder.fadd(builder.fmul(b0, x), builder.load(first))
@@ -74,10 +82,23 @@ def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any
         highest = builder.load(highest_slot)
         above = builder.fcmp_ordered(">", ratio, highest)
         builder.store(builder.select(above, ratio, highest), highest_slot)
-        _store(builder, ratio, place)
+        _store(builder, ratio, builder.gep(out, [loop.index]))
     for row, slot in enumerate(held):
         _store(builder, builder.load(slot), _at(builder, states, row))
     return context.get_dummy_value()
+
+
+def _gather(builder: Any, traces: list[Any], index: Any) -> Any:
+    """Return sample `index` of every trace as a vector of float64."""
+    number = traces[0].type.pointee
+    gathered = ir.Constant(ir.VectorType(number, LANES), ir.Undefined)
+    for lane, trace in enumerate(traces):
+        value = builder.load(builder.gep(trace, [index]))
+        gathered = builder.insert_element(gathered, value, ir.Constant(ir.IntType(32), lane))
+    if number == _DOUBLE:
+        return gathered
+    widen = builder.sitofp if isinstance(number, ir.IntType) else builder.fpext
+    return widen(gathered, _LANES)
 
 
 def _at(builder: Any, pointer: Any, index: int) -> Any:
@@ -97,7 +118,7 @@ def _store(builder: Any, value: Any, pointer: Any) -> None:
 
 def _spread(builder: Any, address: Any, index: int) -> Any:
     """Return a vector with one number of an array in every lane."""
-    number = builder.load(_at(builder, builder.inttoptr(address, _DOUBLE.as_pointer()), index))
+    number = builder.load(_at(builder, address, index))
     undefined = ir.Constant(_LANES, ir.Undefined)
     one = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
     return builder.shuffle_vector(one, undefined, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))

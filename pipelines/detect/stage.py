@@ -32,6 +32,7 @@ from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask, de
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale
+from pipelines.memory import keep_freed_memory
 from pipelines.progress import progress_bar
 from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_parent, open_store
 from pipelines.tracking import Tracking, stage_run
@@ -397,6 +398,7 @@ class _Detector:
     def __call__(self, row: dict[str, Any]) -> Iterator[dict[str, str]]:
         import ray
 
+        keep_freed_memory()
         archive, workspace, config, responses = ray.get(self.shared)
         batch: BatchTask = pickle.loads(row["task"])
         detector = BatchDetector(archive, workspace, config, batch, responses)

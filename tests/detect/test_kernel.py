@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from obspy.signal.filter import bandpass
 from obspy.signal.trigger import classic_sta_lta, recursive_sta_lta, trigger_onset
 
-from pipelines.detect.kernel import BLOCK, design_bandpass, filtered, scan, scan_all
+from pipelines.detect.kernel import BLOCK, design_bandpass, filtered, scan_all
 
 
 def by_obspy(data, rate, *, sta, lta, on, off, max_len, corners=4, classic=False):
@@ -15,6 +15,10 @@ def by_obspy(data, rate, *, sta, lta, on, off, max_len, corners=4, classic=False
     ratio = (classic_sta_lta if classic else recursive_sta_lta)(x, sta, lta)
     found = trigger_onset(ratio, on, off, max_len=max_len)
     return np.asarray(found, dtype=np.int64).reshape(-1, 2), ratio
+
+
+def scan(data, sections, **options):
+    return scan_all([[data]], sections, **options)[0]
 
 
 def signal(seed, count=30_000, bursts=25):
@@ -75,9 +79,28 @@ def test_several_runs_together_give_what_each_gives_alone(lengths, kinds, on, co
     runs = [signal(seed, 20_000, 20)[:count].astype(kinds[seed]) for seed, count in enumerate(lengths)]
     options = {"num_sta": 8, "num_lta": 160, "on": on, "off": 1.0, "max_len": 300, "classic": classic}
     sections = design_bandpass(1.0, 8.0, corners, 20.0)
-    for run, mine in zip(runs, scan_all(runs, sections, **options), strict=True):
+    for run, mine in zip(runs, scan_all([[run] for run in runs], sections, **options), strict=True):
         alone = scan(run, sections, **options)
         for one, other in zip(mine, alone, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    cuts=st.lists(st.lists(st.integers(0, 9_000), max_size=6), min_size=1, max_size=5),
+    kind=st.sampled_from([np.int32, np.float32, np.float64]),
+    corners=st.sampled_from([4, 6]),
+    classic=st.booleans(),
+)
+def test_a_run_in_pieces_gives_what_it_gives_whole(cuts, kind, corners, classic):
+    options = {"num_sta": 8, "num_lta": 160, "on": 2.5, "off": 1.0, "max_len": 300, "classic": classic}
+    sections = design_bandpass(1.0, 8.0, corners, 20.0)
+    whole = [signal(seed, 9_000 - 500 * seed, 15).astype(kind) for seed in range(len(cuts))]
+    pieces = [
+        np.split(run, sorted(min(place, len(run)) for place in places)) for run, places in zip(whole, cuts, strict=True)
+    ]
+    for run, mine in zip(whole, scan_all(pieces, sections, **options), strict=True):
+        for one, other in zip(mine, scan(run, sections, **options), strict=True):
             np.testing.assert_array_equal(one, other)
 
 
@@ -85,7 +108,8 @@ def test_several_runs_together_give_what_each_gives_alone(lengths, kinds, on, co
 def test_runs_of_equal_length_give_the_triggers_of_obspy(num_runs):
     runs = [signal(seed).astype(np.int32) for seed in range(num_runs)]
     options = {"num_sta": 10, "num_lta": 200, "on": 3.0, "off": 1.2, "max_len": 300}
-    for run, mine in zip(runs, scan_all(runs, design_bandpass(1.0, 8.0, 4, 20.0), **options), strict=True):
+    sections = design_bandpass(1.0, 8.0, 4, 20.0)
+    for run, mine in zip(runs, scan_all([[run] for run in runs], sections, **options), strict=True):
         theirs, _ = by_obspy(run, 20.0, sta=10, lta=200, on=3.0, off=1.2, max_len=300)
         np.testing.assert_array_equal(np.c_[mine.on, mine.off], theirs)
 
