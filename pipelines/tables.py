@@ -100,7 +100,7 @@ def write_batches(
         return 0
     with (
         store.atomic_file(path) as temporary,
-        pq.ParquetWriter(temporary, schema, compression="zstd", compression_level=3) as writer,
+        pq.ParquetWriter(temporary, schema, **_encodings(schema)) as writer,
     ):
         for batch in _chain(first, batches):
             pending.append(batch)
@@ -114,6 +114,17 @@ def write_batches(
         if held:
             writer.write_table(_cast(pa.Table.from_batches(pending).combine_chunks(), schema))
     return rows
+
+
+def _encodings(schema: pa.Schema) -> dict[str, Any]:
+    """Return how Parquet stores a table: lists of numbers by bytes of one significance, quicker and smaller so."""
+    lists = [name for name in schema.names if name in ("waveform", "embedding")]
+    return {
+        "compression": "zstd",
+        "compression_level": 1 if lists else 3,
+        "use_dictionary": [name for name in schema.names if name not in lists],
+        "use_byte_stream_split": [f"{name}.list.element" for name in lists],
+    }
 
 
 def write_table(store: Store, path: str, table: pa.Table, metadata: Mapping[str, str] | None = None) -> int:

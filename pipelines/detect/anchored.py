@@ -236,7 +236,8 @@ def cut_windows(
             first = sample_time(int(start), -margin, rate_hz)
             found = near.touching(first, sample_time(first, num_source, rate_hz))
             source[index, row] = cut(found, first, num_source, rate_hz)
-        source[:, row] *= factors.get(row, 1.0)
+        if factors.get(row, 1.0) != 1.0:
+            source[:, row] *= factors[row]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32)
     num_lead = round(window.lead_seconds * window.rate_hz)
     num_signal = np.array([ceil((o.end_ns - o.onset_ns) / 1e9 * window.rate_hz) for o in onsets], np.int64)

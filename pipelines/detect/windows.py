@@ -143,7 +143,9 @@ def amplitudes(
 
 def _held(traces: Array, absent: Array) -> Array:
     """Return rows less their first present sample; absent samples hold the one before (0 at the start)."""
-    levelled = traces - _first_present(traces)
+    levelled: Array = traces - _first_present(traces)
+    if not absent.any():
+        return levelled
     last = np.maximum.accumulate(np.where(absent, -1, np.arange(traces.shape[1])), axis=1)
     held: Array = np.where(last < 0, 0.0, np.take_along_axis(levelled, np.maximum(last, 0), axis=1))
     return held
