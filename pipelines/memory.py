@@ -1,4 +1,4 @@
-"""The C library's allocator, for processes that decode day after day."""
+"""The C library's allocator, for processes that take and free large arrays again and again."""
 
 import ctypes
 
@@ -11,7 +11,8 @@ def keep_freed_memory() -> bool:
     """Let this process use freed memory again rather than give it back and have every page cleared for it anew.
 
     A day of one channel at 100 Hz is 35 MB, which the C library asks of the system and returns each time: half of the
-    time of decoding goes into that. At most `KEPT_BYTES` at the end of the heap stay with the process.
+    time of decoding goes into that, and a seventh of a training step on the CPU. At most `KEPT_BYTES` at the end of the
+    heap stay with the process.
 
     Returns:
         Whether the C library is one that can do it (GNU's); elsewhere nothing changes.

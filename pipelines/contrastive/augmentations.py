@@ -7,8 +7,8 @@ Shape suffixes: B window, C component, S sample, F frequency bin.
 
 import hashlib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,14 +33,14 @@ class Augmentation(nn.Module):
 
     def forward(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return the windows, some of them changed."""
+        return self.into(x_BCS.clone(), generator)
+
+    def into(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
+        """Return what `forward` does; the windows given may be changed themselves."""
         if self.probability == 1:
             return self.change(x_BCS, generator)
         chosen_B = _coins(len(x_BCS), self.probability, x_BCS, generator)
-        if x_BCS.device.type != "cpu":
-            # Which windows are chosen is not known to the host: asking would make it wait for the device.
-            return torch.where(chosen_B[:, None, None], self.change(x_BCS, generator), x_BCS)
-        rows = chosen_B.nonzero()[:, 0]
-        return x_BCS.index_copy(0, rows, self.change(x_BCS[rows], generator)) if len(rows) else x_BCS
+        return _put(x_BCS, chosen_B, lambda some: self.change(some, generator))
 
     def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return every window changed."""
@@ -157,7 +157,7 @@ class SpectralAugmentation(Augmentation):
         """Return the gain (window, 1 or 3, bin) of every window at frequencies in units of the Nyquist frequency."""
         raise NotImplementedError
 
-    def forward(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
+    def into(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return the windows, some of them filtered."""
         return filter_spectrum(x_BCS, [self], generator)
 
@@ -242,12 +242,11 @@ class TimeStretch(Augmentation):
         count, _, num_samples = x_BCS.shape
         factor = _log_uniform((count, 1), self.factor, x_BCS, generator)
         time = torch.arange(num_samples, device=x_BCS.device, dtype=x_BCS.dtype)
-        place = self.lead_samples + (time - self.lead_samples) * factor
+        place = _mirror(self.lead_samples + (time - self.lead_samples) * factor, num_samples - 1)
         left = place.floor()
-        share = (place - left)[:, None]
         near = _take(x_BCS, left.long())
-        far = _take(x_BCS, left.long() + 1)
-        return near * (1 - share) + far * share
+        far = _take(x_BCS, (left.long() + 1).clamp(max=num_samples - 1))
+        return torch.lerp(near, far, (place - left)[:, None])
 
 
 class TimeShift(Augmentation):
@@ -264,8 +263,9 @@ class TimeShift(Augmentation):
         """Return every window changed; what lies beyond the window's ends is the window mirrored."""
         count, _, num_samples = x_BCS.shape
         share = _uniform((count, 1), self.lead_share, x_BCS, generator)
-        shift = torch.round(share * self.lead_samples).long()
-        return _take(x_BCS, torch.arange(num_samples, device=x_BCS.device) - shift)
+        time = torch.arange(num_samples, device=x_BCS.device, dtype=x_BCS.dtype)
+        place = _mirror(time - torch.round(share * self.lead_samples), num_samples - 1)
+        return _take(x_BCS, place.long())
 
 
 class Crop(Augmentation):
@@ -391,15 +391,16 @@ class Augmenter(nn.Module):
     @torch.no_grad()
     def forward(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
         """Return one random view of each prepared window."""
+        x_BCS = x_BCS.clone()
         filters: list[SpectralAugmentation] = []
-        for augmentation in self.chain:
+        for augmentation in cast(Iterable[Augmentation], self.chain):
             if isinstance(augmentation, SpectralAugmentation):
                 filters.append(augmentation)
                 continue
             if filters:
                 x_BCS = filter_spectrum(x_BCS, filters, generator)
                 filters = []
-            x_BCS = augmentation(x_BCS, generator)
+            x_BCS = augmentation.into(x_BCS, generator)
         return filter_spectrum(x_BCS, filters, generator) if filters else x_BCS
 
 
@@ -432,7 +433,10 @@ def build_augmenter(preset: str, parameters: Mapping[str, Mapping[str, Any]], le
 
 
 def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generator: torch.Generator) -> Tensor:
-    """Return windows filtered by the product of the gains, with one Fourier transform; absent samples stay absent."""
+    """Return windows filtered by the product of the gains, with one Fourier transform; absent samples stay absent.
+
+    The windows given may be changed themselves.
+    """
     count, _, num_samples = x_BCS.shape
     frequency = torch.linspace(0, 1, num_samples // 2 + 1, device=x_BCS.device, dtype=x_BCS.dtype)
     gain = torch.ones((count, 1, len(frequency)), device=x_BCS.device, dtype=x_BCS.dtype)
@@ -440,20 +444,30 @@ def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generato
     for one in filters:
         chosen_B = _coins(count, one.probability, x_BCS, generator)
         touched_B |= chosen_B
-        if x_BCS.device.type != "cpu":
-            gain = gain * torch.where(chosen_B[:, None, None], one.gain(count, frequency, generator), gain.new_ones(()))
-        elif chosen_B.any():
-            rows = chosen_B.nonzero()[:, 0]
-            gain[rows] *= one.gain(len(rows), frequency, generator)
+
+        def scale(some: Tensor, one: SpectralAugmentation = one) -> Tensor:
+            return some * one.gain(len(some), frequency, generator)
+
+        gain = _put(gain, chosen_B, scale)
     if x_BCS.device.type != "cpu":
         return _filtered(x_BCS, gain)
-    rows = touched_B.nonzero()[:, 0]
-    return x_BCS.index_copy(0, rows, _filtered(x_BCS[rows], gain[rows])) if len(rows) else x_BCS
+    return _put(x_BCS, touched_B, lambda some: _filtered(some, gain[touched_B]))
+
+
+def _put(x: Tensor, chosen_B: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return x with the chosen rows changed, on the CPU in place."""
+    if x.device.type != "cpu":
+        # Which rows are chosen is not known to the host: asking would make it wait for the device.
+        return torch.where(chosen_B[:, None, None], change(x), x)
+    rows = chosen_B.nonzero()[:, 0]
+    return x.index_copy_(0, rows, change(x[rows])) if len(rows) else x
 
 
 def _filtered(x_BCS: Tensor, gain: Tensor) -> Tensor:
-    filtered = torch.fft.irfft(torch.fft.rfft(torch.nan_to_num(x_BCS)) * gain, n=x_BCS.shape[-1])
-    return torch.where(torch.isfinite(x_BCS), filtered, x_BCS.new_tensor(math.nan))
+    absent = torch.isnan(x_BCS)
+    spectrum = torch.fft.rfft(x_BCS.masked_fill(absent, 0.0)).mul_(gain)
+    filtered: Tensor = torch.fft.irfft(spectrum, n=x_BCS.shape[-1])
+    return filtered.masked_fill_(absent, math.nan)
 
 
 def _coins(count: int, probability: float, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -483,11 +497,14 @@ def _add_noise(x_BCS: Tensor, noise: Tensor, lowest_snr_db: float, share: Tensor
     return x_BCS + torch.where(own > tiny, scale, torch.zeros_like(scale)) * noise
 
 
+def _mirror(place_BS: Tensor, last: int) -> Tensor:
+    """Return places from 0 to `last`, those beyond mirrored at the ends as often as needed."""
+    turns = (place_BS / (2 * last)).round()
+    return (place_BS - 2 * last * turns).abs()
+
+
 def _take(x_BCS: Tensor, place_BS: Tensor) -> Tensor:
-    """Return samples at integer places, mirrored at the window's ends."""
-    last = x_BCS.shape[-1] - 1
-    place_BS = place_BS.remainder(2 * last)
-    place_BS = torch.where(place_BS > last, 2 * last - place_BS, place_BS)
+    """Return samples at integer places."""
     return x_BCS.gather(-1, place_BS[:, None].expand(-1, 3, -1))
 
 

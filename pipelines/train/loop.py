@@ -19,6 +19,7 @@ from pipelines.contrastive.step import (
     steps_per_epoch,
 )
 from pipelines.encoders import NetworkConfig
+from pipelines.memory import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ def train_rank(
     Raises:
         StuckTraining: the loss has stayed at ln(candidates).
     """
+    keep_freed_memory()
     plan = training.plan
     augmenter = build_augmenter(training.preset, training.augmentations, training.network.lead_samples).to(device)
     state = new_state(training.network, plan, device)

@@ -30,6 +30,7 @@ from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
 from pipelines.ledger import fingerprint
+from pipelines.memory import keep_freed_memory
 from pipelines.tracking import StageRun, Tracking, stage_run
 from pipelines.training_setup import BEST_AUGMENTATION, network_config, prepare_windows, train_plan
 from pipelines.tune.space import apply_point, dimensions_of
@@ -205,6 +206,7 @@ def _run_trial(task: dict[str, Any], trial_config: dict[str, Any]) -> None:
     """Train one encoder with one point's augmentations, and report its score after every epoch."""
     tune: Any = importlib.import_module("ray.tune")
     torch.set_num_threads(1)
+    keep_freed_memory()
     network, plan = task["network"], task["plan"]
     section = _section(task["base"], trial_config["point"])
     augmenter = build_augmenter(task["preset"], section, network.lead_samples)
