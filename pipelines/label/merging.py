@@ -26,7 +26,8 @@ def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int
     rows join their nearest).
     """
     sizes = counts.astype(np.float64)
-    squares = ((centroids[:, None] - centroids[None]) ** 2).sum(axis=2)
+    # Row by row: the differences of all pairs at once would take d times the memory of the result.
+    squares = np.stack([((centroid - centroids) ** 2).sum(axis=1) for centroid in centroids])
     total = sizes[:, None] + sizes[None]
     cost = np.where(total > 0, sizes[:, None] * sizes[None] / np.maximum(total, 1), 0.0) * squares
     members = [[number] for number in range(len(centroids))]

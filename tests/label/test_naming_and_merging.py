@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -32,6 +34,16 @@ def test_ward_merging_of_single_rows_equals_scipys():
     expected = fcluster(linkage(rows, "ward"), 7, criterion="maxclust")
     found = merge_ward(rows, np.ones(60, dtype=np.int64), 7)
     assert adjusted_rand_index(found, expected) == pytest.approx(1.0)
+
+
+def test_ward_merging_takes_no_more_memory_than_the_distances_of_its_centroids():
+    num, dim = 400, 256
+    centroids = np.random.default_rng(2).normal(size=(num, dim))
+    tracemalloc.start()
+    merge_ward(centroids, np.ones(num, dtype=np.int64), 390)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 10 * num * num * 8 < num * num * dim * 8 / 20
 
 
 def test_merging_over_clusters_by_overlap_finds_clusters_that_are_not_round():
