@@ -44,8 +44,9 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], columns: S
     for (row, column), count in np.ndenumerate(matrix):
         color = "white" if shares[row, column] > 0.5 else "black"
         axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
-    axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
-    axis.set_yticks(range(len(classes)), classes, fontsize=8)
+    # A class may be called anything, dollar signs included.
+    axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8, parse_math=False)
+    axis.set_yticks(range(len(classes)), classes, fontsize=8, parse_math=False)
     axis.set_xlabel("given")
     axis.set_ylabel("hand label")
     axis.set_title(title, fontsize=8)
@@ -71,7 +72,7 @@ def draw_gallery(windows: Mapping[str, Sequence[tuple[str, NDArray[Any]]]], rate
     figure = Figure(figsize=(2.6 * width, 1.5 * len(windows) + 0.4), layout="constrained")
     axes = np.atleast_2d(figure.subplots(len(windows), width, squeeze=False))
     for row, (cluster, events) in enumerate(windows.items()):
-        axes[row, 0].set_ylabel(cluster, fontsize=7)
+        axes[row, 0].set_ylabel(cluster, fontsize=7, parse_math=False)
         for column in range(width):
             axis = axes[row, column]
             axis.set_yticks([])

@@ -4,7 +4,9 @@ Assignments of clusters to classes, and probes, are learned on the validation ha
 the test half, so that no number is tuned on what it is measured with.
 """
 
-from collections.abc import Callable
+import hashlib
+import re
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +35,13 @@ MAX_PROBE_ROWS = 20_000
 """Most labelled events that probes learn from and score."""
 
 UNASSIGNED = "(none)"
-"""Stands in the confusion matrix for a cluster to which the validation half gives no class."""
+"""Heads the confusion matrix's column of clusters to which the validation half gives no class."""
+
+_NO_CLASS = ""
+"""What such a cluster's events are given; no hand label is empty."""
+
+_LONGEST_NAME = 200
+"""Most characters of a class in a metric's name; MLflow takes 250 in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +51,12 @@ class LabelledRows:
     labels: NDArray[np.object_]
     clusters: NDArray[np.int32]
     """At the k used."""
-    clusters_at_classes: NDArray[np.int32]
-    """At k = number of classes; equal to `clusters` where that is the k used."""
+    clusters_at_classes: NDArray[np.int32] | None
+    """At k = number of classes; None where there is no such clustering."""
+    probed: NDArray[np.int64]
+    """Numbers of the rows that probes learn from and score (see probe_sample)."""
     embeddings: NDArray[np.float32]
+    """Of the rows `probed`, in their order."""
     stations: NDArray[np.object_]
     events: NDArray[np.object_]
     """Name of the associated event that each belongs to."""
@@ -65,18 +76,20 @@ class Scores:
     per_class: dict[str, ClassScores] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
-        """Return all numbers under flat names, those that are NaN left out."""
+        """Return all numbers under flat names that MLflow takes, those that are NaN left out."""
         flat = dict(self.values)
         for name, interval in self.intervals.items():
             flat |= {f"{name}.low": interval.low, f"{name}.high": interval.high}
         for name, scores in self.per_class.items():
-            flat |= {f"test.precision.{name}": scores.precision, f"test.recall.{name}": scores.recall}
+            ending = metric_ending(name)
+            flat |= {f"test.precision.{ending}": scores.precision, f"test.recall.{ending}": scores.recall}
         return {name: float(value) for name, value in flat.items() if np.isfinite(value)}
 
 
 _HALVES = "events (triggers of all stations within the association time) are split by a hash of the event's name"
-_KNN = "15 nearest neighbours (cosine)"
-_LINEAR = "logistic regression"
+_SAMPLE = f"on the embeddings of the labelled events, a random {MAX_PROBE_ROWS:,} of them where there are more"
+_KNN = f"15 nearest neighbours (cosine) {_SAMPLE}"
+_LINEAR = f"logistic regression {_SAMPLE}"
 _BY_EVENT = "learned on the validation half, scored on the test half"
 _BY_STATION = "each station's test half by the others' validation half"
 _MEAN_RECALL = "the mean of the recalls of the classes"
@@ -94,30 +107,82 @@ PROTOCOL = {
     "test.ari": "adjusted Rand index of classes and clusters at the k used, test half",
     "test.precision": "share of the test half given this class as in test.purity that has it",
     "test.recall": "share of this class in the test half that is given it as in test.purity",
-    "test.knn_accuracy": f"{_KNN} {_BY_EVENT}",
-    "test.knn_balanced_accuracy": f"{_KNN} {_BY_EVENT}, {_MEAN_RECALL}",
+    "test.knn_accuracy": f"{_KNN}: {_BY_EVENT}",
+    "test.knn_balanced_accuracy": f"as test.knn_accuracy, {_MEAN_RECALL}",
     "test.knn_station_accuracy": f"{_KNN}: {_BY_STATION}",
-    "test.knn_station_balanced_accuracy": f"{_KNN}: {_BY_STATION}, {_MEAN_RECALL}",
-    "test.linear_accuracy": f"{_LINEAR} {_BY_EVENT}",
-    "test.linear_balanced_accuracy": f"{_LINEAR} {_BY_EVENT}, {_MEAN_RECALL}",
+    "test.knn_station_balanced_accuracy": f"as test.knn_station_accuracy, {_MEAN_RECALL}",
+    "test.linear_accuracy": f"{_LINEAR}: {_BY_EVENT}",
+    "test.linear_balanced_accuracy": f"as test.linear_accuracy, {_MEAN_RECALL}",
     "test.linear_station_accuracy": f"{_LINEAR}: {_BY_STATION}",
-    "test.linear_station_balanced_accuracy": f"{_LINEAR}: {_BY_STATION}, {_MEAN_RECALL}",
+    "test.linear_station_balanced_accuracy": f"as test.linear_station_accuracy, {_MEAN_RECALL}",
     "validation.purity": "purity at the k used within the validation half: for searches, never for publication",
     "validation.hungarian_accuracy": "Hungarian accuracy at k = number of classes within the validation half: for "
     "searches, never for publication",
 }
 """How each number is made. Intervals are 95 %, from redrawn events."""
 
+PER_CLASS = ("test.precision", "test.recall")
+"""Numbers that each class has of its own, named `<number>.<metric_ending of the class>`."""
+
 
 def protocol_of(metric: str) -> str:
     """Return how a number of `Scores.metrics` is made, in words."""
-    for ending, side in ((".low", "lower"), (".high", "upper")):
-        if metric.endswith(ending) and metric.removesuffix(ending) in PROTOCOL:
-            return f"{side} end of the 95 % bootstrap interval over events: {PROTOCOL[metric.removesuffix(ending)]}"
-    for name in ("test.precision", "test.recall"):
+    for name in PER_CLASS:
         if metric.startswith(f"{name}."):
             return PROTOCOL[name]
+    for ending, side in ((".low", "lower"), (".high", "upper")):
+        if metric.endswith(ending):
+            return f"{side} end of the 95 % bootstrap interval over events: {PROTOCOL[metric.removesuffix(ending)]}"
     return PROTOCOL[metric]
+
+
+def describe_scores(scores: Scores, *, most_chars: int) -> str:
+    """Return a list of the numbers, each with its interval and how it is made; what is too long ends with a pointer."""
+    metrics = scores.metrics()
+    lines = [
+        f"- {name} = {metrics[name]:.4f}{_brackets(metrics, name)}: {PROTOCOL[name]}"
+        for name in PROTOCOL
+        if name in metrics
+    ]
+    for name in PER_CLASS:
+        values = [f"{key.removeprefix(f'{name}.')} {metrics[key]:.4f}" for key in metrics if key.startswith(f"{name}.")]
+        lines.append(f"- {name} ({PROTOCOL[name]}): {', '.join(values) or 'not available'}")
+    text = "\n".join([*lines, "", "[low, high]: 95 % bootstrap interval over events"])
+    if len(text) <= most_chars:
+        return text
+    pointer = "\n... the other numbers are in scores/protocol.txt"
+    return text[: text.rindex(" ", 0, most_chars - len(pointer))] + pointer
+
+
+def _brackets(metrics: Mapping[str, float], name: str) -> str:
+    if f"{name}.low" not in metrics:
+        return ""
+    return f" [{metrics[f'{name}.low']:.4f}, {metrics[f'{name}.high']:.4f}]"
+
+
+def metric_ending(name: str) -> str:
+    """Return a class's name as the ending of a metric's: other characters than MLflow takes become `.<hex code>.`.
+
+    Different classes have different endings. Of a very long name the beginning and a hash are left.
+    """
+    ending = "".join(char if re.match(r"[\w -]", char) else f".{ord(char):x}." for char in name)
+    if len(ending) > _LONGEST_NAME:
+        ending = f"{ending[: _LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    return ending
+
+
+def class_of(ending: str) -> str:
+    """Return the class's name that `metric_ending` turned into an ending."""
+    return re.sub(r"\.([0-9a-f]+)\.", lambda code: chr(int(code[1], 16)), ending)
+
+
+def probe_sample(event_ids: Collection[str], *, seed: int) -> list[str]:
+    """Return the labelled events that probes learn from and score, sorted: all, or MAX_PROBE_ROWS drawn of them."""
+    ids = sorted(event_ids)
+    if len(ids) <= MAX_PROBE_ROWS:
+        return ids
+    drawn = np.sort(np.random.default_rng(seed).choice(len(ids), MAX_PROBE_ROWS, replace=False))
+    return [ids[row] for row in drawn]
 
 
 def score_labelling(rows: LabelledRows, *, bootstrap_draws: int = 200, seed: int = 0) -> Scores:
@@ -125,19 +190,22 @@ def score_labelling(rows: LabelledRows, *, bootstrap_draws: int = 200, seed: int
     validation, test = rows.validation, ~rows.validation
     labels, events = rows.labels[test], rows.events[test]
     many = majority_assignment(rows.labels[validation], rows.clusters[validation])
-    one = hungarian_assignment(rows.labels[validation], rows.clusters_at_classes[validation])
-    predicted = np.array([many.get(int(cluster), UNASSIGNED) for cluster in rows.clusters[test]], dtype=object)
-    predicted_one = np.array([one.get(int(cluster), UNASSIGNED) for cluster in rows.clusters_at_classes[test]], object)
+    predicted = _given(many, rows.clusters[test])
     classes = tuple(sorted({str(label) for label in rows.labels}))
     per_class = class_scores(labels, predicted)
     clusters = rows.clusters[test]
     redrawn = {
-        "test.hungarian_accuracy": (_share(labels == predicted_one), events),
         "test.purity": (_share(labels == predicted), events),
         "test.nmi": (lambda drawn: normalized_mutual_information(labels[drawn], clusters[drawn]), events),
         "test.ari": (lambda drawn: adjusted_rand_index(labels[drawn].astype(str), clusters[drawn]), events),
     }
-    probes = _probes(rows, seed)
+    validation_hungarian = np.nan
+    if rows.clusters_at_classes is not None:
+        at_classes = rows.clusters_at_classes
+        one = hungarian_assignment(rows.labels[validation], at_classes[validation])
+        redrawn["test.hungarian_accuracy"] = (_share(labels == _given(one, at_classes[test])), events)
+        validation_hungarian = assigned_accuracy(rows.labels[validation], at_classes[validation], one)
+    probes = _probes(rows)
     for name, (probe, scored_events) in probes.items():
         redrawn[f"test.{name}_accuracy"] = (_share(probe.hits), scored_events)
     intervals = {
@@ -154,25 +222,25 @@ def score_labelling(rows: LabelledRows, *, bootstrap_draws: int = 200, seed: int
         "test.majority_baseline": majority_baseline(labels),
         "test.balanced_purity": float(np.mean([one.recall for one in per_class.values()])) if several else np.nan,
         "validation.purity": assigned_accuracy(rows.labels[validation], rows.clusters[validation], many),
-        "validation.hungarian_accuracy": assigned_accuracy(
-            rows.labels[validation], rows.clusters_at_classes[validation], one
-        ),
+        "validation.hungarian_accuracy": validation_hungarian,
     }
     return Scores(
         values=values,
         intervals=intervals,
         classes=classes,
-        matrix=confusion(labels, predicted, (*classes, UNASSIGNED))[: len(classes)],
+        matrix=confusion(labels, predicted, (*classes, _NO_CLASS))[: len(classes)],
         per_class=per_class,
     )
 
 
-def _probes(rows: LabelledRows, seed: int) -> dict[str, tuple[Probe, NDArray[np.object_]]]:
+def _given(assignment: Mapping[int, str], clusters: NDArray[np.int32]) -> NDArray[np.object_]:
+    return np.array([assignment.get(int(cluster), _NO_CLASS) for cluster in clusters], dtype=object)
+
+
+def _probes(rows: LabelledRows) -> dict[str, tuple[Probe, NDArray[np.object_]]]:
     """Return each probe with the events of the rows that it scored."""
-    chosen = np.arange(len(rows.labels))
-    if len(chosen) > MAX_PROBE_ROWS:
-        chosen = np.sort(np.random.default_rng(seed).choice(chosen, MAX_PROBE_ROWS, replace=False))
-    embeddings, labels = rows.embeddings[chosen], rows.labels[chosen]
+    chosen = rows.probed
+    embeddings, labels = rows.embeddings, rows.labels[chosen]
     validation, stations, events = rows.validation[chosen], rows.stations[chosen], rows.events[chosen]
     probes = {}
     for name, predict in (("knn", knn_predict), ("linear", linear_predict)):

@@ -21,7 +21,15 @@ from pipelines.event_sample import events_fingerprint
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
 from pipelines.label.naming import ClusterName, names_by_majority, numbers_by_reference, numbers_by_size
-from pipelines.label.scores import UNASSIGNED, LabelledRows, Scores, protocol_of, score_labelling
+from pipelines.label.scores import (
+    UNASSIGNED,
+    LabelledRows,
+    Scores,
+    describe_scores,
+    probe_sample,
+    protocol_of,
+    score_labelling,
+)
 from pipelines.label.stage_embed import (
     RegisteredEncoder,
     check_windows,
@@ -44,6 +52,9 @@ from pipelines.workspace import Workspace, open_workspace
 ALGORITHM_VERSION = 2
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""
 
+
+MOST_TAG_CHARS = 8000
+"""Most characters of an MLflow tag."""
 
 SUMMARY = "clustering/summary.json"
 """Sizes, names and scores of the clusters, for whoever reports them."""
@@ -153,7 +164,8 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     num_classes = len(set(inputs.hand.label_of.values())) if inputs.hand else 0
     model, model_hash = _clustering(store, inputs, config, run, num_workers, num_cpus, num_classes)
     label_of = inputs.hand.label_of if inputs.hand else {}
-    count = count_clusters(store, inputs.shards, model, label_of, inputs.reference)
+    probe_ids = probe_sample(label_of, seed=config.kmeans.seed)
+    count = count_clusters(store, inputs.shards, model, label_of, probe_ids, inputs.reference)
     numbers = (
         numbers_by_size(count.counts) if inputs.reference is None else numbers_by_reference(count.shared, count.counts)
     )
@@ -163,7 +175,7 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     mark = fingerprint({"run": whole, "clustering": model_hash, "numbers": numbers.tolist(), "names": names})
     naming = Naming(numbers=numbers, names=names)
     num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
-    scores = _score(inputs, config, count.labelled, numbers)
+    scores = _score(inputs, config, model, count.labelled, numbers)
     _log(run, store, inputs, config, model, model_hash, count, numbers, named, scores)
     # Last of all: a rerun that finds it has nothing to do, in MLflow either.
     marks = {"fingerprint": whole, "mark": mark, "sweep_k": list(config.label.sweep_k)}
@@ -277,14 +289,17 @@ def _name_clusters(
     return dict(sorted(named.items()))
 
 
-def _score(inputs: _Inputs, config: Config, labelled: Labelled | None, numbers: NDArray[np.int32]) -> Scores | None:
+def _score(
+    inputs: _Inputs, config: Config, model: Model, labelled: Labelled | None, numbers: NDArray[np.int32]
+) -> Scores | None:
     if inputs.hand is None or labelled is None:
         return None
     ids = labelled.event_ids
     rows = LabelledRows(
         labels=np.array([inputs.hand.label_of[event_id] for event_id in ids], dtype=object),
         clusters=numbers[labelled.clusters],
-        clusters_at_classes=labelled.clusters_at_classes,
+        clusters_at_classes=None if model.at_classes is None else labelled.clusters_at_classes,
+        probed=np.flatnonzero(labelled.probed),
         embeddings=labelled.embeddings,
         stations=labelled.stations,
         events=np.array([inputs.hand.event_of[event_id] for event_id in ids], dtype=object),
@@ -374,15 +389,15 @@ def _log(
     columns = (*scores.classes, UNASSIGNED)
     title = "test half of the hand labels; clusters named by the validation half"
     run.log_bytes(draw_confusion(scores.matrix, scores.classes, columns, title), "scores/confusion.png")
+    given = {f"given {name}": scores.matrix[:, column].tolist() for column, name in enumerate(scores.classes)}
     run.log_table(
-        {"hand label": list(scores.classes)}
-        | {name: scores.matrix[:, column].tolist() for column, name in enumerate(columns)},
+        {"hand label": list(scores.classes), **given, UNASSIGNED: scores.matrix[:, -1].tolist()},
         "scores/confusion.json",
     )
     lines = [f"{name} = {value:.4f}: {protocol_of(name)}" for name, value in scores.metrics().items()]
     run.log_text("\n".join(lines) + "\n", "scores/protocol.txt")
     # MLflow shows this tag as the run's description, above its metrics.
-    run.set_tags({"mlflow.note.content": "\n".join(f"- {line}" for line in lines)})
+    run.set_tags({"mlflow.note.content": describe_scores(scores, most_chars=MOST_TAG_CHARS)})
 
 
 def _gallery(
@@ -460,6 +475,6 @@ def _say(sizes: Mapping[int, int], named: Mapping[int, ClusterName], scores: Sco
         ground = f" (purity {entry.purity:.2f} of {entry.num_labels} hand labels)" if entry.num_labels else ""
         print(f"  cluster {number:>3} {size:>9} events  {entry.name or '-'}{ground}")
     if scores is not None:
-        for name in ("test.hungarian_accuracy", "test.purity"):
-            print(f"  {name} {scores.intervals[name]}: {protocol_of(name)}")
-        print(f"  test.majority_baseline {scores.values['test.majority_baseline']:.3f}")
+        for name in ("test.hungarian_accuracy", "test.purity", "test.majority_baseline"):
+            value = scores.intervals.get(name, f"{scores.values[name]:.3f}") if name in scores.metrics() else None
+            print(f"  {name} {value or 'not available'}: {protocol_of(name)}")

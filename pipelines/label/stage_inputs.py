@@ -1,6 +1,6 @@
 """What labelling reads beside the encoder and the events: hand labels, matched to the events, and cluster names."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,10 +67,7 @@ def match_hand_labels(store: Store, shards: Sequence[Shard], settings: LabelsSet
     events = _associate_labelled(store, shards, onset_of, settings.association_seconds)
     halves = dict(zip(events, in_validation(list(events.values())).tolist(), strict=True))
     if "split" in table:
-        for event_id, row in row_of.items():
-            split = table["split"].get(row)
-            if isinstance(split, str) and split:
-                halves[event_id] = split == "validation"
+        halves |= _given_halves(events, {event_id: table["split"].get(row) for event_id, row in row_of.items()})
     return HandLabels(
         label_of=label_of,
         event_of=events,
@@ -80,6 +77,25 @@ def match_hand_labels(store: Store, shards: Sequence[Shard], settings: LabelsSet
         num_ambiguous=len(ambiguous),
         content_hash=known.content_hash,
     )
+
+
+def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -> dict[str, bool]:
+    """Return whether each trigger is in the validation half, for the events whose rows name one half.
+
+    An event lies in one half with all its triggers; where its rows name both, it is said, and the hash decides.
+    """
+    named: dict[str, set[str]] = {}
+    for event_id, split in split_of.items():
+        if isinstance(split, str) and split:
+            named.setdefault(event_of[event_id], set()).add(split)
+    both = sum(len(splits) > 1 for splits in named.values())
+    if both:
+        print(
+            f"hand labels: {both} events have triggers in both splits; a hash of their name puts each in one half",
+            flush=True,
+        )
+    clear = {event: splits == {"validation"} for event, splits in named.items() if len(splits) == 1}
+    return {event_id: clear[event] for event_id, event in event_of.items() if event in clear}
 
 
 def read_cluster_names(path: str | None) -> tuple[dict[int, str | None], str]:

@@ -1,7 +1,7 @@
 """The second pass: every event's cluster is counted for naming, then written as labels, file by file as the events."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -42,10 +42,14 @@ class Labelled:
 
     event_ids: NDArray[np.object_]
     stations: NDArray[np.object_]
-    embeddings: NDArray[np.float32]
     clusters: NDArray[np.int32]
     """Before they are numbered for good."""
     clusters_at_classes: NDArray[np.int32]
+    """Equal to `clusters` where the model has no clustering at k = number of classes."""
+    probed: NDArray[np.bool_]
+    """Whether an event is among those that probes learn from and score."""
+    embeddings: NDArray[np.float32]
+    """Of the probed events alone, in event_id order: the driver holds no more of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +70,17 @@ def count_clusters(
     shards: Sequence[Shard],
     model: Model,
     label_of: Mapping[str, str],
+    probe_ids: Collection[str],
     reference: Store | None,
 ) -> Count:
-    """Label every event without writing, to learn sizes, hand-labelled events and what a reference shares."""
+    """Label every event without writing, to learn sizes, hand-labelled events and what a reference shares.
+
+    Of the labelled events (`label_of`, by event_id) only those in `probe_ids` come back with their embeddings.
+    """
     by_station: dict[tuple[str, str], list[Shard]] = {}
     for shard in shards:
         by_station.setdefault((shard.network, shard.station), []).append(shard)
-    model_ref, labels_ref = ray.put(model), ray.put(frozenset(label_of))
+    model_ref, labels_ref = ray.put(model), ray.put((frozenset(label_of), frozenset(probe_ids)))
     tasks = [
         _count.remote(store, group[start : start + FILES_A_TASK], model_ref, labels_ref, reference)
         for group in by_station.values()
@@ -81,19 +89,22 @@ def count_clusters(
     results = ray.get(tasks)
     width = max((shared.shape[1] for _, shared, _, _ in results), default=0)
     widened = [np.pad(shared, ((0, 0), (0, width - shared.shape[1]))) for _, shared, _, _ in results]
-    parts: list[Labelled] = [labelled for _, _, labelled, _ in results if len(labelled.event_ids)]
-    labelled = None
-    if parts:
-        order = np.argsort(np.concatenate([part.event_ids for part in parts]), kind="stable")
-        labelled = Labelled(
-            **{name: np.concatenate([getattr(part, name) for part in parts])[order] for name in asdict(parts[0])}
-        )
     return Count(
         counts=np.sum([counts for counts, _, _, _ in results], axis=0),
         shared=np.sum(widened, axis=0),
-        labelled=labelled,
+        labelled=_join([labelled for _, _, labelled, _ in results if len(labelled.event_ids)]),
         nearest=_nearest_of([nearest for _, _, _, nearest in results]),
     )
+
+
+def _join(parts: Sequence[Labelled]) -> Labelled | None:
+    if not parts:
+        return None
+    columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in Labelled.__dataclass_fields__}
+    embeddings = columns.pop("embeddings")
+    probed_order = np.argsort(columns["event_ids"][columns["probed"]], kind="stable")
+    order = np.argsort(columns["event_ids"], kind="stable")
+    return Labelled(embeddings=embeddings[probed_order], **{name: column[order] for name, column in columns.items()})
 
 
 def write_labels(
@@ -144,8 +155,13 @@ def _points(store: Store, shard: Shard, model: Model) -> Iterator[tuple[pa.Recor
 
 @ray.remote
 def _count(
-    store: Store, shards: list[Shard], model: Model, labelled_ids: frozenset[str], reference: Store | None
+    store: Store,
+    shards: list[Shard],
+    model: Model,
+    labelled: tuple[frozenset[str], frozenset[str]],
+    reference: Store | None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], Labelled, list[tuple[int, float, str, str]]]:
+    labelled_ids, probe_ids = labelled
     num_clusters = int(model.clusters.max()) + 1
     counts = np.zeros(num_clusters, dtype=np.int64)
     known_keys, known_clusters = _reference_clusters(reference, shards[0])
@@ -169,19 +185,23 @@ def _count(
                 at_classes = clusters
                 if model.at_classes is not None:
                     at_classes = label_rows(points, model.at_classes, model.clusters_at_classes)[0]
-                found["event_ids"] += [ids[int(row)].as_py() for row in rows]
+                event_ids = [ids[int(row)].as_py() for row in rows]
+                probed = np.array([event_id in probe_ids for event_id in event_ids], dtype=bool)
+                found["event_ids"] += event_ids
                 found["stations"] += [f"{shard.network}.{shard.station}"] * len(rows)
-                found["embeddings"] += list(tables.embeddings(batch.column("embedding"))[rows])
+                found["probed"] += probed.tolist()
+                found["embeddings"].append(tables.embeddings(batch.column("embedding"))[rows[probed]])
                 found["clusters"] += clusters[rows].tolist()
                 found["clusters_at_classes"] += at_classes[rows].tolist()
-    labelled = Labelled(
+    found_here = Labelled(
         event_ids=np.array(found["event_ids"], dtype=object),
         stations=np.array(found["stations"], dtype=object),
-        embeddings=np.array(found["embeddings"], dtype=np.float32),
         clusters=np.array(found["clusters"], dtype=np.int32),
         clusters_at_classes=np.array(found["clusters_at_classes"], dtype=np.int32),
+        probed=np.array(found["probed"], dtype=bool),
+        embeddings=np.concatenate(found["embeddings"] or [np.zeros((0, 0), dtype=np.float32)]),
     )
-    return counts, shared, labelled, _nearest_of(nearest)
+    return counts, shared, found_here, _nearest_of(nearest)
 
 
 def _nearest_in(

@@ -1,6 +1,8 @@
 import json
 import shutil
+import tempfile
 from itertools import permutations
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -24,6 +26,11 @@ from pipelines.config import resolve
 from pipelines.encoders import Encoder, NetworkConfig, build_network
 from pipelines.errors import InputError, StageFailed
 from pipelines.label.stage import SUMMARY, label_events
+from pipelines.label.stage_inputs import match_hand_labels
+from pipelines.label.stage_kmeans import Model
+from pipelines.label.stage_labels import count_clusters
+from pipelines.label.stage_shards import list_event_shards
+from pipelines.label_table import LabelTable
 from pipelines.workspace import Workspace, open_workspace
 
 
@@ -36,12 +43,22 @@ def read_all(workspace: Workspace, table: str) -> pa.Table:
     )
 
 
+def read_all_of(workspace: Workspace, station: str) -> list[str]:
+    rows = read_all(workspace, "events").select(["event_id", "station"]).to_pylist()
+    return sorted(row["event_id"] for row in rows if row["station"] == station)
+
+
 def contents(workspace: Workspace) -> dict[str, bytes]:
     return {
         item.path: workspace.store.read(item.path)
         for table in ("embeddings", "labels", "clustering")
         for item in workspace.store.walk(table)
     }
+
+
+def read_artifact(example: Example, run_id: str, path: str) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(example.tracking.client().download_artifacts(run_id, path, folder)).read_text()
 
 
 @pytest.fixture(scope="module")
@@ -86,11 +103,52 @@ def test_the_run_in_mlflow_leads_back_to_encoder_and_events(labelled):
     assert {"clusters/gallery.png", "clusters/names.yaml", "clusters/clusters.json"} <= artifacts
     artifacts = {item.path for item in labelled.tracking.client().list_artifacts(runs[0].info.run_id, "scores")}
     assert artifacts == {"scores/confusion.png", "scores/confusion.json", "scores/protocol.txt"}
-    # Every number of the scores stands with its protocol in the run's description, and in the summary.
+    # Every number of the scores stands with its protocol in the run's artifacts and the summary, and its description.
     summary = json.loads(labelled.workspace.store.read(SUMMARY))
     assert set(summary["protocol"]) == set(summary["scores"])
+    protocol = read_artifact(labelled, runs[0].info.run_id, "scores/protocol.txt")
     for name, words in summary["protocol"].items():
-        assert f"{name} = {runs[0].data.metrics[name]:.4f}: {words}" in tags["mlflow.note.content"]
+        assert f"{name} = {runs[0].data.metrics[name]:.4f}: {words}" in protocol
+        assert words.split(": ", 1)[-1] in tags["mlflow.note.content"]
+
+
+def test_of_many_labelled_events_the_driver_gets_the_embeddings_of_the_probed_ones_alone(labelled):
+    store = labelled.workspace.store
+    clustering = next(item.path for item in store.walk("clustering") if item.path.endswith(".npz"))
+    embeddings = read_all(labelled.workspace, "embeddings")
+    ids = embeddings.column("event_id").to_pylist()
+    probed = sorted(ids[::50])
+    count = count_clusters(
+        store,
+        list_event_shards(store),
+        Model.from_bytes(store.read(clustering)),
+        dict.fromkeys(ids, "spike"),
+        probed,
+        None,
+    )
+    assert count.labelled.event_ids.tolist() == sorted(ids)
+    assert count.labelled.event_ids[count.labelled.probed].tolist() == probed
+    expected = tables.embeddings(embeddings.column("embedding"))[[ids.index(event_id) for event_id in probed]]
+    assert (count.labelled.embeddings == expected).all()
+
+
+def test_a_split_column_puts_an_event_with_all_its_triggers_into_one_half(labelled, capsys):
+    """Both stations see each event: one row's split counts for both triggers, and of two that differ, neither."""
+    store = labelled.workspace.store
+    of_station = [read_all_of(labelled.workspace, station) for station in ("0101", "VNA1")]
+    rows = pd.DataFrame({"event_id": of_station[0][:3] + of_station[1][:3], "label": "spike"})
+    settings = labelled.config.labels
+    shards = list_event_shards(store)
+    bare = match_hand_labels(store, shards, settings, LabelTable(rows=rows, content_hash=""))
+    first = bare.validation[rows["event_id"][0]]
+    other, same = ("test", "validation") if first else ("validation", "test")
+    rows["split"] = [other, other, "", None, same, ""]
+    found = match_hand_labels(store, shards, settings, LabelTable(rows=rows, content_hash=""))
+    given = [found.validation[event_id] for event_id in rows["event_id"]]
+    assert given[:3] == given[3:]
+    assert given[0] == (other == "validation")
+    assert given[1:3] == [bare.validation[event_id] for event_id in rows["event_id"][1:3]]
+    assert "hand labels: 1 events have triggers in both splits" in capsys.readouterr().out
 
 
 def test_compare_prints_the_run_with_its_protocol(labelled, capsys):

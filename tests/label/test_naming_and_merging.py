@@ -1,7 +1,9 @@
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from mlflow.utils.validation import _validate_metric
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist, squareform
 from scipy.special import softmax
@@ -13,7 +15,15 @@ from pipelines.label.kmeans import best, fit, fit_space, gather_local, label_row
 from pipelines.label.kselection import score_k, suggest_k
 from pipelines.label.merging import merge_overlap, merge_ward, overlaps_of
 from pipelines.label.naming import names_by_majority, numbers_by_reference, numbers_by_size, read_names
-from pipelines.label.scores import LabelledRows, protocol_of, score_labelling
+from pipelines.label.scores import (
+    PROTOCOL,
+    LabelledRows,
+    class_of,
+    describe_scores,
+    metric_ending,
+    protocol_of,
+    score_labelling,
+)
 from pipelines.label.space import to_space
 
 
@@ -138,23 +148,26 @@ def test_the_number_of_well_separated_groups_is_suggested():
     assert "k = 4" in suggest_k(scores)[1]
 
 
-def test_scores_are_learned_on_one_half_and_taken_on_the_other():
-    """Clusters mean opposite classes in the two halves: what is learned on one must fail on the other."""
+def opposite_halves() -> LabelledRows:
+    """Return events of two classes whose clusters mean opposite classes in the two halves."""
     labels = np.array(["a", "b"] * 100, dtype=object)
     validation = np.arange(200) < 100
     clusters = np.where((labels == "a") ^ validation, 0, 1).astype(np.int32)
-    scores = score_labelling(
-        LabelledRows(
-            labels=labels,
-            clusters=clusters,
-            clusters_at_classes=clusters,
-            embeddings=np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32),
-            stations=np.array(["X", "Y"] * 100, dtype=object),
-            events=np.arange(200).astype(str).astype(object),
-            validation=validation,
-        ),
-        bootstrap_draws=20,
+    return LabelledRows(
+        labels=labels,
+        clusters=clusters,
+        clusters_at_classes=clusters,
+        probed=np.arange(200),
+        embeddings=np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32),
+        stations=np.array(["X", "Y"] * 100, dtype=object),
+        events=np.arange(200).astype(str).astype(object),
+        validation=validation,
     )
+
+
+def test_scores_are_learned_on_one_half_and_taken_on_the_other():
+    """Clusters mean opposite classes in the two halves: what is learned on one must fail on the other."""
+    scores = score_labelling(opposite_halves(), bootstrap_draws=20)
     assert scores.values["validation.purity"] == 1.0
     assert scores.values["test.purity"] == 0.0
     assert scores.values["test.hungarian_accuracy"] == 0.0
@@ -164,3 +177,68 @@ def test_scores_are_learned_on_one_half_and_taken_on_the_other():
     assert all(protocol_of(name) for name in numbers)
     for name in ("hungarian_accuracy", "purity", "nmi", "ari", "knn_accuracy", "linear_station_accuracy"):
         assert numbers[f"test.{name}.low"] <= numbers[f"test.{name}"] <= numbers[f"test.{name}.high"]
+
+
+ODD_NAMES = [
+    "icequake (near)",
+    "icequake .28.near.29.",
+    "b\u00f6e",
+    "low",
+    "high",
+    "x.low",
+    "a/../b",
+    "(none)",
+    "$a_",
+    "x" * 400,
+]
+
+
+def test_any_class_has_scores_of_its_own_that_mlflow_takes():
+    rows = opposite_halves()
+    labels = np.array(ODD_NAMES, dtype=object)[np.arange(200) % len(ODD_NAMES)]
+    scores = score_labelling(replace(rows, labels=labels), bootstrap_draws=20)
+    numbers = scores.metrics()
+    for name, value in numbers.items():
+        _validate_metric(name, value, 0, 0)
+    assert len({metric_ending(name) for name in ODD_NAMES}) == len(ODD_NAMES)
+    assert all(class_of(metric_ending(name)) == name for name in ODD_NAMES[:-1])
+    for name in ODD_NAMES:
+        assert protocol_of(f"test.recall.{metric_ending(name)}") == PROTOCOL["test.recall"]
+        assert numbers[f"test.recall.{metric_ending(name)}"] == scores.per_class[name].recall
+    assert scores.matrix.sum() == 100
+    assert scores.matrix[:, -1].sum() == 0
+
+
+def test_the_description_holds_every_number_with_its_protocol_and_is_cut_between_words():
+    rows = opposite_halves()
+    scores = score_labelling(rows, bootstrap_draws=20)
+    text = describe_scores(scores, most_chars=8000)
+    for name, value in scores.values.items():
+        assert f"- {name} = {value:.4f}" in text
+        assert PROTOCOL[name] in text
+    assert "20,000" in text
+    many = np.array([f"kind {number}" for number in range(200)], dtype=object)
+    text = describe_scores(score_labelling(replace(rows, labels=many), bootstrap_draws=20), most_chars=4000)
+    assert 3900 < len(text) <= 4000
+    assert text.endswith("\n... the other numbers are in scores/protocol.txt")
+
+
+@pytest.mark.parametrize(
+    ("change", "missing"),
+    [
+        ({"validation": np.ones(200, dtype=bool)}, {"test.purity", "test.hungarian_accuracy", "test.knn_accuracy"}),
+        ({"validation": np.zeros(200, dtype=bool)}, {"validation.purity", "test.knn_accuracy", "test.linear_accuracy"}),
+        ({"stations": np.full(200, "X", dtype=object)}, {"test.knn_station_accuracy", "test.linear_station_accuracy"}),
+        ({"clusters_at_classes": None}, {"test.hungarian_accuracy", "validation.hungarian_accuracy"}),
+        (
+            {"labels": np.full(200, "a", dtype=object), "clusters_at_classes": None},
+            {"test.hungarian_accuracy"},
+        ),
+    ],
+    ids=["no test half", "no validation half", "one station", "no clustering at k = classes", "one class"],
+)
+def test_a_score_that_cannot_be_had_is_left_out_and_the_others_stand(change, missing):
+    numbers = score_labelling(replace(opposite_halves(), **change), bootstrap_draws=20).metrics()
+    assert not missing & set(numbers)
+    assert numbers["labelled_events"] == 200
+    assert all(np.isfinite(value) for value in numbers.values())
