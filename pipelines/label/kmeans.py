@@ -194,11 +194,13 @@ def fit(
     max_iterations: int = 300,
     tolerance: float = 1e-4,
     seeding_rounds: int = 5,
+    seeding_tries: int = SEEDING_TRIES,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[Clustering]:
     """Fit k centroids from several seedings; returns one clustering a restart, in order.
 
-    `progress` is called with (restart, iteration, inertia).
+    `seeding_tries` is how often the candidates are reduced in each (see seed_centroids); `progress` is called with
+    (restart, iteration, inertia).
 
     Raises:
         ValueError: there are fewer rows, or fewer distinct rows, than k.
@@ -206,7 +208,7 @@ def fit(
     found = []
     spread = measure_spread(gather)
     for restart in range(restarts):
-        start = seed_centroids(gather, k, seed=seed, restart=restart, rounds=seeding_rounds)
+        start = seed_centroids(gather, k, seed=seed, restart=restart, rounds=seeding_rounds, tries=seeding_tries)
         report = None if progress is None else _bind(progress, restart)
         improve = partial(lloyd, max_iterations=max_iterations, tolerance=tolerance, spread=spread)
         found.append(improve(gather, start, progress=report))
@@ -299,13 +301,20 @@ def fit_space(gather: Gather, *, normalize: Normalize = "none", whiten: bool = F
 
 
 def seed_centroids(
-    gather: Gather, k: int, *, seed: int, restart: int = 0, rounds: int = 5, oversampling: float = 2.0
+    gather: Gather,
+    k: int,
+    *,
+    seed: int,
+    restart: int = 0,
+    rounds: int = 5,
+    tries: int = SEEDING_TRIES,
+    oversampling: float = 2.0,
 ) -> NDArray[np.float64]:
     """Draw k first centroids (k, d) by k-means|| (Bahmani et al., 2012).
 
     In each round a row becomes a candidate with probability `oversampling` k d^2 / (sum of d^2), d its distance to the
     nearest candidate; k-means++ on the candidates, weighted by the rows nearest to each, leaves k of them. That is
-    done SEEDING_TRIES times, and the k with the least inertia after Lloyd on a sample of the rows are returned.
+    done `tries` times, and the k with the least inertia after Lloyd on a sample of the rows are returned.
 
     Raises:
         ValueError: there are fewer rows, or fewer distinct rows, than k.
@@ -330,9 +339,9 @@ def seed_centroids(
     if distinct < k:
         raise ValueError(f"the embeddings have only {distinct} distinct values, fewer than the {k} clusters asked for")
     weights = np.sum(gather(weigh_candidates, len(candidates)), axis=0)
-    seeds = np.random.SeedSequence([seed & 0xFFFFFFFF, restart]).generate_state(SEEDING_TRIES).tolist()
+    seeds = np.random.SeedSequence([seed & 0xFFFFFFFF, restart]).generate_state(tries).tolist()
     most_rows = min(SEEDING_ROWS_A_CENTROID * k, SEEDING_MOST_ROWS, num_rows)
-    if most_rows < SEEDING_LEAST_ROWS_A_CENTROID * k:
+    if tries == 1 or most_rows < SEEDING_LEAST_ROWS_A_CENTROID * k:
         with one_thread_a_product():
             return reduce_candidates(candidates, weights, k, seeds[0])
     firsts = gather(first_row_of)

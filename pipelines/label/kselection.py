@@ -1,15 +1,18 @@
 """How many clusters: scores of several k on one sample of events, and a suggestion with its reason."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 
+from pipelines.config.label import KMeansSettings
 from pipelines.evaluation import adjusted_rand_index
 from pipelines.label.draws import uniform
-from pipelines.label.kmeans import Clustering, best, fit, gather_local, label_rows, local_partitions
+from pipelines.label.kmeans import SEEDING_TRIES, fit, gather_local, label_rows, local_partitions
+from pipelines.label.merging import merge, over_clusters
 
 SILHOUETTE_ROWS = 4000
 STABLE = 0.05
@@ -24,7 +27,7 @@ class KScores:
 
     k: int
     inertia: float
-    """Sum of squared distances in the sample, best restart."""
+    """Sum of squared distances of the sample's rows to the mean of their cluster, best restart."""
     silhouette: float
     """Mean silhouette of at most SILHOUETTE_ROWS of the rows, -1 to 1 (Rousseeuw, 1987)."""
     calinski_harabasz: float
@@ -34,26 +37,30 @@ class KScores:
     ari_restarts: float
     """Mean adjusted Rand index between the best restart and the others; NaN with one restart."""
     ari_halves: float
-    """Adjusted Rand index, over the whole sample, between the centroids of its two halves."""
+    """Adjusted Rand index, over the whole sample, between the clusters found in its two halves."""
 
 
-def score_k(
-    rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, *, seed: int = 0, restarts: int = 4
-) -> KScores:
-    """Fit k clusters to a sample (n, d) with its event keys (n,), and to both of its halves, and score the fits."""
-    fits = _fits(rows, keys, k, seed, restarts)
-    chosen = best(fits)
-    labels = label_rows(rows, chosen.centroids)[0]
-    others = [label_rows(rows, other.centroids)[0] for other in fits if other is not chosen]
-    half = uniform(keys, seed, _HALVES_SALT) < 0.5
-    halves = [
-        label_rows(rows, best(_fits(rows[part], keys[part], k, seed, restarts)).centroids)[0] for part in (half, ~half)
-    ]
-    few = np.argsort(uniform(keys, seed, _HALVES_SALT, 1), kind="stable")[:SILHOUETTE_ROWS]
-    several = len(np.unique(labels[few])) > 1
+def score_k(rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings) -> KScores:
+    """Find k clusters in a sample (n, d) with its event keys (n,), and in both of its halves, and score them.
+
+    They are found as a run with this `kmeans.k` finds its own: k x `kmeans.overcluster` clusters are fitted and merged
+    to k. Over-clusters are seeded with one try, not the best of several: most of the time would go there, for an
+    inertia a thousandth lower.
+
+    Raises:
+        ValueError: the sample or one of its halves has fewer rows, or fewer distinct rows, than k.
+    """
+    half = uniform(keys, settings.seed, _HALVES_SALT) < 0.5
+    fewest = min(int(half.sum()), int((~half).sum()))
+    if fewest < k:
+        raise ValueError(f"there are {fewest} events, fewer than the {k} clusters asked for")
+    labels, *others = (found_by(rows) for found_by in _found(rows, keys, k, settings))
+    halves = [_found(rows[part], keys[part], k, settings)[0](rows) for part in (half, ~half)]
+    few = np.argsort(uniform(keys, settings.seed, _HALVES_SALT, 1), kind="stable")[:SILHOUETTE_ROWS]
+    several = 1 < len(np.unique(labels[few])) < len(few)
     return KScores(
         k=k,
-        inertia=chosen.inertia,
+        inertia=_inertia(rows, labels),
         silhouette=float(silhouette_score(rows[few], labels[few])) if several else float("nan"),
         calinski_harabasz=float(calinski_harabasz_score(rows, labels)) if several else float("nan"),
         davies_bouldin=float(davies_bouldin_score(rows, labels)) if several else float("nan"),
@@ -68,7 +75,7 @@ def suggest_k(scores: Sequence[KScores]) -> tuple[int, str]:
     """Suggest a k and say why: among the most stable between halves, the one with the highest silhouette."""
     most = max(score.ari_halves for score in scores)
     stable = [score for score in scores if score.ari_halves >= most - STABLE]
-    chosen = max(stable, key=lambda score: (score.silhouette, -score.k))
+    chosen = max(stable, key=lambda score: (np.nan_to_num(score.silhouette, nan=-1.0), -score.k))
     others = "alone" if len(stable) == 1 else f"with k = {', '.join(str(s.k) for s in stable if s is not chosen)}"
     return chosen.k, (
         f"k = {chosen.k}: the two halves of the sample agree on it with ARI {chosen.ari_halves:.2f} ({others} within "
@@ -76,5 +83,31 @@ def suggest_k(scores: Sequence[KScores]) -> tuple[int, str]:
     )
 
 
-def _fits(rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, seed: int, restarts: int) -> list[Clustering]:
-    return fit(gather_local(local_partitions(rows, keys)), k, seed=seed, restarts=restarts)
+def _found(
+    rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings
+) -> list[Callable[[NDArray[np.float32]], NDArray[np.int32]]]:
+    """Return what labels rows by each restart's k clusters, the best restart first."""
+    gather = gather_local(local_partitions(rows, keys))
+    num_fitted = over_clusters(k, settings.overcluster, len(rows))
+    tries = SEEDING_TRIES if num_fitted == k else 1
+    fits = fit(
+        gather,
+        num_fitted,
+        seed=settings.seed,
+        restarts=settings.restarts,
+        max_iterations=settings.max_iterations,
+        tolerance=settings.tolerance,
+        seeding_rounds=settings.seeding_rounds,
+        seeding_tries=tries,
+    )
+    fits.sort(key=lambda clustering: clustering.inertia)
+    return [partial(_label, fitted.centroids, merge(gather, fitted, k, settings.merge)) for fitted in fits]
+
+
+def _label(centroids: NDArray[np.float64], clusters: NDArray[np.int32], rows: NDArray[np.float32]) -> NDArray[np.int32]:
+    return label_rows(rows, centroids, clusters)[0]
+
+
+def _inertia(rows: NDArray[np.float32], labels: NDArray[np.int32]) -> float:
+    members = (rows[labels == label].astype(np.float64) for label in np.unique(labels))
+    return float(sum(((part - part.mean(axis=0)) ** 2).sum() for part in members))

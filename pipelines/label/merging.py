@@ -1,7 +1,7 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
 from threading import Lock
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,24 @@ MIN_SHARE, MIN_SHARE_OF_EVEN = 0.02, 0.1
 """A cluster with less than the smaller of this share of all rows and this share of rows/k is taken for stragglers: it
 joins another before two larger ones are joined."""
 
+ROWS_AN_OVER_CLUSTER = 10
+"""Fewest rows a cluster, on average, of an over-clustering: small archives are cut into fewer clusters."""
+
 _FIXED_POINT = 2.0**32
+
+
+def over_clusters(k: int, overcluster: int, num_rows: int) -> int:
+    """Return how many clusters are fitted to be merged to k: k x overcluster, fewer where there are few rows."""
+    return k if overcluster == 1 else max(k, min(k * overcluster, num_rows // ROWS_AN_OVER_CLUSTER))
+
+
+def merge(gather: Gather, clustering: Clustering, k: int, method: Literal["ward", "overlap"]) -> NDArray[np.int32]:
+    """Return which of k clusters each centroid of a clustering belongs to, int32 (m,); plain k-means keeps its own."""
+    if len(clustering.centroids) == k:
+        return np.arange(k, dtype=np.int32)
+    if method == "ward":
+        return merge_ward(clustering.centroids, clustering.counts, k)
+    return merge_overlap(overlaps_of(gather, clustering), clustering.counts, k)
 
 
 def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:

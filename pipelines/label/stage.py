@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipelines import tables
 from pipelines.cluster import ray_session
 from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError
 from pipelines.event_sample import events_fingerprint
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
@@ -243,13 +244,15 @@ def _zip(inputs: _Inputs, marks: Sequence[str]) -> list[tuple[Shard, str]]:
 
 
 def _compare_k(run: StageRun, config: Config, keys: NDArray[np.uint64], sample: NDArray[Any]) -> None:
-    """Score several k on the sample, a task each; each k is a child run."""
-    remote: Any = ray.remote(score_k)
+    """Score several k on the sample, a task each; each k is a child run, and one that cannot be tried is said."""
     sample_ref, keys_ref = ray.put(sample), ray.put(keys)
     settings = config.kmeans
-    tried = [k for k in config.label.sweep_k if k < len(keys) // 2]
-    tasks = [remote.remote(sample_ref, keys_ref, k, seed=settings.seed, restarts=settings.restarts) for k in tried]
-    scores: list[KScores] = ray.get(tasks)
+    tasks = [_score_k.remote(sample_ref, keys_ref, k, settings) for k in config.label.sweep_k]
+    results: list[KScores | str] = ray.get(tasks)
+    scores = [result for result in results if isinstance(result, KScores)]
+    for k, result in zip(config.label.sweep_k, results, strict=True):
+        if isinstance(result, str):
+            print(f"label.sweep_k: k = {k} is left out, since in half of the {len(keys)} events {result}", flush=True)
     if not scores:
         return
     suggested, reason = suggest_k(scores)
@@ -266,6 +269,15 @@ def _compare_k(run: StageRun, config: Config, keys: NDArray[np.uint64], sample: 
     run.log_text(text + "\n", "k/suggestion.txt")
     run.set_tags({"firnline.suggested_k": suggested})
     print(text, flush=True)
+
+
+@ray.remote
+def _score_k(sample: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings) -> KScores | str:
+    """Return the scores of a k, or why there are none."""
+    try:
+        return score_k(sample, keys, k, settings)
+    except ValueError as error:
+        return str(error)
 
 
 def _name_clusters(

@@ -19,7 +19,7 @@ from pipelines.errors import InputError, StageFailed
 from pipelines.label import kmeans
 from pipelines.label.draws import event_keys, uniform
 from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit, fit_space, partition_edges, sample_rows
-from pipelines.label.merging import merge_overlap, merge_ward, overlaps_of
+from pipelines.label.merging import merge, over_clusters
 from pipelines.label.space import Space
 from pipelines.label.stage_shards import FILES_A_TASK, Shard
 from pipelines.storage import Store
@@ -28,9 +28,6 @@ T = TypeVar("T")
 
 MOST_ATTEMPTS = 4
 """How often a fit starts again after a worker with its rows was lost; every start gives the same centroids."""
-
-ROWS_AN_OVER_CLUSTER = 10
-"""Fewest rows a cluster, on average, of an over-clustering: small archives are cut into fewer clusters."""
 
 _FRACTION_SALT = -3
 
@@ -70,7 +67,8 @@ class Model:
     converged: bool
     restart_inertias: tuple[float, ...]
     at_classes: NDArray[np.float64] | None = None
-    """Centroids of the same clustering at k = number of classes of the hand labels; None without labels."""
+    """Centroids of the same clustering at k = number of classes of the hand labels; None without labels, or where there
+    are fewer events, or fewer distinct embeddings, than classes."""
     clusters_at_classes: NDArray[np.int32] | None = None
     """Which of so many clusters each of these centroids belongs to."""
 
@@ -172,16 +170,13 @@ def _fit(
     num_rows = sum(survey.num_fitted for survey in surveys)
     fits = _fits(gather, settings, over_clusters(settings.k, settings.overcluster, num_rows), progress)
     chosen = best(fits)
-    clusters = _merge(gather, chosen, settings, settings.k)
     at_classes, clusters_at_classes = None, None
-    if num_classes is not None:
-        over = over_clusters(num_classes, settings.overcluster, num_rows)
-        other = chosen if num_classes == settings.k else best(_fits(gather, settings, over, None))
-        at_classes, clusters_at_classes = other.centroids, _merge(gather, other, settings, num_classes)
+    if num_classes is not None and (other := _at_classes(gather, settings, chosen, num_classes, num_rows)) is not None:
+        at_classes, clusters_at_classes = other.centroids, merge(gather, other, num_classes, settings.merge)
     model = Model(
         space=space,
         centroids=chosen.centroids,
-        clusters=clusters,
+        clusters=merge(gather, chosen, settings.k, settings.merge),
         inertia=chosen.inertia,
         inertia_history=chosen.inertia_history,
         converged=chosen.converged,
@@ -194,6 +189,19 @@ def _fit(
     keys = np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64)
     rows = np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32)
     return model, (keys, rows)
+
+
+def _at_classes(
+    gather: kmeans.Gather, settings: KMeansSettings, chosen: Clustering, num_classes: int, num_rows: int
+) -> Clustering | None:
+    """Return the clustering to be merged to k = number of classes; where there can be none, say why and return None."""
+    if num_classes == settings.k:
+        return chosen
+    try:
+        return best(_fits(gather, settings, over_clusters(num_classes, settings.overcluster, num_rows), None))
+    except ValueError as error:
+        print(f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True)
+        return None
 
 
 def _fits(
@@ -209,19 +217,6 @@ def _fits(
         seeding_rounds=settings.seeding_rounds,
         progress=progress,
     )
-
-
-def over_clusters(k: int, overcluster: int, num_rows: int) -> int:
-    """Return how many clusters are fitted to be merged to k: k x overcluster, fewer where there are few rows."""
-    return k if overcluster == 1 else max(k, min(k * overcluster, num_rows // ROWS_AN_OVER_CLUSTER))
-
-
-def _merge(gather: kmeans.Gather, clustering: Clustering, settings: KMeansSettings, k: int) -> NDArray[np.int32]:
-    if len(clustering.centroids) == k:
-        return np.arange(k, dtype=np.int32)
-    if settings.merge == "ward":
-        return merge_ward(clustering.centroids, clustering.counts, k)
-    return merge_overlap(overlaps_of(gather, clustering), clustering.counts, k)
 
 
 class PartitionActor:

@@ -82,3 +82,12 @@ def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
 def test_fewer_events_than_clusters_is_one_sentence(embedded, ray_cluster):
     with pytest.raises(InputError, match=r"there are 9000 events, fewer than the 9001 clusters asked for; change"):
         fitted(embedded, 1, k=9001)
+
+
+def test_more_classes_than_events_cost_the_score_at_their_number_alone(embedded, ray_cluster, capsys):
+    store, shards = embedded
+    settings = KMeansSettings(k=4, restarts=1, overcluster=1)
+    model, _ = fit_model(store, survey_embeddings(store, shards, settings), settings, num_workers=1, num_classes=9001)
+    assert len(model.centroids) == 4
+    assert model.at_classes is None
+    assert "no clustering at k = number of classes (9001), so no score of it: there are 9000" in capsys.readouterr().out

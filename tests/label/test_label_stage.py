@@ -193,11 +193,11 @@ def test_a_bucket_holds_the_same_bytes_as_a_disk(labelled, moto_s3):
     assert all(in_bucket[path] == on_disk[path] for path in in_bucket if path.endswith(".parquet"))
 
 
-def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labelled):
+def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labelled, capsys):
     workspace = labelled.workspace
     table, _ = shard_table("AW", "VNA1", 2)
     tables.write_table(workspace.store, tables.shard_path("events", "AW", "VNA1", "day-2"), table)
-    config = labelled.with_settings(label={"sweep_k": [2, 3]})
+    config = labelled.with_settings(label={"sweep_k": [2, 3, 149]})
     grown = label_events(workspace, config, labelled.tracking)
     assert grown.num_embedded == 1
     assert grown.num_written == 5
@@ -206,6 +206,7 @@ def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labell
         [labelled.tracking.experiment_id()], filter_string=f"tags.`mlflow.parentRunId` = '{grown.run_id}'"
     )
     assert {run.data.params["kmeans.k"] for run in children} == {"2", "3"}
+    assert "label.sweep_k: k = 149 is left out, since in half of the 300 events there are 1" in capsys.readouterr().out
     assert all("k.silhouette" in run.data.metrics for run in children)
     artifacts = {item.path for item in labelled.tracking.client().list_artifacts(grown.run_id, "k")}
     assert artifacts == {"k/scores.png", "k/scores.json", "k/suggestion.txt"}

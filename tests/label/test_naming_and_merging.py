@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist, squareform
 from scipy.special import softmax
 from sklearn.decomposition import PCA
 
+from pipelines.config.label import KMeansSettings
 from pipelines.evaluation import adjusted_rand_index
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import best, fit, fit_space, gather_local, label_rows, local_partitions
@@ -143,9 +144,26 @@ def test_the_number_of_well_separated_groups_is_suggested():
     random = np.random.default_rng(3)
     centers = 8.0 * np.eye(6)[:4]
     rows = (centers[random.integers(0, 4, 1200)] + random.normal(size=(1200, 6))).astype(np.float32)
-    scores = [score_k(rows, keys_of(1200), k, restarts=2) for k in (2, 4, 7)]
+    scores = [score_k(rows, keys_of(1200), k, KMeansSettings(restarts=2)) for k in (2, 4, 7)]
     assert suggest_k(scores)[0] == 4
     assert "k = 4" in suggest_k(scores)[1]
+
+
+def test_a_compared_k_is_clustered_as_the_run_would_cluster():
+    """Two moons: over-clusters merge to them in the sample and in both of its halves; plain k-means cuts them."""
+    rows, moon = two_moons()
+    of_moons = sum(((rows[moon == side] - rows[moon == side].mean(axis=0)) ** 2).sum() for side in (0, 1))
+    merged = score_k(rows, keys_of(len(rows)), 2, KMeansSettings(overcluster=12, restarts=2))
+    assert merged.inertia == pytest.approx(of_moons, rel=0.02)
+    assert min(merged.ari_halves, merged.ari_restarts) > 0.95
+    plain = score_k(rows, keys_of(len(rows)), 2, KMeansSettings(overcluster=1, restarts=2))
+    assert plain.inertia < 0.9 * of_moons
+
+
+def test_a_k_that_half_of_the_sample_cannot_give_is_said():
+    rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
+    with pytest.raises(ValueError, match=r"there are \d\d events, fewer than the 100 clusters asked for"):
+        score_k(rows, keys_of(200), 100, KMeansSettings())
 
 
 def opposite_halves() -> LabelledRows:
