@@ -111,7 +111,7 @@ def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSa
     chosen.sort()
     if not chosen:
         raise InputError(f"{store.url} has no events to train on: detection found none")
-    num_samples, rate_hz, lead_samples = _window_shape(store, paths)
+    num_samples, rate_hz, lead_samples = window_shape(store, paths)
     return EventSample(
         paths=tuple(paths),
         file_numbers=np.array([number for _, number, _, _, _ in chosen], dtype=np.int32),
@@ -176,7 +176,12 @@ def _rows_of_month(store: Store, month: str, path: str) -> list[tuple[str, int, 
     return [(event, int(row), int(onsets[row].astype(np.int64))) for event, row in zip(event_ids, rows, strict=True)]
 
 
-def _window_shape(store: Store, paths: Sequence[str]) -> tuple[int, float, int]:
+def window_shape(store: Store, paths: Sequence[str]) -> tuple[int, float, int]:
+    """Return a window's samples, their rate (Hz) and how many lie before the onset, from the first file with rows.
+
+    Raises:
+        InputError: no file has rows.
+    """
     columns = ["onset", "window_start", "sampling_rate", "waveform"]
     for path in paths:
         batch: Any = next(tables.iter_batches(store, path, columns, batch_rows=16), None)

@@ -4,6 +4,7 @@ events/ -> embeddings/ -> clustering/<fingerprint>.npz -> labels/
 """
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipelines import tables
-from pipelines.cluster import ray_session
+from pipelines.cluster import CLUSTER_CPUS_VARIABLE, ray_session
 from pipelines.config import Config, stage_config, stage_output_keys
 from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError
@@ -40,9 +41,9 @@ from pipelines.label.stage_embed import (
     unembedded_shards,
 )
 from pipelines.label.stage_inputs import HandLabels, match_hand_labels, read_cluster_names
-from pipelines.label.stage_kmeans import Model, fit_model, survey_embeddings
+from pipelines.label.stage_kmeans import Model, check_enough_events, fit_model, survey_embeddings
 from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
-from pipelines.label.stage_shards import Shard, check_enough_events, list_event_shards
+from pipelines.label.stage_shards import Shard, list_event_shards
 from pipelines.label_table import LabelTable, read_label_table
 from pipelines.ledger import fingerprint, list_markers
 from pipelines.progress import progress_bar
@@ -99,11 +100,11 @@ def label_events(
     """
     store = workspace.store
     shards = list_event_shards(store)
-    check_enough_events(store, shards, config.kmeans.k)
+    check_enough_events(store, shards, config)
     registered = load_encoder(store, config, tracking)
     check_windows(store, shards, registered.encoder)
     user_names, names_hash = read_cluster_names(config.labels.names)
-    reference = _open_reference(config.label.reference)
+    reference = _open_reference(config.label.reference, store)
     table = None if config.labels.path is None else read_label_table(config.labels.path)
     lineage = _lineage(shards, registered, reference, table, names_hash)
     whole = fingerprint(lineage | stage_output_keys(config, "label") | {"algorithm_version": ALGORITHM_VERSION})
@@ -112,6 +113,7 @@ def label_events(
         print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)
         return done
     with ray_session(address) as session:
+        check_resources(config)
         hand = None if table is None else match_hand_labels(store, shards, config.labels, table)
         if hand is not None:
             print(
@@ -124,6 +126,16 @@ def label_events(
         logged = lineage | {"events": events_fingerprint(store)}
         with stage_run(tracking, "label", stage_config(config, "label"), inputs=logged) as run:
             return _label(store, inputs, config, run, whole, num_cpus=session.num_cpus)
+
+
+def check_resources(config: Config) -> None:
+    """Refuse to embed on GPUs where Ray has none and is not said to grow; a Ray session must be open.
+
+    Raises:
+        InputError: names the key.
+    """
+    if config.label.use_gpu and not _num_gpus() and CLUSTER_CPUS_VARIABLE not in os.environ:
+        raise InputError("label.use_gpu is true, but Ray has no GPU; use false, or a cluster with GPUs")
 
 
 def _already_labelled(
@@ -466,13 +478,18 @@ def _lineage(
     return lineage
 
 
-def _open_reference(url: str | None) -> Store | None:
+def _open_reference(url: str | None, store: Store) -> Store | None:
     if url is None:
         return None
-    store = open_workspace(url, create=False).store
-    if not tables.list_shards(store, "labels"):
+    reference = open_workspace(url, create=False).store
+    if reference.url == store.url:
+        raise InputError(
+            f"label.reference {url} is the workspace that is labelled, and this run replaces its labels; copy them and "
+            "workspace.json to a folder of their own and name that"
+        )
+    if not tables.list_shards(reference, "labels"):
         raise InputError(f"label.reference {url} holds no labels; give a workspace that has been labelled")
-    return store
+    return reference
 
 
 def _num_gpus() -> int:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import torch
 
@@ -23,6 +22,7 @@ from pipelines.config import Config
 from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
 from pipelines.errors import InputError, StageFailed
+from pipelines.event_sample import window_shape
 from pipelines.label.stage_shards import Shard
 from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
 from pipelines.progress import progress_bar
@@ -85,16 +85,21 @@ def _last_training(store: Store, config: Config, tracking: Tracking) -> tuple[st
 
 
 def check_windows(store: Store, shards: Sequence[Shard], encoder: Encoder) -> None:
-    """Raise InputError where the events' windows are not those that the encoder takes."""
-    path = shards[0].path("events")
-    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
-        num_samples = int(file.schema_arrow.field("waveform").type.shape[1])
-        first = next(file.iter_batches(batch_size=1, columns=["sampling_rate"]))
-        rate_hz = float(first.column(0)[0].as_py())
-    if num_samples != encoder.num_samples or not np.isclose(rate_hz, encoder.rate_hz):
+    """Raise InputError where the events' windows are not those that the encoder takes: length, rate or onset differ."""
+    refuse_other_windows(encoder, *window_shape(store, [shards[0].path("events")]))
+
+
+def refuse_other_windows(encoder: Encoder, num_samples: int, rate_hz: float, lead_samples: int) -> None:
+    """Raise InputError where windows of this length, rate and lead are not those that the encoder takes."""
+    network = encoder.config
+    same_rate = np.isclose(rate_hz, network.rate_hz)
+    # An onset lies between samples, so that a window's lead may be rounded either way.
+    same_lead = abs(lead_samples - network.lead_samples) <= 1
+    if num_samples != network.num_samples or not same_rate or not same_lead:
         raise InputError(
-            f"the encoder takes windows of {encoder.num_samples} samples at {encoder.rate_hz:g} Hz but {path} has "
-            f"{num_samples} at {rate_hz:g} Hz; choose another label.model or train on these events"
+            f"the encoder takes windows of {network.num_samples} samples at {network.rate_hz:g} Hz, "
+            f"{network.lead_samples} of them before the onset, but an event's has {num_samples} at {rate_hz:g} Hz, "
+            f"{lead_samples} of them before the onset; choose another label.model or train on these events"
         )
 
 

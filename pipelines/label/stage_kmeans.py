@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 
 from pipelines import tables
+from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError, StageFailed
 from pipelines.label import kmeans
@@ -110,6 +111,35 @@ class Model:
                 at_classes=optional["at_classes"],
                 clusters_at_classes=optional["clusters_at_classes"],
             )
+
+
+def check_enough_events(store: Store, shards: Sequence[Shard], config: Config) -> None:
+    """Raise InputError where there are fewer events than the fit, or a comparison of several k, needs.
+
+    Reads event ids until there are enough.
+    """
+    settings, sweep = config.kmeans, config.label.sweep_k
+    # A comparison looks for each k in both halves of its sample.
+    for_sweep = 2 * min(sweep, default=0)
+    num_events = num_fitted = 0
+    for shard in shards:
+        if num_fitted >= max(settings.k, for_sweep):
+            break
+        fitted = _fitted(tables.read_table(store, shard.path("events"), ["event_id"]).column("event_id"), settings)[1]
+        num_events, num_fitted = num_events + len(fitted), num_fitted + int(fitted.sum())
+    if num_fitted < settings.k and num_fitted < num_events:
+        raise InputError(
+            f"kmeans.fraction {settings.fraction:g} leaves {num_fitted} of the {num_events} events to the fit, fewer "
+            f"than kmeans.k, which is {settings.k}; give a larger kmeans.fraction or a smaller kmeans.k"
+        )
+    if num_fitted < settings.k:
+        raise InputError(f"kmeans.k is {settings.k} but there are only {num_events} events; give a smaller kmeans.k")
+    sampled = min(num_fitted, config.label.sweep_events)
+    if sampled < for_sweep:
+        raise InputError(
+            f"label.sweep_k is {list(sweep)} but only {sampled} events can be compared, and each k is looked for in "
+            "either half of them; give smaller numbers of clusters"
+        )
 
 
 def survey_embeddings(store: Store, shards: Sequence[Shard], settings: KMeansSettings) -> list[Survey]:
@@ -298,7 +328,7 @@ def _spans(surveys: Sequence[Survey], first: int, end: int) -> Iterator[Span]:
         start += survey.num_fitted
 
 
-def _fitted(ids: pa.Array, settings: KMeansSettings) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+def _fitted(ids: pa.Array | pa.ChunkedArray, settings: KMeansSettings) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
     keys = event_keys(ids)
     if settings.fraction == 1.0:
         return keys, np.ones(len(keys), dtype=bool)

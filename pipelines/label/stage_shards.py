@@ -1,9 +1,6 @@
 """The shards that labelling goes through. Its workers import this, and neither pandas nor scikit-learn."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-
-import pyarrow.parquet as pq
 
 from pipelines import tables
 from pipelines.errors import InputError
@@ -45,14 +42,3 @@ def list_event_shards(store: Store) -> list[Shard]:
     if not shards:
         raise InputError(f"{store.url} holds no event to label; run `firnline detect` first")
     return shards
-
-
-def check_enough_events(store: Store, shards: Iterable[Shard], k: int) -> None:
-    """Raise InputError where there are fewer events than clusters; reads footers until there are enough."""
-    num_events = 0
-    for shard in shards:
-        with store.local_copy(shard.path("events")) as copy:
-            num_events += pq.read_metadata(copy).num_rows
-        if num_events >= k:
-            return
-    raise InputError(f"kmeans.k is {k} but there are only {num_events} events; give a smaller kmeans.k")

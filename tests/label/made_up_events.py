@@ -79,10 +79,10 @@ def register(workspace: Workspace, encoder: Encoder) -> Tracking:
     return tracking
 
 
-def new_encoder(num_samples: int = NUM_SAMPLES, seed: int = 0) -> Encoder:
+def new_encoder(num_samples: int = NUM_SAMPLES, rate_hz: float = RATE_HZ, lead_samples: int = LEAD_SAMPLES) -> Encoder:
     """Return hand-made features as an encoder: classes lie apart in them without training."""
-    torch.manual_seed(seed)
-    config = NetworkConfig(kind="features", num_samples=num_samples, rate_hz=RATE_HZ, lead_samples=LEAD_SAMPLES)
+    torch.manual_seed(0)
+    config = NetworkConfig(kind="features", num_samples=num_samples, rate_hz=rate_hz, lead_samples=lead_samples)
     return Encoder(config, build_network(config))
 
 

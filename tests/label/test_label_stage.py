@@ -225,6 +225,10 @@ def test_other_settings_are_refused_and_replace_takes_names_and_numbers_from_whe
     reference = tmp_path / "reference"
     shutil.copytree(labelled.workspace.url, reference)
     before = read_all(labelled.workspace, "labels").to_pandas().set_index("event_id")["cluster"]
+    own = labelled.with_settings(label={"reference": labelled.workspace.url})
+    with pytest.raises(InputError, match=r"label\.reference .* is the workspace that is labelled"):
+        label_events(labelled.workspace, own, labelled.tracking, replace=True)
+    assert tables.list_shards(labelled.workspace.store, "labels")
     config = resolve(
         unlabelled.model_dump(mode="json"),
         {"label": {"reference": str(reference)}, "kmeans": {"k": 3, "fraction": 0.8}},
@@ -250,19 +254,29 @@ def test_mistakes_are_one_sentence_before_anything_is_written(tmp_path, ray_clus
     )
     names = tmp_path / "names.yaml"
     names.write_text("- icequake\n")
+    bare = open_workspace(str(tmp_path / "bare"), create=True)
+    bare.update_state()
     for sections, sentence in (
         ({"kmeans": {"k": 61}}, r"kmeans\.k is 61 but there are only 60 events"),
         ({"label": {"model": "models:/nothing/7"}}, "the model models:/nothing/7 cannot be read"),
         ({"labels": {"path": str(other_times)}}, "matches no event"),
         ({"labels": {"path": str(tmp_path / "none.csv")}}, r"labels\.path .*none\.csv"),
         ({"labels": {"names": str(names)}}, "must map cluster numbers to names"),
-        ({"label": {"reference": example.workspace.url}}, "holds no labels"),
+        ({"label": {"reference": bare.url}}, "holds no labels"),
+        ({"kmeans": {"fraction": 1e-6}}, r"kmeans\.fraction 1e-06 leaves 0 of the 60 events to the fit"),
+        ({"label": {"sweep_k": [31, 60]}}, r"label\.sweep_k is \[31, 60\] but only 60 events can be compared"),
+        ({"label": {"use_gpu": True}}, r"label\.use_gpu is true, but Ray has no GPU"),
     ):
         with pytest.raises(InputError, match=sentence):
             label_events(example.workspace, example.with_settings(**sections), example.tracking)
-    register(example.workspace, new_encoder(num_samples=512))
-    with pytest.raises(InputError, match=r"takes windows of 512 samples at 50 Hz but .* has 256"):
-        label_events(example.workspace, example.config, example.tracking)
+    for changed, sentence in (
+        ({"num_samples": 512}, r"takes windows of 512 samples at 50 Hz, 64 of them before .* has 256 at 50 Hz"),
+        ({"lead_samples": 100}, r"100 of them before the onset, but .* at 50 Hz, 64 of them before the onset"),
+        ({"rate_hz": 100.0}, r"takes windows of 256 samples at 100 Hz"),
+    ):
+        register(example.workspace, new_encoder(**changed))
+        with pytest.raises(InputError, match=sentence):
+            label_events(example.workspace, example.config, example.tracking)
     assert not list(example.workspace.store.walk("ledger"))
     assert not example.workspace.store.exists("config/label.yaml")
 
