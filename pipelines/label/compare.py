@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pipelines.label.scores import PROTOCOL
+from pipelines.label.scores import PER_CLASS, PROTOCOL, class_of
 from pipelines.tracking import RunRecord, Tracking, finished_runs
 
 COLUMNS = {
@@ -25,12 +25,19 @@ def compare_runs(trackings: Sequence[Tracking]) -> str:
         seen |= {run.run_id: run for run in finished_runs(tracking, "label")}
     if not seen:
         return "no finished labelling run"
-    header = ["experiment", "run", "started (UTC)", "model", "encoder", "k", "events", "labelled", *COLUMNS]
-    rows = [header, *(_row(run) for run in seen.values())]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    words = [f"{short}: {PROTOCOL[name]}" for short, name in COLUMNS.items()]
+    header = ["experiment", "run", "started (UTC)", "model", "encoder", "k", "inertia", "events", "labelled", *COLUMNS]
+    lines = _table([header, *(_row(run) for run in seen.values())])
+    words = [f"{short}: {PROTOCOL[name]}" for short, name in {"inertia": "inertia", **COLUMNS}.items()]
+    by_class = [row for run in seen.values() for row in _class_rows(run)]
+    if by_class:
+        lines += ["", *_table([["run", "class", *(name.removeprefix("test.") for name in PER_CLASS)], *by_class])]
+        words += [f"{name.removeprefix('test.')}: {PROTOCOL[name]}" for name in PER_CLASS]
     return "\n".join([*lines, "", *words, "[low, high]: 95 % bootstrap interval over events"])
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _row(run: RunRecord) -> list[str]:
@@ -42,9 +49,18 @@ def _row(run: RunRecord) -> list[str]:
         run.tags.get("firnline.model", "-").removeprefix("models:/"),
         run.tags.get("firnline.encoder", "-")[:8],
         f"{metrics['num_clusters']:.0f}" if "num_clusters" in metrics else "-",
+        f"{metrics['inertia']:.6g}" if "inertia" in metrics else "-",
         f"{metrics['num_events']:.0f}" if "num_events" in metrics else "-",
         f"{metrics['labelled_events.test']:.0f}" if "labelled_events.test" in metrics else "-",
         *(_score(metrics, name) for name in COLUMNS.values()),
+    ]
+
+
+def _class_rows(run: RunRecord) -> list[list[str]]:
+    endings = {key.removeprefix(f"{name}.") for name in PER_CLASS for key in run.metrics if key.startswith(f"{name}.")}
+    return [
+        [run.run_id[:8], class_of(ending), *(_score(run.metrics, f"{name}.{ending}") for name in PER_CLASS)]
+        for ending in sorted(endings)
     ]
 
 

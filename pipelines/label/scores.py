@@ -94,6 +94,8 @@ _BY_EVENT = "learned on the validation half, scored on the test half"
 _BY_STATION = "each station's test half by the others' validation half"
 _MEAN_RECALL = "the mean of the recalls of the classes"
 PROTOCOL = {
+    "inertia": "sum of the squared distances of the fitted events to their nearest centroid, in the space of the "
+    "clustering and before over-clusters are merged: comparable where encoder, space and kmeans.overcluster are equal",
     "labelled_events": "events with a hand label, both halves",
     "labelled_events.test": "events with a hand label in the test half",
     "num_classes": "different hand labels",

@@ -187,6 +187,8 @@ def _label(store: Store, inputs: _Inputs, config: Config, run: StageRun, whole: 
     names = {number: entry.name for number, entry in named.items() if entry.name}
     mark = fingerprint({"run": whole, "clustering": model_hash, "numbers": numbers.tolist(), "names": names})
     naming = Naming(numbers=numbers, names=names)
+    # A kill among the labels leaves no summary of earlier ones beside them.
+    store.remove(SUMMARY)
     num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
     scores = _score(inputs, config, model, count.labelled, numbers)
     _log(run, store, inputs, config, model, model_hash, count, numbers, named, scores)
@@ -221,6 +223,7 @@ def _clustering(
     path = f"clustering/{name}.npz"
     sweep = config.label.sweep_k
     if store.exists(path) and not sweep:
+        _remove_others(store, path)
         content = store.read(path)
         return Model.from_bytes(content), content_hash(content)
     surveys = survey_embeddings(store, inputs.shards, config.kmeans)
@@ -243,12 +246,17 @@ def _clustering(
         )
     content = model.to_bytes()
     store.write(path, content)
-    for item in store.walk("clustering"):
-        if item.path not in (path, SUMMARY):
-            store.remove(item.path)
+    _remove_others(store, path)
     if sweep:
         _compare_k(run, config, keys, sample)
     return model, content_hash(content)
+
+
+def _remove_others(store: Store, path: str) -> None:
+    """Remove the clusterings of earlier inputs and settings."""
+    for item in store.walk("clustering"):
+        if item.path not in (path, SUMMARY):
+            store.remove(item.path)
 
 
 def _zip(inputs: _Inputs, marks: Sequence[str]) -> list[tuple[Shard, str]]:

@@ -31,6 +31,7 @@ from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_labels import count_clusters
 from pipelines.label.stage_shards import list_event_shards
 from pipelines.label_table import LabelTable
+from pipelines.tracking import finished_runs
 from pipelines.workspace import Workspace, open_workspace
 
 
@@ -151,13 +152,6 @@ def test_a_split_column_puts_an_event_with_all_its_triggers_into_one_half(labell
     assert "hand labels: 1 events have triggers in both splits" in capsys.readouterr().out
 
 
-def test_compare_prints_the_run_with_its_protocol(labelled, capsys):
-    assert compare.main([labelled.workspace.url]) == 0
-    printed = capsys.readouterr().out
-    assert "firnline-encoder/1" in printed
-    assert "purity: accuracy on the test half" in printed
-
-
 def test_a_rerun_recomputes_nothing_and_a_damaged_workspace_gets_the_same_bytes_back(labelled):
     workspace = labelled.workspace
     before = contents(workspace)
@@ -178,6 +172,48 @@ def test_a_rerun_recomputes_nothing_and_a_damaged_workspace_gets_the_same_bytes_
     redone = label_events(workspace, config, labelled.tracking)
     assert (redone.num_embedded, redone.num_written) == (1, 2)
     assert contents(workspace) == before
+
+
+def test_other_hand_labels_interrupted_leave_nothing_behind_when_the_first_ones_are_back(labelled, capsys):
+    """Labels of other inputs, some written when the run ends: the markers of the first may hold for none of them."""
+    workspace = labelled.workspace
+    before, truth = contents(workspace), labelled.truth.read_bytes()
+    other = truth.replace(b",spike", b",icequake (near)").replace(b",earthquake", b",low")
+    labelled.truth.write_bytes(other)
+    blocked = sorted(path for path in before if path.startswith("labels"))[1]
+    workspace.store.remove(blocked)
+    Path(workspace.store.full(blocked)).mkdir()
+    with pytest.raises(StageFailed, match="1 of 4 shards could not be labelled"):
+        label_events(workspace, labelled.config, labelled.tracking)
+    Path(workspace.store.full(blocked)).rmdir()
+    assert not workspace.store.exists(SUMMARY)
+    # What a kill among the removals leaves.
+    workspace.store.write("clustering/0123456789abcdef.npz", b"of other settings")
+    labelled.truth.write_bytes(truth)
+    back = label_events(workspace, labelled.config, labelled.tracking)
+    assert (back.num_embedded, back.num_written) == (0, 4)
+    assert contents(workspace) == before
+
+    labelled.truth.write_bytes(other)
+    label_events(workspace, labelled.config, labelled.tracking)
+    labelled.truth.write_bytes(truth)
+    capsys.readouterr()
+    assert compare.main([workspace.url]) == 0
+    printed = capsys.readouterr().out
+    runs = finished_runs(labelled.tracking, "label")
+    assert len(runs) > 2
+    for run in runs:
+        row = next(line for line in printed.splitlines() if run.run_id[:8] in line)
+        assert "firnline-encoder/1" in row
+        assert f"{run.metrics['inertia']:.6g}" in row
+        assert f"{run.metrics['test.purity']:.3f} [" in row
+    classes = [line.split("  ")[1] for line in printed.splitlines() if line.startswith(runs[-1].run_id[:8])]
+    assert classes == ["icequake", "icequake (near)", "low"]
+    near = next(line for line in printed.splitlines() if "icequake (near)" in line)
+    assert near.endswith(f"{runs[-1].metrics['test.recall.icequake .28.near.29.']:.3f}")
+    for words in ("purity: accuracy on the test half", "recall: share of this class", "inertia: sum of the squared"):
+        assert f"\n{words}" in printed
+    label_events(workspace, labelled.config, labelled.tracking)
 
 
 def test_a_bucket_holds_the_same_bytes_as_a_disk(labelled, moto_s3):
