@@ -283,9 +283,7 @@ def _fit(
         some = prepare_windows(read_sample(store, sample, sample.spread(WHITENED_WINDOWS)), sample.lead_samples)
         augmenter = build_augmenter(training.preset, training.augmentations, sample.lead_samples)
         whiten_by_views(built.eval(), some, augmenter, config.train.seed)
-    worlds = read_facts(content)[1]["worlds"]
-    if len(worlds) > 1:
-        run.set_tags({"firnline.workers": json.dumps(worlds)})
+    run.set_tags({"firnline.workers": json.dumps(read_facts(content)[1]["worlds"])})
     return Encoder(network, built), resumed_from
 
 

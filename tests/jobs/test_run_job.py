@@ -1,5 +1,7 @@
 """The chain on a small synthetic archive, in a bucket as on a disk, and again as a no-op."""
 
+import json
+
 import numpy as np
 import obspy
 import pyarrow as pa
@@ -14,7 +16,7 @@ from pipelines.tracking import Tracking
 FLAGS = [
     *("--detection.band_hz", "[1, 15]", "--detection.on", "4"),
     *("--window.rate_hz", "40", "--window.length_seconds", "20"),
-    *("--train.epochs", "2", "--train.width", "8", "--train.batch_size", "64"),
+    *("--train.epochs", "2", "--train.width", "8", "--train.batch_size", "64", "--train.num_workers", "2"),
     *("--kmeans.k", "4", "--kmeans.restarts", "2"),
     *("--report.map_method", "pca", "--report.random_per_cluster", "1"),
 ]
@@ -64,6 +66,8 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
     assert {"detect", "train", "label"} <= set(runs)
     assert all(run.info.status == "FINISHED" for run in runs.values())
     assert runs["train"].data.tags["firnline.input.events"] == runs["detect"].data.tags["firnline.output.events"]
+    # Ray Train had two workers from epoch 0 on.
+    assert json.loads(runs["train"].data.tags["firnline.workers"]) == [[0, 2]]
     assert client.get_model_version_by_alias("firnline-encoder", "champion")
 
     before = {
