@@ -10,20 +10,19 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
+from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events, open_archive
-from pipelines.label.stage import label_events
-from pipelines.label_table import read_label_table
+from pipelines.label.stage import check_events, check_labelling, label_events
 from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.tables import list_shards
 from pipelines.tracking import Tracking, open_tracking
-from pipelines.train.stage import check_resources, train_encoder
-from pipelines.training_setup import effective_augmentation
-from pipelines.tune.stage import tune_augmentations
+from pipelines.train.stage import check_resources, check_training, train_encoder
+from pipelines.tune.stage import check_search, tune_augmentations
 from pipelines.workspace import Workspace
 
 CHAIN = ("detect", "tune", "train", "label", "report")
@@ -37,25 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(arguments: Arguments) -> None:
     """Check all that can be wrong, then run the stages one after the other."""
     workspace = arguments.workspace(1, create=True)
-    config = arguments.config("run", workspace)
-    stages = [stage for stage in CHAIN if stage != "tune" or config.run.tune]
-    configs = {stage: arguments.config(stage, workspace) for stage in stages}
-    if config.run.tune:
-        # What the search finds is what is trained with, unless the user names another source.
-        settings = configs["train"].train
-        source = settings.augment_from or "tune"
-        configs["train"] = configs["train"].model_copy(
-            update={"train": settings.model_copy(update={"augment_from": source})}
-        )
+    configs = stage_configs(arguments, workspace)
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
     configs["detect"] = archive.config
-    if config.labels.path is not None:
-        read_label_table(config.labels.path)
-    if configs["train"].train.augment_from != "tune":
-        effective_augmentation(workspace, configs["train"])
-    tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
-    for stage in stages:
-        print_config(configs[stage], stage)
+    tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
+    check_chain(workspace, configs, tracking, replace=arguments.replace)
+    for stage, config in configs.items():
+        print_config(config, stage)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
         if session.started:
@@ -71,12 +58,39 @@ def run(arguments: Arguments) -> None:
         if not list_shards(workspace.store, "events"):
             print("run: no event was found, so there is nothing to learn from, label or report")
             return
-        if config.run.tune:
+        check_events(workspace.store, configs["label"])
+        if "tune" in configs:
             tune_augmentations(workspace, configs["tune"], tracking)
         train_encoder(workspace, configs["train"], tracking, replace=arguments.replace)
         label_events(workspace, configs["label"], tracking, replace=arguments.replace)
         write_report(workspace, configs["report"], tracking, replace=arguments.replace)
     _say_how_to_look(workspace, tracking, seconds=time.monotonic() - began)
+
+
+def stage_configs(arguments: Arguments, workspace: Workspace) -> dict[str, Config]:
+    """Return the configuration of each stage of the chain, in its order; all log to one experiment of MLflow."""
+    tune = arguments.config("run", workspace).run.tune
+    configs = {stage: arguments.config(stage, workspace) for stage in CHAIN if stage != "tune" or tune}
+    experiments = [config.mlflow.experiment for config in configs.values()]
+    named = {"mlflow": {"experiment": next(filter(None, experiments), None)}}
+    configs = {stage: with_keys(config, named) for stage, config in configs.items()}
+    if tune:
+        # What the search finds is what is trained with, unless the user names another source.
+        source = configs["train"].train.augment_from or "tune"
+        configs["train"] = with_keys(configs["train"], {"train": {"augment_from": source}})
+    return configs
+
+
+def check_chain(workspace: Workspace, configs: Mapping[str, Config], tracking: Tracking, *, replace: bool) -> None:
+    """Refuse, before detection begins, what a later stage would refuse hours later; InputError as the stages'."""
+    window = configs["detect"].window
+    if "tune" in configs:
+        check_search(configs["tune"])
+    check_training(workspace, configs["train"], window, replace=replace, tuned_before="tune" in configs)
+    check_labelling(workspace.store, configs["label"], tracking, window)
+    for stage in ("detect", "label", "report"):
+        if not replace:
+            workspace.refuse_conflict(stage, configs[stage])
 
 
 def _say_how_to_look(workspace: Workspace, tracking: Tracking, *, seconds: float) -> None:

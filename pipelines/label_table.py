@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.errors import InputError
-from pipelines.storage import content_hash, open_parent, open_store
+from pipelines.storage import content_hash, open_parent, open_store, read_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,16 +81,3 @@ def _label_files(path: str) -> list[tuple[str, bytes]]:
     if not names:
         raise InputError(f"labels.path {path} is no CSV or Parquet file and no folder that holds one")
     return [(f"{path}/{name}", folder.read(name)) for name in names]
-
-
-def read_file(path: str, key: str) -> bytes:
-    """Return the content of a file that a configuration key names.
-
-    Raises:
-        InputError: it cannot be read; names the key.
-    """
-    store, name = open_parent(path)
-    try:
-        return store.read(name)
-    except OSError as error:
-        raise InputError(f"{key} {path} cannot be read: {error.strerror or type(error).__name__}") from None

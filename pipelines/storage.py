@@ -272,6 +272,15 @@ def open_parent(url: str) -> tuple[Store, str]:
     return open_store(folder + slash or "."), name
 
 
+def read_file(url: str, key: str) -> bytes:
+    """Return the content of a file that a configuration key names; InputError names both where it cannot be read."""
+    store, name = open_parent(url)
+    try:
+        return store.read(name)
+    except _storage_errors() as error:
+        raise InputError(f"{key} {url} cannot be read: {_reason(error)}") from None
+
+
 def _missing_folders(path: str) -> list[Path]:
     """Return the folders on the way to a path that do not exist, deepest first."""
     return [folder for folder in (Path(path), *Path(path).parents) if not folder.exists()]

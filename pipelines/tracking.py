@@ -110,12 +110,10 @@ def _check_database(uri: str) -> None:
     """Raise InputError where a database cannot be opened, at once; MLflow would try for half a minute."""
     from sqlalchemy import create_engine, exc
 
-    sqlite_file = urlparse(uri).path[1:] if uri.startswith("sqlite") else ""
-    if sqlite_file and not Path(sqlite_file).parent.is_dir():
-        raise InputError(
-            f"MLflow's database {uri} cannot be opened: {Path(sqlite_file).parent} is no folder; make it first"
-        )
-    is_new = bool(sqlite_file) and not Path(sqlite_file).exists()
+    sqlite_file = _sqlite_file(uri)
+    if sqlite_file is not None and not sqlite_file.parent.is_dir():
+        raise InputError(f"MLflow's database {uri} cannot be opened: {sqlite_file.parent} is no folder; make it first")
+    made = sqlite_file if sqlite_file is not None and not sqlite_file.exists() else None
     try:
         engine = create_engine(uri)
         engine.connect().close()
@@ -124,8 +122,14 @@ def _check_database(uri: str) -> None:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
         raise InputError(f"MLflow's database {_without_password(uri)} cannot be opened: {reason}") from None
     finally:
-        if is_new:
-            Path(sqlite_file).unlink(missing_ok=True)
+        if made is not None:
+            made.unlink(missing_ok=True)
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite URI; None for another URI or a database in memory."""
+    name = urlparse(uri).path[1:] if uri.startswith("sqlite") else ""
+    return Path(name) if name else None
 
 
 def _without_password(uri: str) -> str:
@@ -326,6 +330,10 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
+    database = _sqlite_file(tracking.uri)
+    if database is not None and not database.exists() and uri.startswith(("models:/", "runs:/")):
+        # MLflow would make it, in a workspace that may not begin to exist.
+        raise InputError(f"the model {uri} cannot be read from MLflow: there is no {database}")
     try:
         # The arguments of download_artifacts do not reach the lookup of a model's version.
         with _as_default(tracking) as mlflow:

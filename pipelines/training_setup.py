@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
 import yaml
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
 from pipelines.config import Config
@@ -16,8 +16,7 @@ from pipelines.contrastive.step import TrainPlan
 from pipelines.encoders import NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.errors import InputError
-from pipelines.event_sample import EventSample
-from pipelines.storage import open_parent
+from pipelines.storage import read_file
 from pipelines.workspace import Workspace
 
 BEST_AUGMENTATION = "config/best-augmentation.yaml"
@@ -30,33 +29,41 @@ def effective_augmentation(workspace: Workspace, config: Config) -> Augmentation
     """Return the augmentation section that is trained with: `train.augment_from`'s where that is given.
 
     Raises:
-        InputError: the file is missing or is no augmentation section.
+        InputError: the file cannot be read or is no augmentation section.
     """
     source = config.train.augment_from
     if source is None:
         return config.augmentation
-    try:
-        if source == "tune":
-            name = workspace.store.full(BEST_AUGMENTATION)
-            text = workspace.store.read(BEST_AUGMENTATION)
-        else:
-            name = source
-            folder, file = open_parent(source)
-            text = folder.read(file)
-    except FileNotFoundError:
-        raise InputError(
-            f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file"
-        ) from None
+    name = workspace.store.full(BEST_AUGMENTATION) if source == "tune" else source
+    if source == "tune" and not workspace.store.exists(BEST_AUGMENTATION):
+        raise InputError(f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file")
+    text = read_file(name, "train.augment_from")
     try:
         content = yaml.safe_load(text)
         return AugmentationSettings.model_validate(content.get("augmentation", content))
-    except (yaml.YAMLError, ValidationError, AttributeError) as error:
+    except (yaml.YAMLError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"train.augment_from {name} is no augmentation section: {reason}") from None
 
 
-def network_config(config: Config, sample: EventSample) -> NetworkConfig:
-    """Return the network's configuration for the sample's windows.
+class WindowShape(Protocol):
+    """What a network is built for; a sample of events has it, and the window settings before there are events."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of a window."""
+
+    @property
+    def rate_hz(self) -> float:
+        """Sampling rate of a window."""
+
+    @property
+    def lead_samples(self) -> int:
+        """Samples before the onset."""
+
+
+def network_config(config: Config, window: WindowShape) -> NetworkConfig:
+    """Return the network's configuration for windows of a shape.
 
     Raises:
         InputError: the windows are too short for an encoder.
@@ -66,9 +73,9 @@ def network_config(config: Config, sample: EventSample) -> NetworkConfig:
     try:
         return NetworkConfig(
             kind=kind,
-            num_samples=sample.num_samples,
-            rate_hz=sample.rate_hz,
-            lead_samples=sample.lead_samples,
+            num_samples=window.num_samples,
+            rate_hz=window.rate_hz,
+            lead_samples=window.lead_samples,
             width=settings.width,
             blocks=settings.blocks,
             dim=settings.dim,
@@ -77,7 +84,10 @@ def network_config(config: Config, sample: EventSample) -> NetworkConfig:
             log_amplitude=settings.log_amplitude,
         )
     except ValueError as error:
-        raise InputError(f"the events' windows suit no encoder: {error}") from None
+        shape = f"{window.num_samples} samples at {window.rate_hz:g} Hz"
+        raise InputError(
+            f"windows of {shape} (window.length_seconds, window.rate_hz) suit no encoder: {error}"
+        ) from None
 
 
 def train_plan(config: Config) -> TrainPlan:

@@ -70,25 +70,30 @@ class Workspace:
         text = configuration.to_yaml(configuration.stage_config(config, stage))
         self.store.write(f"config/{stage}.yaml", text.encode())
 
+    def refuse_conflict(self, stage: str, config: configuration.Config) -> None:
+        """Raise InputError, naming the key, where the stage has results made with another configuration."""
+        stored = self.stored_config(stage)
+        if not stored or not stage_has_markers(self.store, stage):
+            return
+        was = configuration.stage_output_keys(configuration.resolve(stored), stage)
+        now = configuration.stage_output_keys(config, stage)
+        for key, value in now.items():
+            if value != was.get(key):
+                raise InputError(
+                    f"{key} is {value!r} but {self.url} holds {stage} results made with {was.get(key)!r}; "
+                    "use another workspace, the stored value, or --replace"
+                )
+
     def claim(self, stage: str, config: configuration.Config, *, replace: bool) -> None:
         """Make the workspace ready for a stage: check for a conflicting configuration, then store the new one.
 
         Raises:
             InputError: the stage has results made with another configuration and `replace` is False; names the key.
         """
-        stored = self.stored_config(stage)
-        if stored and (has_results := stage_has_markers(self.store, stage)):
-            was = configuration.stage_output_keys(configuration.resolve(stored), stage)
-            now = configuration.stage_output_keys(config, stage)
-            differing = [key for key in now if now[key] != was.get(key)]
-            if differing and has_results and not replace:
-                key = differing[0]
-                raise InputError(
-                    f"{key} is {now[key]!r} but {self.url} holds {stage} results made with {was.get(key)!r}; "
-                    "use another workspace, the stored value, or --replace"
-                )
         if replace:
             self.remove_stage(stage)
+        else:
+            self.refuse_conflict(stage, config)
         self.update_state()
         self.store_config(stage, config)
 

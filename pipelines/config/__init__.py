@@ -79,6 +79,13 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
         raise InputError(_sentence(error)) from None
 
 
+def with_keys(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
+    """Return a configuration with some keys changed, given as {"section": {"key": value}}."""
+    return config.model_copy(
+        update={name: getattr(config, name).model_copy(update=keys) for name, keys in sections.items()}
+    )
+
+
 class _Yaml12Loader(yaml.SafeLoader):
     """YAML with the booleans of version 1.2: `on` and `off` are words, as the keys detection.on and off need."""
 
@@ -216,4 +223,5 @@ __all__ = [
     "stage_config",
     "stage_output_keys",
     "to_yaml",
+    "with_keys",
 ]

@@ -122,6 +122,11 @@ class WindowSettings(Section):
         """Return the number of samples of a window."""
         return round(self.length_seconds * self.rate_hz)
 
+    @property
+    def lead_samples(self) -> int:
+        """Return the number of samples before the onset."""
+        return round(self.lead_seconds * self.rate_hz)
+
 
 class ShardSettings(Section):
     """How the archive is cut into units of work; no cut changes a row."""

@@ -239,7 +239,7 @@ def cut_windows(
         if factors.get(row, 1.0) != 1.0:
             source[:, row] *= factors[row]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32)
-    num_lead = round(window.lead_seconds * window.rate_hz)
+    num_lead = window.lead_samples
     num_signal = np.array([ceil((o.end_ns - o.onset_ns) / 1e9 * window.rate_hz) for o in onsets], np.int64)
     component = np.array([o.component for o in onsets], np.int64)
     snr_db, peak = amplitudes(

@@ -22,7 +22,7 @@ from pipelines.archive.manifest import (
     selection,
     write_manifest,
 )
-from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.config import Config, stage_config, stage_output_keys, with_keys
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import context_seconds
 from pipelines.detect.response import Responses, read_stationxml
@@ -34,7 +34,7 @@ from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale
 from pipelines.memory import keep_freed_memory
 from pipelines.progress import progress_bar
-from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_parent, open_store
+from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_store, read_file
 from pipelines.tracking import Tracking, stage_run
 from pipelines.workspace import Workspace
 
@@ -140,13 +140,13 @@ def _fitted(config: Config, rates: set[float]) -> Config:
     """Return the configuration with a band that every seismic rate carries, and windows of no more than the highest."""
     lowest = min((rate for rate in rates if rate >= LEAST_SEISMIC_HZ), default=max(rates))
     low, high = config.detection.band_hz
-    sections: dict[str, Any] = {}
+    sections: dict[str, dict[str, Any]] = {}
     if high > 0.4 * lowest > low:
-        sections["detection"] = config.detection.model_copy(update={"band_hz": (low, 0.4 * lowest)})
+        sections["detection"] = {"band_hz": (low, 0.4 * lowest)}
     if config.window.rate_hz > max(rates):
-        sections["window"] = config.window.model_copy(update={"rate_hz": max(rates)})
+        sections["window"] = {"rate_hz": max(rates)}
     if sections:
-        fitted = config.model_copy(update=sections)
+        fitted = with_keys(config, sections)
         band = ", ".join(f"{corner:g}" for corner in fitted.detection.band_hz)
         found = ", ".join(f"{rate:g}" for rate in sorted(rates))
         print(
@@ -161,15 +161,13 @@ def _read_responses(config: Config) -> tuple[Responses, str]:
     path = config.archive.stationxml
     if path is None:
         return Responses(), ""
-    store, name = open_parent(path)
+    content = read_file(path, "archive.stationxml")
+    if config.detection.units == "counts":
+        return Responses(), ""
     try:
-        content = store.read(name)
-        if config.detection.units == "counts":
-            return Responses(), ""
         return Responses(read_stationxml(content)), content_hash(content)
-    except (OSError, ValueError) as error:
-        reason = (isinstance(error, OSError) and error.strerror) or error
-        raise InputError(f"archive.stationxml {path} cannot be read: {reason}") from None
+    except ValueError as error:
+        raise InputError(f"archive.stationxml {path} cannot be read: {error}") from None
 
 
 def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationxml_hash: str) -> Plan:

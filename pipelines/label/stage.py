@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pipelines import tables
 from pipelines.cluster import CLUSTER_CPUS_VARIABLE, ray_session
 from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.config.detection import WindowSettings
 from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError
 from pipelines.event_sample import events_fingerprint
@@ -38,6 +39,7 @@ from pipelines.label.stage_embed import (
     embed_shards,
     embedding_fingerprint,
     load_encoder,
+    refuse_other_windows,
     unembedded_shards,
 )
 from pipelines.label.stage_inputs import HandLabels, match_hand_labels, read_cluster_names
@@ -99,8 +101,7 @@ def label_events(
         StageFailed: a shard failed after its retries.
     """
     store = workspace.store
-    shards = list_event_shards(store)
-    check_enough_events(store, shards, config)
+    shards = check_events(store, config)
     registered = load_encoder(store, config, tracking)
     check_windows(store, shards, registered.encoder)
     user_names, names_hash = read_cluster_names(config.labels.names)
@@ -136,6 +137,34 @@ def check_resources(config: Config) -> None:
     """
     if config.label.use_gpu and not _num_gpus() and CLUSTER_CPUS_VARIABLE not in os.environ:
         raise InputError("label.use_gpu is true, but Ray has no GPU; use false, or a cluster with GPUs")
+
+
+def check_labelling(store: Store, config: Config, tracking: Tracking, window: WindowSettings) -> None:
+    """Refuse what `label_events` would, as far as it can be known before there are events and an encoder.
+
+    Args:
+        store, config, tracking: as for `label_events`.
+        window: of the events that detection will find.
+
+    Raises:
+        InputError: a file, reference or encoder that cannot be read, or an encoder for other windows.
+    """
+    read_cluster_names(config.labels.names)
+    _open_reference(config.label.reference, store)
+    if config.labels.path is not None:
+        read_label_table(config.labels.path)
+    model = config.label.model
+    # Where its aliases will point is up to the training that comes before.
+    if model is not None and not model.startswith(f"models:/{config.mlflow.model_name}@"):
+        encoder = load_encoder(store, config, tracking).encoder
+        refuse_other_windows(encoder, window.num_samples, window.rate_hz, window.lead_samples)
+
+
+def check_events(store: Store, config: Config) -> list[Shard]:
+    """Return the shards with events; InputError where there are fewer events than clusters."""
+    shards = list_event_shards(store)
+    check_enough_events(store, shards, config)
+    return shards
 
 
 def _already_labelled(

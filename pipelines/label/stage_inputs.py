@@ -16,8 +16,8 @@ from pipelines.config.label import LabelsSettings
 from pipelines.errors import InputError
 from pipelines.label.naming import read_names
 from pipelines.label.stage_shards import FILES_A_TASK, Shard
-from pipelines.label_table import LabelTable, read_file
-from pipelines.storage import Store, content_hash
+from pipelines.label_table import LabelTable
+from pipelines.storage import Store, content_hash, read_file
 
 DAY_NS = 86_400 * NANOSECONDS
 

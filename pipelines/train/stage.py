@@ -27,6 +27,7 @@ from pipelines import encoders
 from pipelines.cluster import local_cores
 from pipelines.config import Config, flatten, stage_config
 from pipelines.config.augmentation import AugmentationSettings
+from pipelines.config.detection import WindowSettings
 from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import network_state, read_facts
 from pipelines.contrastive.objective import cluster_stability
@@ -44,6 +45,7 @@ from pipelines.event_sample import (
     read_windows,
 )
 from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
+from pipelines.label_table import read_label_table
 from pipelines.ledger import fingerprint
 from pipelines.model_registry import log_encoder
 from pipelines.storage import Store
@@ -118,19 +120,17 @@ def train_encoder(
     inputs = events_fingerprint(store)
     keys = _output_keys(config, augmentation)
     mark = fingerprint({"keys": keys, "events": inputs, "version": ALGORITHM_VERSION})
-    done = read_training(store)
-    if done is not None and not replace:
-        _refuse_other_keys(workspace, done["keys"], keys)
-        if done["fingerprint"] == mark:
-            print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done['model_uri']}).")
-            return TrainingSummary(
-                content_hash=done["content_hash"],
-                num_events=done["num_events"],
-                model_uri=done["model_uri"],
-                alias=done["alias"],
-                resumed_from=0,
-                already_done=True,
-            )
+    done = None if replace else _finished_training(workspace, keys)
+    if done is not None and done["fingerprint"] == mark:
+        print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done['model_uri']}).")
+        return TrainingSummary(
+            content_hash=done["content_hash"],
+            num_events=done["num_events"],
+            model_uri=done["model_uri"],
+            alias=done["alias"],
+            resumed_from=0,
+            already_done=True,
+        )
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     labels = label_sample(sample, config.labels)
     network = network_config(config, sample)
@@ -181,6 +181,29 @@ def train_encoder(
         resumed_from=resumed_from,
         already_done=False,
     )
+
+
+def check_training(
+    workspace: Workspace, config: Config, window: WindowSettings, *, replace: bool, tuned_before: bool
+) -> None:
+    """Refuse what `train_encoder` would, as far as it can be known before there are events.
+
+    Args:
+        workspace, config, replace: as for `train_encoder`.
+        window: of the events that detection will find.
+        tuned_before: a search comes first, which will write what `train.augment_from tune` names.
+
+    Raises:
+        InputError: windows too short, an unreadable file, a configuration that differs from the one trained here.
+    """
+    network_config(config, window)
+    if config.labels.path is not None:
+        read_label_table(config.labels.path)
+    if tuned_before and config.train.augment_from == "tune":
+        return
+    keys = _output_keys(config, effective_augmentation(workspace, config))
+    if not replace:
+        _finished_training(workspace, keys)
 
 
 def read_training(store: Store) -> dict[str, Any] | None:
@@ -556,13 +579,19 @@ def _output_keys(config: Config, augmentation: AugmentationSettings) -> dict[str
     return keys
 
 
-def _refuse_other_keys(workspace: Workspace, was: dict[str, Any], now: dict[str, Any]) -> None:
+def _finished_training(workspace: Workspace, now: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `read_training` does; InputError names the key where it was trained with another value."""
+    done = read_training(workspace.store)
+    if done is None:
+        return None
+    was = done["keys"]
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             raise InputError(
                 f"{key} is {now.get(key)!r} but {workspace.url} holds an encoder trained with {was.get(key)!r}; "
                 "use another workspace, the stored value, or --replace"
             )
+    return done
 
 
 def _log_figures(

@@ -19,7 +19,7 @@ import yaml
 from numpy.typing import NDArray
 
 from pipelines.cluster import SPARE_CPUS
-from pipelines.config import Config, stage_config
+from pipelines.config import Config, stage_config, with_keys
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.augmentations import Augmenter, build_augmenter
 from pipelines.contrastive.objective import cluster_stability
@@ -29,6 +29,7 @@ from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
+from pipelines.label_table import read_label_table
 from pipelines.ledger import fingerprint
 from pipelines.memory import keep_freed_memory
 from pipelines.tracking import StageRun, Tracking, stage_run
@@ -38,6 +39,8 @@ from pipelines.workspace import Workspace
 
 SCORED_WINDOWS = 1000
 """Windows that the label-free score of a trial is computed on."""
+
+NO_LABELS = "tune.objective is validation, but labels.path gives no label in the validation half"
 
 _METRICS = ("score", "loss", "stability", "effective_rank", "validation_knn", "validation_linear")
 
@@ -67,22 +70,18 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
     """
     store = workspace.store
     settings = config.tune
-    if config.train.encoder not in NETWORKS:
-        raise InputError(
-            f"train.encoder is {config.train.encoder!r}, which has no augmentations to search: "
-            f"use {' or '.join(NETWORKS)}"
-        )
+    check_search(config)
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     labels = label_sample(sample, config.labels)
     objective = settings.objective
     if objective == "auto":
         objective = "stability" if labels is None else "validation"
     if objective == "validation" and labels is None:
-        raise InputError("tune.objective is validation, but labels.path gives no label in the validation half")
+        raise InputError(NO_LABELS)
     windows = read_sample(store, sample, range(len(sample)))
     network = network_config(config, sample)
     base = config.augmentation.model_dump(mode="json")
-    plan = train_plan(config.model_copy(update={"train": config.train.model_copy(update={"epochs": settings.epochs})}))
+    plan = train_plan(with_keys(config, {"train": {"epochs": settings.epochs}}))
     workspace.update_state()
     workspace.store_config("tune", config)
     began = time.perf_counter()
@@ -128,6 +127,23 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
         f"{summary.path}; use it by --train.augment_from tune."
     )
     return summary
+
+
+def check_search(config: Config) -> None:
+    """Refuse what a search would, as far as it can be known before there are events.
+
+    Raises:
+        InputError: an encoder without augmentations, an objective without labels, labels that cannot be read.
+    """
+    if config.train.encoder not in NETWORKS:
+        raise InputError(
+            f"train.encoder is {config.train.encoder!r}, which has no augmentations to search: "
+            f"use {' or '.join(NETWORKS)}"
+        )
+    if config.labels.path is not None:
+        read_label_table(config.labels.path)
+    elif config.tune.objective == "validation":
+        raise InputError(NO_LABELS)
 
 
 def _section(base: dict[str, Any], point: dict[str, float]) -> dict[str, Any]:

@@ -9,9 +9,12 @@ import pytest
 
 from jobs import run as run_job
 from jobs import synthesize as synthesize_job
+from pipelines import config as configuration
 from pipelines import storage, tables
+from pipelines.ledger import MarkerName, write_marker
 from pipelines.storage import open_store
 from pipelines.tracking import Tracking
+from pipelines.workspace import open_workspace
 
 FLAGS = [
     *("--detection.band_hz", "[1, 15]", "--detection.on", "4"),
@@ -30,17 +33,58 @@ def rows(store, table, columns):
     return pa.concat_tables([tables.read_table(store, item.path, columns) for item in tables.list_shards(store, table)])
 
 
-@pytest.mark.parametrize("key", ["labels.path", "train.augment_from", "archive.stationxml", "report.typo"])
-def test_what_a_later_stage_would_stumble_on_is_said_before_the_first(tmp_path, capsys, key):
+@pytest.fixture(scope="module")
+def tiny_archive(tmp_path_factory):
     trace = obspy.Trace(np.arange(9000, dtype=np.int32), {"network": "XX", "station": "A", "channel": "HHZ"})
     trace.stats.sampling_rate = 100.0
-    (tmp_path / "archive").mkdir()
-    trace.write(str(tmp_path / "archive" / "file.mseed"), format="MSEED")
-    assert run_job.main([str(tmp_path / "archive"), str(tmp_path / "new"), f"--{key}", str(tmp_path / "no.csv")]) == 2
+    folder = tmp_path_factory.mktemp("archive")
+    trace.write(str(folder / "file.mseed"), format="MSEED")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--labels.path", "no.csv"], "labels.path"),
+        (["--labels.names", "no.yaml"], "labels.names"),
+        (["--label.reference", "nowhere"], "nowhere"),
+        (["--label.model", "models:/nothing/7"], "the model models:/nothing/7 cannot be read"),
+        (["--train.augment_from", "no.yaml"], "train.augment_from"),
+        (["--train.augment_from", "a_folder"], "train.augment_from a_folder cannot be read: is a directory"),
+        (["--train.augment_from", "tune"], "run tune first"),
+        (["--archive.stationxml", "no.xml"], "archive.stationxml"),
+        (["--window.rate_hz", "10", "--window.length_seconds", "6"], "window.length_seconds"),
+        (["--run.tune", "true", "--train.encoder", "pca"], "train.encoder"),
+        (["--run.tune", "true", "--tune.objective", "validation"], "labels.path"),
+        (["--report.typo", "1"], "report.typo"),
+    ],
+)
+def test_what_a_later_stage_would_stumble_on_is_said_before_the_first(
+    tiny_archive, tmp_path, monkeypatch, capsys, flags, sentence
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_folder").mkdir()
+    assert run_job.main([tiny_archive, "new", *flags]) == 2
     said = capsys.readouterr().err
-    assert key in said
+    assert sentence in said
     assert said.count("\n") == 1
     assert not (tmp_path / "new").exists()
+
+
+def test_settings_that_conflict_with_what_a_later_stage_has_done_are_said_before_detection(
+    tiny_archive, tmp_path, capsys
+):
+    workspace = open_workspace(str(tmp_path / "workspace"), create=True)
+    workspace.claim("label", configuration.resolve({"kmeans": {"k": 3}}), replace=False)
+    write_marker(workspace.store, "label", MarkerName("XX", "A", "--.HH.2022-01-01.day", "abc"), {})
+    workspace.store.write("train/training.json", json.dumps({"keys": {"train.dim": 8}}).encode())
+    before = {item.path for item in workspace.store.walk()}
+    assert run_job.main([tiny_archive, workspace.url]) == 2
+    assert "holds an encoder trained with" in capsys.readouterr().err
+    workspace.store.remove("train/training.json")
+    assert run_job.main([tiny_archive, workspace.url, "--kmeans.k", "4"]) == 2
+    assert "kmeans.k is 4 but" in capsys.readouterr().err
+    assert {item.path for item in workspace.store.walk()} == before - {"train/training.json"}
 
 
 @pytest.mark.timeout(900)
@@ -49,6 +93,11 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
     archive, workspace = f"{moto_s3.url}/archive", f"{moto_s3.url}/workspace"
     assert synthesize_job.main([archive, *SYNTHETIC]) == 0
     labels = ["--labels.path", f"{archive}/truth", "--mlflow", mlflow_server]
+    # That there are too few events is known once they are detected, and said before an encoder is trained.
+    too_many = ["--kmeans.k", "99999", "--mlflow.experiment", "the chain"]
+    assert run_job.main([archive, workspace, *FLAGS, *labels, *too_many]) == 2
+    assert "kmeans.k is 99999 but there are only" in capsys.readouterr().err
+    assert not list(open_store(workspace).walk("train"))
     assert run_job.main([archive, workspace, *FLAGS, *labels]) == 0
     said = capsys.readouterr().out
     assert f"Report:        {workspace}/report/index.html" in said
@@ -61,9 +110,11 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
     assert not [item.path for item in store.walk("events") if not item.path.endswith(".parquet")]
 
     client = Tracking(uri=mlflow_server, experiment="").client()
-    experiment = client.get_experiment_by_name(f"firnline {workspace}").experiment_id
+    # The experiment that the detection was stored with is the whole chain's.
+    experiment = client.get_experiment_by_name("the chain").experiment_id
     runs = {run.data.tags["firnline.stage"]: run for run in client.search_runs([experiment])}
-    assert {"detect", "train", "label"} <= set(runs)
+    assert set(runs) == {"detect", "train", "label", "report"}
+    assert client.get_experiment_by_name(f"firnline {workspace}") is None
     assert all(run.info.status == "FINISHED" for run in runs.values())
     assert runs["train"].data.tags["firnline.input.events"] == runs["detect"].data.tags["firnline.output.events"]
     # Ray Train had two workers from epoch 0 on.
