@@ -62,9 +62,9 @@ class Arguments:
         stored = workspace.stored_config(stage) if workspace is not None else {}
         return configuration.resolve(stored, self.file, configuration.read_flags(self.flags))
 
-    def workspace(self, position: int, *, create: bool) -> Workspace:
-        """Open the workspace named by a positional argument."""
-        return open_workspace(self.positional[position], create=create)
+    def workspace(self, position: int, *, create: bool = False, write: bool = True) -> Workspace:
+        """Open the workspace named by a positional argument; arguments as for `open_workspace`."""
+        return open_workspace(self.positional[position], create=create, write=write)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

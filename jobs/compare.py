@@ -20,7 +20,7 @@ def compare(arguments: Arguments) -> None:
     """Open every workspace's tracking and print one table."""
     trackings = []
     for position in range(len(arguments.positional)):
-        workspace = arguments.workspace(position, create=False)
+        workspace = arguments.workspace(position, write=False)
         config = arguments.config("compare", workspace)
         trackings.append(open_tracking(workspace, arguments.mlflow, config.mlflow.experiment))
     print(compare_runs(trackings))

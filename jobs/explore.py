@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explore(arguments: Arguments) -> None:
     """Serve until interrupted."""
-    workspace = arguments.workspace(0, create=False)
+    workspace = arguments.workspace(0, write=False)
     config = arguments.config("explore", workspace)
     labels = config.labels
     if labels.path is None:

@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def label(arguments: Arguments) -> None:
     """Resolve the configuration and label the workspace's events."""
-    workspace = arguments.workspace(0, create=False)
+    workspace = arguments.workspace(0)
     config = arguments.config("label", workspace)
     print_config(config, "label")
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)

@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(arguments: Arguments) -> None:
     """Resolve the configuration and write catalogue and page; a small workspace needs no Ray."""
-    workspace = arguments.workspace(0, create=False)
+    workspace = arguments.workspace(0)
     config = arguments.config("report", workspace)
     print_config(config, "report")
     needed = wants_ray(workspace) or arguments.address is not None or in_ray_job()

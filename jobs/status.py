@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def status(arguments: Arguments) -> None:
     """Read the ledger and print it."""
-    workspace = arguments.workspace(0, create=False)
+    workspace = arguments.workspace(0, write="plot" in arguments.switches)
     found = read_status(workspace.store)
     print(describe(found))
     if "plot" in arguments.switches:

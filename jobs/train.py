@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train(arguments: Arguments) -> None:
     """Resolve the configuration and train; without workers no Ray is needed."""
-    workspace = arguments.workspace(0, create=False)
+    workspace = arguments.workspace(0)
     config = arguments.config("train", workspace)
     print_config(config, "train")
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def tune(arguments: Arguments) -> None:
     """Resolve the configuration and search."""
-    workspace = arguments.workspace(0, create=False)
+    workspace = arguments.workspace(0)
     config = arguments.config("tune", workspace)
     print_config(config, "tune")
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)

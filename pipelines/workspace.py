@@ -104,8 +104,13 @@ class Workspace:
                 self.store.remove_folder(folder)
 
 
-def open_workspace(url: str, *, create: bool) -> Workspace:
-    """Open a workspace and check its layout version; with `create`, check too that it can be written.
+def open_workspace(url: str, *, create: bool, write: bool = True) -> Workspace:
+    """Open a workspace, check its layout version and, with `write`, that it can be written.
+
+    Args:
+        url: a folder or a bucket's prefix.
+        create: take one that is new as well.
+        write: the caller means to write; False opens what is read-only.
 
     Raises:
         InputError: it does not exist (without `create`), cannot be written, or was written by a newer Firnline.
@@ -126,4 +131,6 @@ def open_workspace(url: str, *, create: bool) -> Workspace:
         raise InputError(
             f"{store.url} has layout version {version}, newer than the {LAYOUT_VERSION} this program knows"
         )
+    if write and not create:
+        store.check_writable()
     return workspace

@@ -518,7 +518,7 @@ def _lineage(
 def _open_reference(url: str | None, store: Store) -> Store | None:
     if url is None:
         return None
-    reference = open_workspace(url, create=False).store
+    reference = open_workspace(url, create=False, write=False).store
     if reference.url == store.url:
         raise InputError(
             f"label.reference {url} is the workspace that is labelled, and this run replaces its labels; copy them and "
