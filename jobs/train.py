@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import Arguments, print_config, run_job
 from pipelines.cluster import ray_session
+from pipelines.errors import InputError
 from pipelines.tracking import open_tracking
 from pipelines.train.stage import train_encoder
 
@@ -26,8 +27,13 @@ def train(arguments: Arguments) -> None:
     workspace = arguments.workspace(0)
     config = arguments.config("train", workspace)
     print_config(config, "train")
-    tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     needed = config.train.num_workers > 0
+    if arguments.address is not None and not needed:
+        raise InputError(
+            f"--address is {arguments.address}, but train.num_workers is 0, which trains in this process; "
+            "give --train.num_workers, or no address"
+        )
+    tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     with ray_session(arguments.address) if needed else contextlib.nullcontext():
         train_encoder(workspace, config, tracking, replace=arguments.replace)
 

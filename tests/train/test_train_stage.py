@@ -14,6 +14,7 @@ import psutil
 import pytest
 from training_events import LEAD_SAMPLES, NUM_SAMPLES, make_windows, make_workspace, write_events
 
+from jobs import train as train_job
 from pipelines import config as configuration
 from pipelines import encoders
 from pipelines.contrastive.checkpoint import read_facts
@@ -232,6 +233,13 @@ def test_training_on_ray_survives_a_lost_worker_bit_for_bit(ray_cluster, tmp_pat
     assert was_killed, "the training was over before a worker could be killed"
     assert second.content_hash == first.content_hash
     assert loss_curve(tracking_of(disturbed)) == loss_curve(tracking_of(plain))
+
+
+def test_an_address_without_workers_is_said(undisturbed, capsys):
+    assert train_job.main([undisturbed[0].url, "--address", "127.0.0.1:9"]) == 2
+    said = capsys.readouterr().err
+    assert "train.num_workers is 0" in said
+    assert said.count("\n") == 1
 
 
 def test_too_few_cpus_are_refused_at_once(ray_cluster):
