@@ -65,7 +65,7 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
         experiment: its name; default: firnline and the workspace's URL, or its folder's name in its own database.
 
     Raises:
-        InputError: no URI for a bucket workspace, or the server does not answer.
+        InputError: no URI for a bucket workspace, or the server does not answer or refuses our credentials.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None:
@@ -80,7 +80,10 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
     name = experiment or f"firnline {workspace.url}"
     # A database keeps no artifacts, and MLflow's own default for them is the folder that one happens to be in.
     artifacts = None if uri.startswith("http") else _artifact_location(workspace)
-    return Tracking(uri=uri, experiment=name, artifact_location=artifacts)
+    tracking = Tracking(uri=uri, experiment=name, artifact_location=artifacts)
+    if uri.startswith("http"):
+        _check_admits(tracking)
+    return tracking
 
 
 def _artifact_location(workspace: Workspace) -> str:
@@ -104,6 +107,20 @@ def _check_answers(uri: str) -> None:
         _check_database(uri)
     else:
         raise InputError(f"MLflow URI {uri!r}: give http(s)://, sqlite:/// or another database URI")
+
+
+def _check_admits(tracking: Tracking) -> None:
+    """Raise InputError where a server that is well refuses to look up the experiment for us; nothing is made."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracking.client().get_experiment_by_name(tracking.experiment)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"MLflow at {_without_password(tracking.uri)} refuses to look up the experiment {tracking.experiment!r} "
+            f"({reason}); are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, right?"
+        ) from None
 
 
 def _check_database(uri: str) -> None:

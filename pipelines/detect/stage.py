@@ -31,7 +31,7 @@ from pipelines.detect.stage_plan import Shard, choose_interval, plan_shards
 from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask, destination
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
-from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale
+from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, remove_stale
 from pipelines.memory import keep_freed_memory
 from pipelines.progress import progress_bar
 from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_store, read_file
@@ -48,6 +48,8 @@ TASKS_A_ROUND = 20_000
 PROGRESS_SECONDS = 5.0
 LEAST_SEISMIC_HZ = 10.0
 PROGRESS_PATH = "ledger/detect/progress.json"
+LOGGED_PATH = "ledger/detect/logged"
+"""Fingerprint of the events that MLflow was told of last."""
 
 
 @dataclass
@@ -246,6 +248,9 @@ def detect_events(
         _print(summary, config.detection)
     else:
         print("detect: nothing to do, every shard is done")
+        if tracking is not None and not _is_logged(workspace.store):
+            # An earlier run did the work and was lost before it could tell MLflow.
+            _log(workspace, config, manifest, _recounted(workspace.store, ledger), tracking, 0.0)
     if summary.failed:
         shard, reason = summary.failed[0]
         more = f" and {len(summary.failed) - 1} more" if len(summary.failed) > 1 else ""
@@ -469,7 +474,8 @@ def _log(
         return
     inputs = {"archive": _manifest_fingerprint(manifest.table)}
     with stage_run(tracking, "detect", stage_config(config, "detect"), inputs=inputs) as run:
-        run.set_tags({"firnline.output.events": events_fingerprint(workspace.store)})
+        events = events_fingerprint(workspace.store)
+        run.set_tags({"firnline.output.events": events})
         run.log_metrics(
             {
                 "events": summary.events if summary.chosen is None else summary.chosen,
@@ -481,6 +487,24 @@ def _log(
                 "seconds": seconds,
             }
         )
+    workspace.store.write(LOGGED_PATH, events.encode())
+
+
+def _is_logged(workspace: Store) -> bool:
+    """Whether MLflow was told of the events that the workspace holds."""
+    return workspace.exists(LOGGED_PATH) and workspace.read(LOGGED_PATH).decode() == events_fingerprint(workspace)
+
+
+def _recounted(workspace: Store, ledger: str) -> Summary:
+    """Return the sums over the whole ledger."""
+    summary = Summary()
+    for name in list_markers(workspace, ledger):
+        _fold(summary, read_marker(workspace, ledger, name) | {"station": _station(name)})
+    if ledger == "trigger":
+        summary.chosen = sum(
+            read_marker(workspace, "detect", name)["counts"]["events"] for name in list_markers(workspace, "detect")
+        )
+    return summary
 
 
 def _manifest_fingerprint(table: pa.Table) -> str:

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import obspy
@@ -16,6 +18,8 @@ from pipelines import storage, tables
 from pipelines.detect.stage_status import read_status
 from pipelines.ledger import list_markers, read_marker
 from pipelines.storage import open_store
+from pipelines.tracking import finished_runs, open_tracking
+from pipelines.workspace import open_workspace
 
 FLAGS = [
     *("--detection.band_hz", "[1, 8]", "--detection.max_seconds", "20"),
@@ -78,6 +82,17 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     assert detect_job.main([str(mine), str(workspace)]) == 0
     assert "5 done" in capsys.readouterr().out
     assert contents(workspace) == rows
+
+    # A run that was lost before it could tell MLflow is made up for, once, with the sums of the whole ledger.
+    experiment = open_tracking(open_workspace(str(workspace), create=False), None, None)
+    assert len(finished_runs(experiment, "detect")) == 1
+    store.remove("ledger/detect/logged")
+    for _ in range(2):
+        assert detect_job.main([str(mine), str(workspace)]) == 0
+    capsys.readouterr()
+    first_run, second_run = finished_runs(experiment, "detect")
+    assert first_run.metrics | {"seconds": 0} == second_run.metrics | {"seconds": 0}
+    assert first_run.tags["firnline.output.events"] == second_run.tags["firnline.output.events"]
 
     # Another threshold conflicts, naming the key.
     assert detect_job.main([str(mine), str(workspace), "--detection.on", "5"]) == 2
@@ -199,6 +214,26 @@ def test_a_bucket_workspace_needs_a_tracking_server(archive, moto_s3, monkeypatc
     assert "--mlflow" in capsys.readouterr().err
 
 
+class LoginFirst(BaseHTTPRequestHandler):
+    """A gateway in front of MLflow that lets health checks through, and nobody else in."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/health" else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *args):
+        """Say nothing."""
+
+
+@pytest.fixture
+def gateway():
+    with ThreadingHTTPServer(("127.0.0.1", 0), LoginFirst) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
 def bad_inputs(archive, tmp_path):
     empty, text = tmp_path / "empty", tmp_path / "text"
     empty.mkdir()
@@ -229,6 +264,15 @@ def bad_inputs(archive, tmp_path):
     yield [archive, new, *FLAGS, "--mlflow", "postgresql://me:secret@127.0.0.1:9/x"], "me:***@"
     yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml", "--detection.units", "m/s"], "no.xml"
     yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml"], "no.xml"
+
+
+def test_a_tracking_server_that_refuses_us_is_said_before_detection(archive, tmp_path, gateway, capsys):
+    assert detect_job.main([str(archive), str(tmp_path / "new"), *FLAGS, "--mlflow", gateway]) == 2
+    said = capsys.readouterr().err
+    assert f"MLflow at {gateway} refuses" in said
+    assert "401" in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_input_gives_one_sentence_and_exit_code_2_and_writes_nothing(archive, tmp_path, capsys):
