@@ -6,7 +6,7 @@ One row a file and channel group. In layouts that name channel and date in the p
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
@@ -40,6 +40,7 @@ SCHEMA = pa.schema(
         ("station", pa.string()),
         ("location", pa.string()),
         ("band", pa.string()),
+        ("channels", pa.list_(pa.string())),
         ("start_ns", pa.int64()),
         ("end_ns", pa.int64()),
         ("reason", pa.string()),
@@ -54,24 +55,21 @@ class Manifest:
     Attributes:
         layout: the layout that was used, never `auto`.
         table: rows as in SCHEMA; `location` and `band` are `*` where the path does not say, `reason` tells why a file
-            cannot be used (its other columns are then empty).
+            cannot be used (its other columns are then empty), `channels` the codes that the headers hold (null in
+            layouts that name the channel).
         num_listed: objects that were listed.
-        num_unfit: objects whose path does not fit the layout.
-        unfit: the first few of those.
     """
 
     layout: str
     table: pa.Table
     num_listed: int = 0
-    num_unfit: int = 0
-    unfit: list[str] = field(default_factory=list)
 
     def usable(self) -> pa.Table:
         """Return the rows of files that can be used."""
         return self.table.filter(pc.is_null(self.table["reason"]))
 
     def unusable(self) -> list[tuple[str, str]]:
-        """Return (key, reason) of files whose headers cannot be read."""
+        """Return (key, reason) of files whose path does not fit the layout or whose headers cannot be read."""
         rows = self.table.filter(pc.is_valid(self.table["reason"]))
         return list(zip(rows["key"].to_pylist(), rows["reason"].to_pylist(), strict=True))
 
@@ -102,31 +100,37 @@ def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table |
         manifest = _named(objects, layout, settings)
     except ValueError as error:
         raise InputError(f"archive.layout {layout!r}: {error}") from None
-    if not manifest.table.num_rows:
+    if not manifest.usable().num_rows:
         raise InputError(
-            f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files {manifest.num_unfit} do "
-            f"not fit archive.layout {layout!r} and the others are not selected"
+            f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files "
+            f"{manifest.table.num_rows} do not fit archive.layout {layout!r} and the others are not selected"
         )
     return manifest
 
 
-def probe(archive: Store, table: pa.Table, *, most: bool = False) -> set[float]:
-    """Return the sampling rates (Hz) in the first readable file of a manifest, out of 64 spread over it.
+def probe(archive: Store, table: pa.Table, *, enough: Callable[[set[float]], bool]) -> set[float]:
+    """Return the sampling rates (Hz) in files of a manifest, read one after the other until the rates are enough.
 
-    With `most`, return those in all of the 64.
+    Args:
+        archive: where the recordings are.
+        table: usable rows of the manifest.
+        enough: called with the rates so far. Where it never holds, they are those in the first file of each band and
+            instrument code and in 64 files spread over the archive.
 
     Raises:
-        InputError: none of them holds a readable sample.
+        InputError: none of these files holds a readable sample.
     """
-    rows = np.unique(np.linspace(0, table.num_rows - 1, min(PROBES, table.num_rows)).astype(int))
+    spread = np.linspace(0, table.num_rows - 1, min(PROBES, table.num_rows)).astype(int)
+    first = [pc.index(table["band"], band).as_py() for band in table["band"].unique()]
+    rows = dict.fromkeys([*first, *spread.tolist()])
     problem = ""
     rates: set[float] = set()
     for row in rows:
-        item = StoredObject(*(table[name][int(row)].as_py() for name in ("key", "size", "etag")))
+        item = StoredObject(*(table[name][row].as_py() for name in ("key", "size", "etag")))
         # The beginning tells enough.
         decoded = decode(archive.read(item.path, 0, PROBE_BYTES))
         rates |= {run.rate_hz for run in decoded.runs}
-        if rates and not most:
+        if rates and enough(rates):
             break
         problem = problem or f"{item.path}: {decoded.problems[0] if decoded.problems else 'no samples in it'}"
     if not rates:
@@ -135,12 +139,14 @@ def probe(archive: Store, table: pa.Table, *, most: bool = False) -> set[float]:
 
 
 def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
-    """Return (layout, table) of the manifest kept in a workspace; None where there is none."""
+    """Return (layout, table) of the manifest kept in a workspace; None where there is none, or one of other columns."""
     try:
         content = workspace.read(MANIFEST_PATH)
     except FileNotFoundError:
         return None
     table = pq.read_table(pa.BufferReader(content))
+    if table.schema.names != SCHEMA.names:
+        return None
     return (table.schema.metadata or {}).get(LAYOUT_KEY, b"").decode(), table.replace_schema_metadata(None)
 
 
@@ -180,14 +186,13 @@ def _named_part(
     location, channel = code_matcher(settings.location), code_matcher(settings.channel)
     first, last = selection(settings)
     spill = round(settings.spill_seconds * 1e9)
-    columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    rows: list[dict[str, Any]] = []
     manifest.num_listed += len(listed)
     for item in listed:
         info = parse(item.path)
+        row: dict[str, Any] = {"key": item.path, "size": item.size, "etag": item.etag}
         if info is None or info.start_ns is None or info.end_ns is None:
-            manifest.num_unfit += 1
-            if len(manifest.unfit) < 5:
-                manifest.unfit.append(item.path)
+            rows.append(row | {"reason": f"its name does not fit archive.layout {manifest.layout}"})
             continue
         if not (network(info.network or "") and station(info.station or "")):
             continue
@@ -197,17 +202,11 @@ def _named_part(
             continue
         if (last is not None and info.start_ns - spill >= last) or (first is not None and info.end_ns + spill <= first):
             continue
-        columns["key"].append(item.path)
-        columns["size"].append(item.size)
-        columns["etag"].append(item.etag)
-        columns["network"].append(info.network)
-        columns["station"].append(info.station)
-        columns["location"].append(ANY if info.location is None else info.location)
-        columns["band"].append(ANY if info.channel is None else info.channel[:2])
-        columns["start_ns"].append(info.start_ns - spill)
-        columns["end_ns"].append(info.end_ns + spill)
-        columns["reason"].append(None)
-    return pa.table(columns, schema=SCHEMA)
+        row |= {"network": info.network, "station": info.station}
+        row["location"] = ANY if info.location is None else info.location
+        row["band"] = ANY if info.channel is None else info.channel[:2]
+        rows.append(row | {"start_ns": info.start_ns - spill, "end_ns": info.end_ns + spill})
+    return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _indexed(
@@ -231,13 +230,14 @@ def _indexed(
     # The index covers all, the selection only what this run reads.
     manifest.table = _select(table, settings)
     if not manifest.usable().num_rows:
-        raise InputError(f"archive.network, station, location, start and end select nothing in {archive.url}")
+        raise InputError(f"archive.network, station, location, channel, start and end select nothing in {archive.url}")
     return manifest
 
 
 def _headers(archive: Store, item: StoredObject) -> Iterator[dict[str, Any]]:
     base = {"key": item.path, "size": item.size, "etag": item.etag}
     groups: dict[tuple[str, str, str, str], tuple[int, int]] = {}
+    channels: dict[tuple[str, str, str, str], set[str]] = {}
     reason: str | None = None
     for span in spans(archive, item):
         if span.channel is None:
@@ -245,14 +245,17 @@ def _headers(archive: Store, item: StoredObject) -> Iterator[dict[str, Any]]:
             continue
         codes = span.channel
         group = (codes.network, codes.station, codes.location, codes.channel[:2])
+        channels.setdefault(group, set()).add(codes.channel)
         begin, end = groups.get(group, (span.start_ns, span.end_ns))
         groups[group] = (min(begin, span.start_ns), max(end, span.end_ns))
-    for (network, station, location, band), (begin, end) in groups.items():
+    for group, (begin, end) in groups.items():
+        network, station, location, band = group
         yield base | {
             "network": network,
             "station": station,
             "location": location,
             "band": band,
+            "channels": sorted(channels[group]),
             "start_ns": begin,
             "end_ns": end,
             "reason": None,
@@ -264,15 +267,17 @@ def _headers(archive: Store, item: StoredObject) -> Iterator[dict[str, Any]]:
 def _select(table: pa.Table, settings: ArchiveSettings) -> pa.Table:
     first, last = selection(settings)
     network, station = code_matcher(settings.network), code_matcher(settings.station)
-    location = code_matcher(settings.location)
+    location, channel = code_matcher(settings.location), code_matcher(settings.channel)
     keep = []
-    for row in table.select(["network", "station", "location", "start_ns", "end_ns", "reason"]).to_pylist():
+    columns = ["network", "station", "location", "channels", "start_ns", "end_ns", "reason"]
+    for row in table.select(columns).to_pylist():
         keep.append(
             row["reason"] is not None
             or (
                 network(row["network"])
                 and station(row["station"])
                 and location(row["location"])
+                and any(map(channel, row["channels"]))
                 and (last is None or row["start_ns"] < last)
                 and (first is None or row["end_ns"] > first)
             )

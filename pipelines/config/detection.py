@@ -82,6 +82,10 @@ class DetectionSettings(Section):
                 raise ValueError(sentence)
         return self
 
+    def average_samples(self, rate_hz: float) -> tuple[int, int]:
+        """Return the lengths of the short-term and the long-term average in samples, at least 1 each."""
+        return max(round(self.sta_seconds * rate_hz), 1), max(round(self.lta_seconds * rate_hz), 1)
+
     @property
     def warmup_seconds(self) -> float:
         """Return the warm-up before an anchor: 40 LTA, 10 periods of the low corner, the longest trigger and merge."""
@@ -111,6 +115,11 @@ class WindowSettings(Section):
         if not 0 <= self.lead_seconds < self.length_seconds:
             raise ValueError(
                 f"lead_seconds {self.lead_seconds:g} must be shorter than length_seconds {self.length_seconds:g}"
+            )
+        if not self.lead_samples < self.num_samples:
+            raise ValueError(
+                f"length_seconds {self.length_seconds:g} at rate_hz {self.rate_hz:g} is {self.num_samples} samples, "
+                f"{self.lead_samples} of them before the onset: at least one must follow it"
             )
         corners = self.response_prefilt_hz
         if list(corners) != sorted(corners) or corners[0] <= 0:

@@ -105,7 +105,7 @@ def find_onsets(
     """
     result = Pass()
     sections = design_bandpass(*detection.band_hz, detection.corners, rate_hz)
-    num_lta = round(detection.lta_seconds * rate_hz)
+    num_sta, num_lta = detection.average_samples(rate_hz)
     warmup_ns = round(detection.warmup_seconds * 1e9)
     passes = [
         (row, segment, segment.index_from(anchor_ns - warmup_ns))
@@ -117,8 +117,8 @@ def find_onsets(
     found = scan_all(
         [segment.parts(first, segment.num_samples) for _, segment, first in passes],
         sections,
-        num_sta=max(round(detection.sta_seconds * rate_hz), 1),
-        num_lta=max(num_lta, 1),
+        num_sta=num_sta,
+        num_lta=num_lta,
         on=detection.on,
         off=detection.off,
         max_len=round(detection.max_seconds * rate_hz),

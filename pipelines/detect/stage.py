@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines import tables
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import (
+    MANIFEST_PATH,
     Manifest,
     build_manifest,
     probe,
@@ -123,19 +124,33 @@ def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
     kept = read_manifest(workspace.store)
     before = kept[1] if kept is not None and kept[0] == "flat" else None
     manifest = build_manifest(archive, config.archive, before)
-    rates = probe(archive, manifest.usable(), most=config.detection.fit_to_rate)
-    if config.detection.fit_to_rate:
+    fit, band = config.detection.fit_to_rate, config.detection.band_hz
+    # Channel groups whose rate does not carry the band are skipped by name; there must be some that do.
+    rates = probe(archive, manifest.usable(), enough=lambda rates: not fit and band[1] < max(rates) / 2)
+    if fit:
         config = _fitted(config, rates)
-    high = config.detection.band_hz[1]
+    _check_rates(config.detection, rates)
+    responses, stationxml_hash = _read_responses(config)
+    return Archive(
+        store=archive, manifest=manifest, config=config, responses=responses, stationxml_hash=stationxml_hash
+    )
+
+
+def _check_rates(detection: DetectionSettings, rates: set[float]) -> None:
+    """Raise InputError where no rate carries the band, or one that does has too few samples for the averages."""
+    high = detection.band_hz[1]
     if high >= max(rates) / 2:
         raise InputError(
             f"detection.band_hz reaches {high:g} Hz but the recordings have {max(rates):g} samples/s: "
             f"the upper corner must be below {max(rates) / 2:g} Hz"
         )
-    responses, stationxml_hash = _read_responses(config)
-    return Archive(
-        store=archive, manifest=manifest, config=config, responses=responses, stationxml_hash=stationxml_hash
-    )
+    for rate_hz in sorted(rate for rate in rates if high < rate / 2):
+        num_sta, num_lta = detection.average_samples(rate_hz)
+        if num_sta >= num_lta:
+            raise InputError(
+                f"detection.sta_seconds {detection.sta_seconds:g} and detection.lta_seconds {detection.lta_seconds:g} "
+                f"are {num_sta} and {num_lta} samples at {rate_hz:g} samples/s: the first must be the shorter"
+            )
 
 
 def _fitted(config: Config, rates: set[float]) -> Config:
@@ -512,10 +527,9 @@ def _manifest_fingerprint(table: pa.Table) -> str:
 
 
 def _print_unusable(manifest: Manifest) -> None:
-    if manifest.num_unfit:
-        print(f"detect: {manifest.num_unfit} files do not fit the layout, e.g. {manifest.unfit[0]}")
     unusable = manifest.unusable()
-    _print_some([f"{key}: {reason}" for key, reason in unusable], f"{len(unusable)} files are no seismograms")
+    lines = [f"{key}: {reason}" for key, reason in unusable]
+    _print_some(lines, f"{len(unusable)} files cannot be used", where=MANIFEST_PATH)
 
 
 def _print(summary: Summary, detection: DetectionSettings) -> None:
@@ -536,11 +550,11 @@ def _print(summary: Summary, detection: DetectionSettings) -> None:
     _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
 
 
-def _print_some(lines: Iterable[str], title: str) -> None:
+def _print_some(lines: Iterable[str], title: str, *, where: str = "ledger/") -> None:
     lines = list(lines)
     if lines:
         print(f"detect: {title}")
         for line in lines[:10]:
             print(f"    {line}")
         if len(lines) > 10:
-            print(f"    and {len(lines) - 10} more; the ledger lists all")
+            print(f"    and {len(lines) - 10} more; {where} in the workspace lists all")

@@ -268,6 +268,10 @@ class BatchDetector:
         if detection.band_hz[1] >= rate_hz / 2:
             day.skipped.append(f"{name}: detection.band_hz reaches {detection.band_hz[1]:g} Hz, not below Nyquist")
             return None
+        num_sta, num_lta = detection.average_samples(rate_hz)
+        if num_sta >= num_lta:
+            day.skipped.append(f"{name}: detection.sta_seconds and lta_seconds are {num_sta} and {num_lta} samples")
+            return None
         group = Group(codes, rate_hz, {}, {})
         for channel in sorted(channels, key=lambda code: _BY_PRECEDENCE.get(code[-1:], 9)):
             row = component_row(channel)

@@ -14,8 +14,12 @@ import pytest
 
 from jobs import detect as detect_job
 from jobs import status as status_job
+from pipelines import config as configuration
 from pipelines import storage, tables
+from pipelines.archive.manifest import build_manifest
+from pipelines.detect.stage import open_archive
 from pipelines.detect.stage_status import read_status
+from pipelines.errors import InputError
 from pipelines.ledger import list_markers, read_marker
 from pipelines.storage import open_store
 from pipelines.tracking import finished_runs, open_tracking
@@ -207,6 +211,38 @@ def test_a_first_look_takes_any_folder_of_recordings_as_it_is(tmp_path, ray_clus
     assert "no component of detection.trigger_components Z" in capsys.readouterr().out
 
 
+def test_channels_of_a_rate_that_carries_the_band_are_found_behind_others_that_do_not(archive, tmp_path):
+    mine = tmp_path / "archive"
+    shutil.copytree(archive, mine)
+    (mine / "readme.txt").write_text("not in the layout")
+    folder = mine / "2021/XX/0101/BHZ.D"
+    folder.mkdir(parents=True)
+    # More files of the slow channel than the probe's, and listed before the fast one's.
+    for day in range(1, 100):
+        header = {"network": "XX", "station": "0101", "channel": "BHZ", "sampling_rate": 1.0}
+        trace = obspy.Trace(np.arange(100, dtype=np.int32), header)
+        trace.stats.starttime = obspy.UTCDateTime(2021, 1, 1) + day * 86400
+        trace.write(str(folder / f"XX.0101..BHZ.D.2021.{day + 1:03d}"), format="MSEED")
+    workspace = open_workspace(str(tmp_path / "workspace"), create=True)
+    settings = configuration.resolve({"detection": {"band_hz": [1, 8]}, "archive": {"layout": "sds"}})
+    found = open_archive(str(mine), workspace, settings)
+    assert found.manifest.unusable() == [("readme.txt", "its name does not fit archive.layout sds")]
+    slow = configuration.with_keys(settings, {"archive": {"channel": "BHZ"}})
+    with pytest.raises(InputError, match="the recordings have 1 samples/s"):
+        open_archive(str(mine), workspace, slow)
+
+
+def test_a_flat_archive_is_read_where_its_channels_are_wanted(archive, tmp_path):
+    source = archive / "2022/XX/0101/HHZ.D/XX.0101..HHZ.D.2022.001"
+    trace = obspy.read(source)[0]
+    for channel in ("HHZ", "HNZ", "HHE"):
+        trace.stats.channel = channel
+        trace.write(str(tmp_path / f"{channel}.mseed"), format="MSEED")
+    for wanted, files in (("*", 3), ("HH?", 2), ("?HZ", 1), ("HHE,HNZ", 2)):
+        settings = configuration.resolve({"archive": {"layout": "flat", "channel": wanted}}).archive
+        assert build_manifest(open_store(str(tmp_path)), settings).usable().num_rows == files
+
+
 def test_a_bucket_workspace_needs_a_tracking_server(archive, moto_s3, monkeypatch, capsys):
     storage._s3.cache_clear()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -235,7 +271,9 @@ def gateway():
 
 
 def bad_inputs(archive, tmp_path):
-    empty, text = tmp_path / "empty", tmp_path / "text"
+    empty, text, flat = tmp_path / "empty", tmp_path / "text", tmp_path / "flat"
+    flat.mkdir()
+    shutil.copy(archive / "2022/XX/0101/HHZ.D/XX.0101..HHZ.D.2022.001", flat / "one.mseed")
     empty.mkdir()
     text.mkdir()
     (text / "notes.txt").write_text("no seismogram")
@@ -253,6 +291,11 @@ def bad_inputs(archive, tmp_path):
     yield [archive, new, "--detection.band_hz", "[1, 15]"], "detection.band_hz"
     yield [archive, new, "--window.lead_seconds", "99"], "window.lead_seconds 99"
     yield [archive, new, "--archive.start", "2022-13-01"], "archive.start"
+    short = ["--window.length_seconds", "0.001", "--window.lead_seconds", "0"]
+    yield [archive, new, *short], "window.length_seconds 0.001 at rate_hz 100 is 0 samples"
+    averages = ["--detection.sta_seconds", "0.5", "--detection.lta_seconds", "0.51"]
+    yield [archive, new, *FLAGS, *averages], "detection.sta_seconds 0.5 and detection.lta_seconds 0.51 are 10 and 10"
+    yield [flat, new, *FLAGS, "--archive.layout", "flat", "--archive.channel", "HHE"], "channel, start and end select"
     yield [archive, new, "--detection.typo", "1"], "detection.typo"
     yield [archive, new, "--typo", "1"], "--typo"
     yield [archive, new, "--config", tmp_path / "no.yaml"], "no.yaml"

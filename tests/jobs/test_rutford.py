@@ -86,7 +86,7 @@ def test_every_output_is_there(rutford):
     for name in ("2009-01.xml", "2009-01.csv", "2009-01.parquet"):
         assert (workspace / "catalog" / name).stat().st_size > 1000
     assert (workspace / "mlflow.db").exists()
-    assert "3 files are no seismograms" in said
+    assert "3 files cannot be used" in said
     assert f"{len(ids)} events" in said
 
 
