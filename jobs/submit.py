@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from jobs.command_line import JOBS, read_config_file, run_job
 from pipelines.cluster import use_token_if_available
-from pipelines.config import flatten
+from pipelines.config import describe_keys, flatten
 from pipelines.errors import InputError, StageFailed
 
 NOT_SUBMITTED = {"submit": "it is this command", "explore": "it is a page for the person at this machine"}
@@ -46,6 +46,18 @@ SENT_VARIABLES = (
     "MLFLOW_TRACKING_URI",
 )
 """Where things are, never who we are: a job's environment can be read in Ray's dashboard, so credentials stay here."""
+
+PATH_KEYS = (
+    "archive.stationxml",
+    "train.augment_from",
+    "label.reference",
+    "labels.path",
+    "labels.names",
+)
+"""Keys whose values are paths or URLs."""
+
+NO_PATHS = ("tune", "null", "")
+"""Values of these keys that name no file: what `tune` wrote, and nothing."""
 
 LOST_SECONDS = 600.0
 """How long a Jobs server may be away before following ends."""
@@ -124,25 +136,31 @@ def prepare(words: Sequence[str]) -> Submission:
         raise InputError(f"unknown job {job!r}; one of {', '.join(name for name in JOBS if name not in NOT_SUBMITTED)}")
     if job in NOT_SUBMITTED:
         raise InputError(f"{job} is not submitted: {NOT_SUBMITTED[job]}")
-    sent: list[str] = []
-    notes: list[str] = []
-    after_flag = False
-    for word in rest:
-        is_value = after_flag
-        after_flag = word.startswith("--") and "." in word and "=" not in word
-        if word.startswith("--") or "://" in word or (is_value and not Path(word).is_file()):
-            sent.append(word)
-            continue
-        absolute = os.path.abspath(word)  # noqa: PTH100 - symbolic links are the nodes' to follow
-        sent.append(absolute)
-        notes.append(f"{absolute} must exist on the nodes, as a shared file system gives it to them")
+    paths, rest = take_flags(rest, PATH_KEYS)
     config_text = None
     if "config" in named:
         content = read_config_file(named["config"])
         config_text = Path(named["config"]).read_text(encoding="utf-8")
-        for key, value in flatten(content):
-            if isinstance(value, str) and "/" in value and "://" not in value and Path(value).exists():
-                notes.append(f"{key} is {value}: a path of this machine, which must exist on the nodes")
+        keys = set(PATH_KEYS) & {key for key, _, _ in describe_keys(job)}
+        paths = {key: value for key, value in flatten(content) if key in keys and isinstance(value, str)} | paths
+    sent: list[str] = []
+    notes: list[str] = []
+
+    def on_the_nodes(path: str) -> str:
+        # What begins with ~ is below the home of whoever runs the job there.
+        if "://" in path or path.startswith("~"):
+            return path
+        absolute = os.path.abspath(path)  # noqa: PTH100 - symbolic links are the nodes' to follow
+        notes.append(f"{absolute} must exist on the nodes, as a shared file system gives it to them")
+        return absolute
+
+    after_flag = False
+    for word in rest:
+        is_path = not word.startswith("--") and not after_flag
+        after_flag = word.startswith("--") and "." in word and "=" not in word
+        sent.append(on_the_nodes(word) if is_path else word)
+    for key, value in paths.items():
+        sent += [f"--{key}", value if value in NO_PATHS else on_the_nodes(value)]
     if "mlflow" in named:
         if urlsplit(named["mlflow"]).password:
             raise InputError(

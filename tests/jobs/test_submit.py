@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -10,14 +9,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 from loopback_servers import free_port
 
 from jobs import submit
 from pipelines.cluster import private_ray_environment
+from pipelines.config import describe_keys
 from pipelines.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,12 +76,11 @@ def head() -> Iterator[Head]:
             wait_until_ready(head, process, folder / "head.log")
             yield head
         finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            # Asked to end, a head gives each of its servers its time; nothing of this one is to be kept.
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
+            process.wait()
 
 
 def wait_until_ready(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -171,15 +172,36 @@ def test_the_address_and_the_config_are_not_passed_on():
 
 def test_paths_become_absolute_and_values_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "hand.csv").write_text("event_id,label\n")
+    for folder in ("truth", "before", "sds"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "mine.yaml").write_text("labels: {names: names.yaml, path: of-the-file}\nlabel: {reference: null}\n")
     sent = submit.prepare(
-        ["run", "archive", "s3://bucket/workspace", "--labels.path", "hand.csv", "--archive.layout", "sds", "--replace"]
+        [
+            *("run", "archive", "s3://bucket/workspace", "--config", "mine.yaml"),
+            *("--archive.layout", "sds", "--replace"),
+            *("--labels.path", "truth", "--label.reference=before", "--train.augment_from", "tune"),
+            *("--archive.stationxml=s3://bucket/stations.xml", "--detection.trigger_components=ZNE"),
+        ]
     )
-    assert sent.words == [
-        *(str(tmp_path / "archive"), "s3://bucket/workspace", "--labels.path", str(tmp_path / "hand.csv")),
-        *("--archive.layout", "sds", "--replace"),
+    assert sent.words[:6] == [
+        *(str(tmp_path / "archive"), "s3://bucket/workspace", "--archive.layout", "sds", "--replace"),
+        "--detection.trigger_components=ZNE",
     ]
-    assert len(sent.notes) == 2
+    keys = dict(zip(sent.words[6::2], sent.words[7::2], strict=True))
+    assert keys == {
+        "--labels.names": str(tmp_path / "names.yaml"),
+        "--labels.path": str(tmp_path / "truth"),
+        "--label.reference": str(tmp_path / "before"),
+        "--train.augment_from": "tune",
+        "--archive.stationxml": "s3://bucket/stations.xml",
+    }
+    assert len(sent.notes) == 4
+    # A job is given the keys of the file that are its own.
+    assert submit.prepare(["report", "s3://bucket/w", "--config", "mine.yaml"]).words == ["s3://bucket/w"]
+
+
+def test_the_keys_that_name_files_are_keys():
+    assert set(submit.PATH_KEYS) <= {key for key, _, _ in describe_keys("run")}
 
 
 def test_the_command_line_survives_a_shell():
