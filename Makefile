@@ -37,9 +37,12 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e '.[dev]'
 	@touch $@
 
+# The shell's value of a variable given on make's command line; empty for one that the environment happens to hold.
+given = $(if $(filter command,$(firstword $(origin $(1)))),$${$(1)})
+
 # ARCHIVE= takes an archive of one's own; its workspace gets a name of its own, so that no two archives ever share one.
 demo: install ## the whole chain on a small synthetic archive, or on ARCHIVE=...; results in runs/demo, or in WORKSPACE=...
-	@archive="$${ARCHIVE:-}"; workspace="$${WORKSPACE:-}"; \
+	@archive="$(call given,ARCHIVE)"; workspace="$(call given,WORKSPACE)"; given_config="$(call given,CONFIG)"; \
 	if [ -z "$$archive" ]; then \
 		archive=runs/demo-archive; workspace="$${workspace:-runs/demo}"; config=configs/demo.yaml; \
 		$(PY) -m jobs.synthesize "$$archive" --config "$$config"; \
@@ -47,7 +50,7 @@ demo: install ## the whole chain on a small synthetic archive, or on ARCHIVE=...
 		config=configs/first-look.yaml; \
 		workspace="$${workspace:-runs/$$(basename "$$archive")-$$(printf %s "$$archive" | cksum | cut -d' ' -f1)}"; \
 	fi; \
-	$(PY) -m jobs.run "$$archive" "$$workspace" --config "$${CONFIG:-$$config}"
+	$(PY) -m jobs.run "$$archive" "$$workspace" --config "$${given_config:-$$config}"
 
 test: lint ## set up, lint, check types, run all the tests
 	$(PY) -m pytest
