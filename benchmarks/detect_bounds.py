@@ -36,6 +36,7 @@ from pipelines.config import resolve
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Summary, _fold, batches, make_plan
 from pipelines.detect.stage_shard import BatchDetector
+from pipelines.memory import keep_freed_memory
 from pipelines.storage import Store, StoredObject, open_store
 from pipelines.workspace import Workspace
 
@@ -88,6 +89,7 @@ def plan(folder: Path, num_objects: int) -> dict[str, float]:
 
 def worker(folder: Path, num_days: int, rate_hz: float) -> dict[str, float]:
     """Detect some days in this process as one task; return peak memory and events."""
+    keep_freed_memory()
     config = resolve(
         {
             "detection": {"trigger_components": "ZNE", "on": 4},

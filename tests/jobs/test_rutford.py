@@ -90,7 +90,7 @@ def test_every_output_is_there(rutford):
     assert f"{len(ids)} events" in said
 
 
-def test_onsets_are_those_of_obspys_endless_pass(rutford, shared_data):
+def test_onsets_are_those_of_obspys_endless_pass(rutford, shared_data, record_property):
     workspace, _ = rutford
     text = (ROOT / "configs/rutford.yaml").read_text()
     detection = resolve(read_yaml(text, name="rutford.yaml")).detection
@@ -109,5 +109,6 @@ def test_onsets_are_those_of_obspys_endless_pass(rutford, shared_data):
             before = off
         mine = onsets[np.array(events["station"].to_pylist()) == station]
         agreeing = np.isin(theirs, mine).mean()
+        record_property("figure", f"onsets equal to ObsPy's, Rutford {station}: {agreeing:.2%} of {len(theirs)}")
         assert agreeing >= 0.999
         assert len(mine) == len(theirs)
