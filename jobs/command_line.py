@@ -135,7 +135,8 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
     flags: list[tuple[str, str]] = []
     plain: dict[str, str] = {}
     given: set[str] = set()
-    known = {key for key, _, _ in configuration.describe_keys(job)} if job in configuration.STAGE_SECTIONS else set()
+    staged = job in configuration.STAGE_SECTIONS
+    known = {key for key, _, _ in configuration.describe_keys(job)} if staged else set()
     words = iter(argv)
     for word in words:
         if not word.startswith("--") or word == "--":
@@ -143,6 +144,8 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
             continue
         name, equals, value = word[2:].partition("=")
         if name == "replace" or name in switches:
+            if equals:
+                raise InputError(f"--{name} takes no value, got {value!r}; leave it out where it is not meant")
             given.add(name)
             continue
         if not equals:
@@ -153,7 +156,7 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
         if name in ("config", "mlflow", "address"):
             plain[name] = value
         elif "." in name:
-            if known and name not in known:
+            if staged and name not in known:
                 raise InputError(f"unknown configuration key {name} for {job}; firnline {job} --help lists them")
             flags.append((name, value))
         else:
