@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -137,6 +138,27 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     assert "XX.0101      2022-01-02  100.00 %" in output
     assert (workspace / "report/coverage.png").read_bytes().startswith(b"\x89PNG")
     assert read_status(store).num_events == events
+
+
+def test_an_interrupted_job_says_so_and_ends_with_130(archive, tmp_path):
+    command = [sys.executable, "-u", "-m", "jobs.detect", str(archive), str(tmp_path / "workspace"), *FLAGS]
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, it has their processes ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("detect: ") and "shards" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "interrupted; the same command goes on where it stopped" in said
+    assert "Traceback" not in said
 
 
 def test_a_bucket_gives_the_same_bytes_as_a_disk(archive, tmp_path, moto_s3, mlflow_server, ray_cluster):
