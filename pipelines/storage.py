@@ -6,6 +6,7 @@ Filesystems are built lazily in each process, so a `Store` may be sent to Ray wo
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import os
@@ -15,7 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -155,22 +156,52 @@ class Store:
             _retry(lambda: _s3(self.anonymous).get_file(self.full(path), str(copy)))
             yield copy
 
-    def walk(self, prefix: str = "", *, keep_folder: Callable[[str], bool] | None = None) -> Iterator[StoredObject]:
+    def walk(
+        self,
+        prefix: str = "",
+        *,
+        keep_folder: Callable[[str], bool] | None = None,
+        unreadable: dict[str, str] | None = None,
+    ) -> Iterator[StoredObject]:
         """Yield every object below a folder, each folder listed once, several at a time, in sorted order of folders.
+
+        Links to folders come last, and only those that lead to a folder which was not listed before.
 
         Args:
             prefix: folder relative to the root.
             keep_folder: called with each relative folder; False leaves it and all below it out.
+            unreadable: takes the files and folders of a disk that cannot be read, with the reason; without it a folder
+                that cannot be listed raises OSError.
         """
-        level = [prefix]
+        level, visited = [prefix], set[object]()
+        links: list[str] = []
         while level:
+            below: list[str] = []
             with ThreadPoolExecutor(LISTING_THREADS) as pool:
-                listings = pool.map(self._list_folder, level)
-                below: list[str] = []
-                for files, folders in listings:
+                fresh = level if not self.is_local else self._unvisited(level, visited)
+                for files, folders, linked in pool.map(lambda folder: self._list_folder(folder, unreadable), fresh):
                     yield from files
                     below.extend(folder for folder in folders if keep_folder is None or keep_folder(folder))
+                    links.extend(folder for folder in linked if keep_folder is None or keep_folder(folder))
             level = sorted(below)
+            if not level:
+                level, links = sorted(links), []
+
+    def _unvisited(self, folders: Iterable[str], visited: set[object]) -> list[str]:
+        """Return the folders of a disk that are not among the visited ones, and add them to these."""
+        fresh = []
+        for folder in folders:
+            try:
+                status = os.stat(self.full(folder))  # noqa: PTH116
+            except OSError:
+                # The listing says why.
+                fresh.append(folder)
+                continue
+            identity = (status.st_dev, status.st_ino)
+            if identity not in visited:
+                visited.add(identity)
+                fresh.append(folder)
+        return fresh
 
     def remove(self, path: str) -> None:
         """Remove an object; none there is no error."""
@@ -205,9 +236,12 @@ class Store:
                 for folder in made:
                     folder.rmdir()
 
-    def _list_folder(self, folder: str) -> tuple[list[StoredObject], list[str]]:
+    def _list_folder(
+        self, folder: str, unreadable: dict[str, str] | None
+    ) -> tuple[list[StoredObject], list[str], list[str]]:
+        """Return a folder's files, its folders, and its links to folders."""
         if self.is_local:
-            return _list_local(self.full(folder), folder)
+            return _list_local(self.full(folder), folder, unreadable)
         root = self.url.removeprefix("s3://") + "/"
 
         def fetch() -> list[dict[str, Any]]:
@@ -224,16 +258,19 @@ class Store:
                 folders.append(path)
             elif path != folder and not path.endswith("/"):
                 files.append(StoredObject(path, int(info["size"]), str(info["ETag"]).strip('"')))
-        return sorted(files, key=lambda item: item.path), sorted(folders)
+        return sorted(files, key=lambda item: item.path), sorted(folders), []
 
 
 def open_store(url: str, *, anonymous: bool = False) -> Store:
     """Return the store for a path, a file:// URL or an s3:// URL.
 
     Raises:
-        InputError: another scheme, or a bucket URL without a bucket.
+        InputError: another scheme, a bucket URL without a bucket, or no URL at all.
     """
-    parsed = urlparse(url)
+    try:
+        parsed = urlparse(url)
+    except ValueError as error:
+        raise InputError(f"{url} is no URL: {error}") from None
     if parsed.scheme == "s3":
         if not parsed.netloc:
             raise InputError(f"{url} names no bucket; write s3://BUCKET/PREFIX")
@@ -248,10 +285,14 @@ def open_store(url: str, *, anonymous: bool = False) -> Store:
 def check_readable(store: Store, *, what: str) -> None:
     """Raise InputError with one sentence where the folder or bucket is missing or refuses its credentials."""
     if store.is_local:
-        if not Path(store.url).exists():
-            raise InputError(f"the {what} {store.url} does not exist")
-        if not os.access(store.url, os.R_OK):
-            raise InputError(f"the {what} {store.url} cannot be read: permission denied")
+        try:
+            if Path(store.url).is_file():
+                raise InputError(f"the {what} {store.url} is a file; name the folder that holds it")
+            os.scandir(store.url).close()
+        except FileNotFoundError:
+            raise InputError(f"the {what} {store.url} does not exist") from None
+        except OSError as error:
+            raise InputError(f"the {what} {store.url} cannot be read: {_reason(error)}") from None
         return
     try:
         found = _holds_objects(store)
@@ -275,8 +316,15 @@ def open_parent(url: str) -> tuple[Store, str]:
 def read_file(url: str, key: str) -> bytes:
     """Return the content of a file that a configuration key names; InputError names both where it cannot be read."""
     store, name = open_parent(url)
-    try:
+    with said_of(url, key):
         return store.read(name)
+
+
+@contextlib.contextmanager
+def said_of(url: str, key: str) -> Iterator[None]:
+    """Turn what storage raises inside into an InputError that names a configuration key and its file or folder."""
+    try:
+        yield
     except _storage_errors() as error:
         raise InputError(f"{key} {url} cannot be read: {_reason(error)}") from None
 
@@ -308,19 +356,44 @@ def _local_object(path: str, status: os.stat_result) -> StoredObject:
     return StoredObject(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}")
 
 
-def _list_local(absolute: str, folder: str) -> tuple[list[StoredObject], list[str]]:
-    files, folders = [], []
+def _list_local(
+    absolute: str, folder: str, unreadable: dict[str, str] | None
+) -> tuple[list[StoredObject], list[str], list[str]]:
+    files: list[StoredObject] = []
+    folders: list[str] = []
+    links: list[str] = []
     try:
         with os.scandir(absolute) as entries:
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
-                if entry.is_dir():
-                    folders.append(path)
-                elif entry.is_file() and not entry.name.startswith(".partial-"):
-                    files.append(_local_object(path, entry.stat()))
+                try:
+                    if entry.is_dir():
+                        (links if entry.is_symlink() else folders).append(path)
+                    elif entry.is_file() and not entry.name.startswith(".partial-"):
+                        files.append(_listed_file(entry, path, check=unreadable is not None))
+                except FileNotFoundError:
+                    # It was removed meanwhile.
+                    continue
+                except OSError as error:
+                    if unreadable is None:
+                        raise
+                    unreadable[path] = f"it cannot be read: {_reason(error)}"
     except (FileNotFoundError, NotADirectoryError):
-        return [], []
-    return sorted(files, key=lambda item: item.path), sorted(folders)
+        return [], [], []
+    except OSError as error:
+        if unreadable is None:
+            raise
+        unreadable[folder] = f"the folder cannot be listed: {_reason(error)}"
+    return sorted(files, key=lambda item: item.path), sorted(folders), sorted(links)
+
+
+def _listed_file(entry: os.DirEntry[str], path: str, *, check: bool) -> StoredObject:
+    """Return a file's size and tag; with `check`, PermissionError where this process may not read it."""
+    status = entry.stat()
+    # Most files may be read by all, and need no second question.
+    if check and status.st_mode & 0o444 != 0o444 and not os.access(entry.path, os.R_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), entry.path)
+    return _local_object(path, status)
 
 
 def _umask() -> int:

@@ -1,14 +1,18 @@
 """Real servers on loopback for the tests: S3 (moto), MLflow, and a small Ray with token authentication."""
 
+import contextlib
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# Imported by storage when it is needed: as another user this process may find no module.
+import botocore.exceptions  # noqa: F401
 import pytest
 from loopback_servers import S3Server, free_port, point_to_s3, server_process
 
@@ -26,6 +30,7 @@ for _name in (
 # Tiny matrices gain nothing from a second thread, and lose much where another process holds the other core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+NOBODY = 65534
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 SHARED_DATA = SHARED / "data"
 
@@ -38,6 +43,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("figures")
         for text in figures:
             terminalreporter.line(str(text))
+
+
+@contextlib.contextmanager
+def _as_nobody() -> Iterator[None]:
+    if os.geteuid() != 0:
+        yield
+        return
+    try:
+        os.seteuid(NOBODY)
+    except PermissionError:
+        pytest.skip("root without the right to become another user can read and write everywhere")
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        importlib.invalidate_caches()
+
+
+@pytest.fixture(scope="session")
+def another_user() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return the context in which this process, where it is root's, has no more rights than another user."""
+    return _as_nobody
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,7 @@ def test_an_endpoint_that_does_not_answer_is_said_within_seconds(moto_s3, monkey
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("url", ["s3://", "ftp://host/x", "gs://bucket/x"])
+@pytest.mark.parametrize("url", ["s3://", "ftp://host/x", "gs://bucket/x", "s3://[x/a"])
 def test_a_url_that_is_not_supported_is_named(url):
     with pytest.raises(InputError, match=url.split(":")[0]):
         open_store(url)

@@ -4,6 +4,7 @@ One row a file and channel group. In layouts that name channel and date in the p
 (`flat`) the headers are read once, and again only where size or tag has changed.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -55,8 +56,8 @@ class Manifest:
     Attributes:
         layout: the layout that was used, never `auto`.
         table: rows as in SCHEMA; `location` and `band` are `*` where the path does not say, `reason` tells why a file
-            cannot be used (its other columns are then empty), `channels` the codes that the headers hold (null in
-            layouts that name the channel).
+            or folder cannot be used (its other columns are then empty), `channels` the codes that the headers hold
+            (null in layouts that name the channel).
         num_listed: objects that were listed.
     """
 
@@ -85,26 +86,27 @@ def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table |
     Raises:
         InputError: the archive is empty, or holds nothing that can be read and is selected.
     """
-    listing = archive.walk(keep_folder=folder_filter(settings.layout, settings.start, settings.end))
+    unreadable: dict[str, str] = {}
+    wanted = folder_filter(settings.layout, settings.start, settings.end)
+    listing = _named_in_text(archive.walk(keep_folder=wanted, unreadable=unreadable), unreadable)
     # The first objects tell the layout; no list of all is kept.
     first = list(islice(listing, LAYOUT_SAMPLE))
     if not first:
+        if unreadable:
+            raise _unread(archive, *min(unreadable.items()))
         raise InputError(f"the archive {archive.url} is empty")
     layout = settings.layout
     if layout == "auto":
         layout = detect_layout(item.path for item in first)
     objects = chain(first, listing)
-    if layout == "flat":
-        return _indexed(archive, list(objects), settings, before)
-    try:
-        manifest = _named(objects, layout, settings)
-    except ValueError as error:
-        raise InputError(f"archive.layout {layout!r}: {error}") from None
-    if not manifest.usable().num_rows:
-        raise InputError(
-            f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files "
-            f"{manifest.table.num_rows} do not fit archive.layout {layout!r} and the others are not selected"
-        )
+    manifest = (
+        _indexed(archive, list(objects), settings, before)
+        if layout == "flat"
+        else _named(archive, objects, layout, settings)
+    )
+    rows = [{"key": _as_text(path), "reason": reason} for path, reason in sorted(unreadable.items())]
+    manifest.table = pa.concat_tables([manifest.table, pa.Table.from_pylist(rows, schema=SCHEMA)])
+    manifest.num_listed += len(rows)
     return manifest
 
 
@@ -165,14 +167,40 @@ def selection(settings: ArchiveSettings) -> tuple[int | None, int | None]:
     )
 
 
-def _named(objects: Iterable[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
-    parse = path_parser(layout)
+def _named_in_text(listing: Iterable[StoredObject], unreadable: dict[str, str]) -> Iterator[StoredObject]:
+    """Yield the objects whose path is text; the others cannot be kept in a table, and become unreadable."""
+    for item in listing:
+        if _as_text(item.path) == item.path:
+            yield item
+        else:
+            unreadable[item.path] = "its name is not UTF-8"
+
+
+def _as_text(path: str) -> str:
+    """Return a path with the bytes that are not UTF-8 written as backslash escapes."""
+    return os.fsencode(path).decode(errors="backslashreplace")
+
+
+def _unread(archive: Store, path: str, reason: str) -> InputError:
+    return InputError(f"nothing in the archive {archive.url} can be read, e.g. {_as_text(path)}: {reason}")
+
+
+def _named(archive: Store, objects: Iterable[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
+    try:
+        parse = path_parser(layout)
+    except ValueError as error:
+        raise InputError(f"archive.layout {layout!r}: {error}") from None
     manifest = Manifest(layout, SCHEMA.empty_table())
     parts = []
     objects = iter(objects)
     while some := list(islice(objects, LISTED_AT_A_TIME)):
         parts.append(_named_part(some, parse, settings, manifest))
     manifest.table = pa.concat_tables(parts).combine_chunks()
+    if not manifest.usable().num_rows:
+        raise InputError(
+            f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files "
+            f"{manifest.table.num_rows} do not fit archive.layout {layout!r} and the others are not selected"
+        )
     return manifest
 
 
@@ -225,8 +253,7 @@ def _indexed(
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     manifest = Manifest("flat", table, len(listed))
     if not manifest.usable().num_rows:
-        key, reason = manifest.unusable()[0]
-        raise InputError(f"nothing in the archive {archive.url} can be read, e.g. {key}: {reason}")
+        raise _unread(archive, *manifest.unusable()[0])
     # The index covers all, the selection only what this run reads.
     manifest.table = _select(table, settings)
     if not manifest.usable().num_rows:

@@ -1,42 +1,27 @@
 """A workspace that cannot be written is said in one sentence by the jobs that write, and read by those that do not."""
 
-import importlib
-import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-# Imported by storage when it is needed: as another user this process may find no module.
-import botocore.exceptions  # noqa: F401
 import pytest
 
 from jobs import label, report, status, train, tune
 from pipelines.workspace import open_workspace
 
-NOBODY = 65534
-
 
 @pytest.fixture
-def read_only_workspace() -> Iterator[str]:
+def read_only_workspace(another_user: Callable[[], AbstractContextManager[None]]) -> Iterator[str]:
     """Yield a workspace that this process may read but not write, until the test ends."""
     # Not pytest's folder, which is closed to others: root may write everywhere, so its tests become another user's.
     folder = Path(tempfile.mkdtemp(prefix="firnline-read-only-"))
     try:
         open_workspace(str(folder), create=True).update_state()
         folder.chmod(0o555)
-        is_root = os.geteuid() == 0
-        if is_root:
-            try:
-                os.seteuid(NOBODY)
-            except PermissionError:
-                pytest.skip("root without the right to become another user can write everywhere")
-        try:
+        with another_user():
             yield str(folder)
-        finally:
-            if is_root:
-                os.seteuid(0)
-                importlib.invalidate_caches()
     finally:
         folder.chmod(0o755)
         shutil.rmtree(folder)
