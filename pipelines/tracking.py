@@ -5,6 +5,7 @@ Stages call it from the driver or from rank 0 only. `mlflow` is imported late: i
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,8 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
         experiment: its name; default: firnline and the workspace's URL, or its folder's name in its own database.
 
     Raises:
-        InputError: no URI for a bucket workspace, or the server does not answer or refuses our credentials.
+        InputError: no URI for a bucket workspace, or the server does not answer or refuses our credentials, or the
+            database cannot be opened, is none, or has a schema that MLflow refuses.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None:
@@ -73,6 +75,8 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
             raise InputError(f"the workspace {workspace.url} is a bucket: give --mlflow URI or MLFLOW_TRACKING_URI")
         root = Path(workspace.url)
         database = f"sqlite:///{root / 'mlflow.db'}"
+        if workspace.store.exists("mlflow.db"):
+            _check_database(database)
         name = experiment or f"firnline {root.name}"
         return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
     _check_answers(uri)
@@ -95,7 +99,10 @@ def _artifact_location(workspace: Workspace) -> str:
 def _check_answers(uri: str) -> None:
     import requests
 
-    scheme = urlparse(uri).scheme
+    try:
+        scheme = urlparse(uri).scheme
+    except ValueError as error:
+        raise InputError(f"MLflow URI {_without_password(uri)!r} is none: {error}") from None
     if scheme in ("http", "https"):
         try:
             answer = requests.get(f"{uri.rstrip('/')}/health", timeout=10)
@@ -106,7 +113,7 @@ def _check_answers(uri: str) -> None:
     elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
         _check_database(uri)
     else:
-        raise InputError(f"MLflow URI {uri!r}: give http(s)://, sqlite:/// or another database URI")
+        raise InputError(f"MLflow URI {_without_password(uri)!r}: give http(s)://, sqlite:/// or another database URI")
 
 
 def _check_admits(tracking: Tracking) -> None:
@@ -124,7 +131,7 @@ def _check_admits(tracking: Tracking) -> None:
 
 
 def _check_database(uri: str) -> None:
-    """Raise InputError where a database cannot be opened, at once; MLflow would try for half a minute."""
+    """Raise InputError where MLflow could not use a database, at once; it would try for half a minute."""
     from sqlalchemy import create_engine, exc
 
     sqlite_file = _sqlite_file(uri)
@@ -133,7 +140,7 @@ def _check_database(uri: str) -> None:
     made = sqlite_file if sqlite_file is not None and not sqlite_file.exists() else None
     try:
         engine = create_engine(uri)
-        engine.connect().close()
+        _check_schema(engine, uri)
         engine.dispose()
     except (exc.SQLAlchemyError, ImportError) as error:
         reason = " ".join(str(getattr(error, "orig", None) or error).split())
@@ -143,15 +150,41 @@ def _check_database(uri: str) -> None:
             made.unlink(missing_ok=True)
 
 
+def _check_schema(engine: Any, uri: str) -> None:
+    """Raise InputError where MLflow would refuse a database's schema; nothing is made or upgraded."""
+    import mlflow
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _all_tables_exist
+
+    with engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    newest = migrations.get_current_head()
+    if revision in (None, newest):
+        return
+    database = f"MLflow's database {_without_password(uri)}"
+    if revision not in {script.revision for script in migrations.walk_revisions()}:
+        raise InputError(f"{database} has the schema {revision}, which MLflow {mlflow.__version__} does not know")
+    # Where tables are missing MLflow upgrades by itself.
+    if _all_tables_exist(engine):  # type: ignore[no-untyped-call]
+        raise InputError(f"{database} has the old schema {revision}: run mlflow db upgrade on it, for {newest}")
+
+
 def _sqlite_file(uri: str) -> Path | None:
     """Return the file of a sqlite URI; None for another URI or a database in memory."""
     name = urlparse(uri).path[1:] if uri.startswith("sqlite") else ""
     return Path(name) if name else None
 
 
+def _missing_database(tracking: Tracking) -> Path | None:
+    """Return the sqlite file that is not there: a reader's MLflow would make it, in a workspace that it only reads."""
+    database = _sqlite_file(tracking.uri)
+    return database if database is not None and not database.exists() else None
+
+
 def _without_password(uri: str) -> str:
-    parsed = urlparse(uri)
-    return uri if parsed.password is None else uri.replace(f":{parsed.password}@", ":***@")
+    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", uri)
 
 
 @dataclass(frozen=True)
@@ -264,6 +297,8 @@ class RunRecord:
 
 def finished_runs(tracking: Tracking, stage: str) -> list[RunRecord]:
     """Return the finished runs of a stage in the experiment, oldest first, children left out."""
+    if _missing_database(tracking) is not None:
+        return []
     client = tracking.client()
     experiment = client.get_experiment_by_name(tracking.experiment)
     if experiment is None:
@@ -347,9 +382,8 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
-    database = _sqlite_file(tracking.uri)
-    if database is not None and not database.exists() and uri.startswith(("models:/", "runs:/")):
-        # MLflow would make it, in a workspace that may not begin to exist.
+    database = _missing_database(tracking)
+    if database is not None and uri.startswith(("models:/", "runs:/")):
         raise InputError(f"the model {uri} cannot be read from MLflow: there is no {database}")
     try:
         # The arguments of download_artifacts do not reach the lookup of a model's version.
