@@ -6,11 +6,10 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config import Config
+from pipelines.config import Config, load_yaml, resolve
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.step import TrainPlan
 from pipelines.encoders import NetworkConfig
@@ -37,13 +36,13 @@ def effective_augmentation(workspace: Workspace, config: Config) -> Augmentation
     name = workspace.store.full(BEST_AUGMENTATION) if source == "tune" else source
     if source == "tune" and not workspace.store.exists(BEST_AUGMENTATION):
         raise InputError(f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file")
-    text = read_file(name, "train.augment_from")
+    content = load_yaml(read_file(name, "train.augment_from"), name=f"train.augment_from {name}")
+    if not isinstance(content, dict):
+        raise InputError(f"train.augment_from {name} is no augmentation section: it holds a {type(content).__name__}")
     try:
-        content = yaml.safe_load(text)
-        return AugmentationSettings.model_validate(content.get("augmentation", content))
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"train.augment_from {name} is no augmentation section: {reason}") from None
+        return resolve({"augmentation": content.get("augmentation", content)}).augmentation
+    except InputError as error:
+        raise InputError(f"train.augment_from {name} is no augmentation section: {error}") from None
 
 
 class WindowShape(Protocol):

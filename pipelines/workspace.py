@@ -43,12 +43,15 @@ class Workspace:
 
     def read_state(self) -> dict[str, Any]:
         """Return the content of workspace.json ({} in a new workspace)."""
+        name = self.store.full("workspace.json")
         try:
-            state: dict[str, Any] = json.loads(self.store.read("workspace.json"))
+            state = json.loads(self.store.read("workspace.json"))
         except FileNotFoundError:
             return {}
         except ValueError:
-            raise InputError(f"{self.store.full('workspace.json')} is not valid JSON") from None
+            raise InputError(f"{name} is not valid JSON") from None
+        if not isinstance(state, dict):
+            raise InputError(f'{name} must hold an object such as {{"layout_version": {LAYOUT_VERSION}}}')
         return state
 
     def update_state(self, **values: Any) -> None:
@@ -60,10 +63,10 @@ class Workspace:
         """Return the configuration a stage ran with here ({} if it never ran)."""
         path = f"config/{stage}.yaml"
         try:
-            text = self.store.read(path).decode()
+            content = self.store.read(path)
         except FileNotFoundError:
             return {}
-        return configuration.read_yaml(text, name=self.store.full(path))
+        return configuration.read_yaml(content, name=self.store.full(path))
 
     def store_config(self, stage: str, config: configuration.Config) -> None:
         """Write the resolved configuration of a stage."""
@@ -127,7 +130,9 @@ def open_workspace(url: str, *, create: bool, write: bool = True) -> Workspace:
     if not state and not create:
         raise InputError(f"{store.url} is not a workspace: it has no workspace.json")
     version = state.get("layout_version", LAYOUT_VERSION)
-    if not isinstance(version, int) or version > LAYOUT_VERSION:
+    if not isinstance(version, int):
+        raise InputError(f"{store.full('workspace.json')} has the layout_version {version!r}, which is no whole number")
+    if version > LAYOUT_VERSION:
         raise InputError(
             f"{store.url} has layout version {version}, newer than the {LAYOUT_VERSION} this program knows"
         )

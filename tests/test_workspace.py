@@ -24,6 +24,30 @@ def test_a_new_layout_version_is_refused(tmp_path):
         open_workspace(str(tmp_path), create=False)
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[1]", r"workspace\.json must hold an object"),
+        (b'"x"', r"workspace\.json must hold an object"),
+        (b"5", r"workspace\.json must hold an object"),
+        (b"\xff", r"workspace\.json is not valid JSON"),
+        (b'{"layout_version": "1"}', r"workspace\.json has the layout_version '1', which is no whole number"),
+    ],
+)
+def test_a_damaged_workspace_json_is_named(tmp_path, content, sentence):
+    (tmp_path / "workspace.json").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        open_workspace(str(tmp_path), create=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace.json"]
+
+
+def test_a_stored_configuration_that_is_no_text_is_named(tmp_path):
+    workspace = open_workspace(str(tmp_path), create=True)
+    workspace.store.write("config/detect.yaml", b"detection:\n  method: caf\xe9\n")
+    with pytest.raises(InputError, match=r"config/detect\.yaml is not valid YAML"):
+        workspace.stored_config("detect")
+
+
 def test_a_folder_without_workspace_json_is_no_workspace(tmp_path):
     with pytest.raises(InputError, match=r"is not a workspace"):
         open_workspace(str(tmp_path / "nowhere"), create=False)

@@ -141,12 +141,20 @@ def probe(archive: Store, table: pa.Table, *, enough: Callable[[set[float]], boo
 
 
 def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
-    """Return (layout, table) of the manifest kept in a workspace; None where there is none, or one of other columns."""
+    """Return (layout, table) of the manifest kept in a workspace.
+
+    None where there is none, one of other columns, or a damaged one: all that it holds is read from the archive again.
+    """
     try:
         content = workspace.read(MANIFEST_PATH)
     except FileNotFoundError:
         return None
-    table = pq.read_table(pa.BufferReader(content))
+    try:
+        table = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        print(f"{workspace.full(MANIFEST_PATH)} is damaged and is made anew from the archive: {reason}", flush=True)
+        return None
     if table.schema.names != SCHEMA.names:
         return None
     return (table.schema.metadata or {}).get(LAYOUT_KEY, b"").decode(), table.replace_schema_metadata(None)

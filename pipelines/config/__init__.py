@@ -104,19 +104,19 @@ for _yaml in (_Yaml12Loader, _Yaml12Dumper):
     )
 
 
-def load_yaml(text: str) -> Any:
-    """Parse YAML with the booleans of version 1.2."""
-    return yaml.load(text, Loader=_Yaml12Loader)
-
-
-def read_yaml(text: str, *, name: str) -> dict[str, Any]:
-    """Parse a configuration file's text; InputError names the file."""
+def load_yaml(text: str | bytes, *, name: str) -> Any:
+    """Parse YAML with the booleans of version 1.2; InputError begins with the name, of a file or of its key too."""
     try:
-        content = load_yaml(text)
+        return yaml.load(text, Loader=_Yaml12Loader)
     except (yaml.YAMLError, ValueError) as error:
         # A ValueError is a date that is none, such as 2022-13-01.
         problem = " ".join(str(error).split())
         raise InputError(f"{name} is not valid YAML: {problem}") from None
+
+
+def read_yaml(text: str | bytes, *, name: str) -> dict[str, Any]:
+    """Parse a configuration file's text; InputError names the file."""
+    content = load_yaml(text, name=name)
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -129,8 +129,8 @@ def read_flags(flags: Iterable[tuple[str, str]]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for dotted, text in flags:
         try:
-            value = load_yaml(text)
-        except (yaml.YAMLError, ValueError):
+            value = load_yaml(text, name=dotted)
+        except InputError:
             value = text
         place = nested
         *parents, leaf = dotted.split(".")
@@ -217,6 +217,7 @@ __all__ = [
     "Config",
     "describe_keys",
     "flatten",
+    "load_yaml",
     "read_flags",
     "read_yaml",
     "resolve",

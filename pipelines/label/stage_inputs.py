@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import ray
-import yaml
 from numpy.typing import NDArray
 
 from pipelines import tables
 from pipelines.association import NANOSECONDS, event_names, in_validation, match_event_ids, match_times
+from pipelines.config import load_yaml
 from pipelines.config.label import LabelsSettings
 from pipelines.errors import InputError
 from pipelines.label.naming import read_names
@@ -106,11 +106,11 @@ def read_cluster_names(path: str | None) -> tuple[dict[int, str | None], str]:
     """
     if path is None:
         return {}, ""
-    content = read_file(path, "labels.names")
+    content, source = read_file(path, "labels.names"), f"labels.names {path}"
     try:
-        return read_names(yaml.safe_load(content), source=f"labels.names {path}"), content_hash(content)
-    except (ValueError, yaml.YAMLError) as error:
-        raise InputError(" ".join(str(error).split())) from None
+        return read_names(load_yaml(content, name=source), source=source), content_hash(content)
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def _read_columns(store: Store, shards: Iterable[Shard], columns: list[str]) -> pd.DataFrame:

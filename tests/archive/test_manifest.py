@@ -10,7 +10,7 @@ import obspy
 import pytest
 
 from pipelines import config as configuration
-from pipelines.archive.manifest import build_manifest
+from pipelines.archive.manifest import MANIFEST_PATH, build_manifest, read_manifest, write_manifest
 from pipelines.errors import InputError
 from pipelines.storage import check_readable, open_store
 
@@ -89,6 +89,17 @@ def test_odd_names_and_links_in_a_circle_do_no_harm(archive, tmp_path, layout):
         r"caf\xe9.txt": "its name is not UTF-8",
         "itself": "it cannot be read: too many levels of symbolic links",
     }
+
+
+def test_a_damaged_manifest_is_made_anew(archive, tmp_path, capsys):
+    workspace = open_store(str(tmp_path))
+    manifest = build_manifest(open_store(str(archive)), configuration.resolve({"archive": {"layout": "flat"}}).archive)
+    write_manifest(workspace, manifest)
+    content = workspace.read(MANIFEST_PATH)
+    for damaged in (content[:-100], b"", b"PAR1" + bytes(2000) + content[2004:]):
+        workspace.write(MANIFEST_PATH, damaged)
+        assert read_manifest(workspace) is None
+        assert f"{MANIFEST_PATH} is damaged and is made anew from the archive" in capsys.readouterr().out
 
 
 def test_a_file_is_no_archive(archive):

@@ -42,15 +42,28 @@ def tiny_archive(tmp_path_factory):
     return str(folder)
 
 
+YAML_FILES = {
+    "broken.yaml": "0: [",
+    "typo.yaml": "typo: 1",
+    "loud.yaml": "augmentation: {gain: {probability: loud}}",
+    "empty.yaml": "",
+}
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
         (["--labels.path", "no.csv"], "labels.path"),
         (["--labels.names", "no.yaml"], "labels.names"),
+        (["--labels.names", "broken.yaml"], "labels.names broken.yaml is not valid YAML"),
         (["--label.reference", "nowhere"], "nowhere"),
         (["--label.model", "models:/nothing/7"], "the model models:/nothing/7 cannot be read"),
         (["--train.augment_from", "no.yaml"], "train.augment_from"),
         (["--train.augment_from", "a_folder"], "train.augment_from a_folder cannot be read: is a directory"),
+        (["--train.augment_from", "broken.yaml"], "train.augment_from broken.yaml is not valid YAML"),
+        (["--train.augment_from", "typo.yaml"], "section: unknown configuration key augmentation.typo\n"),
+        (["--train.augment_from", "loud.yaml"], "section: augmentation.gain.probability = 'loud': input should be"),
+        (["--train.augment_from", "empty.yaml"], "train.augment_from empty.yaml is no augmentation section"),
         (["--train.augment_from", "tune"], "run tune first"),
         (["--archive.stationxml", "no.xml"], "archive.stationxml"),
         (["--window.rate_hz", "10", "--window.length_seconds", "6"], "window.length_seconds"),
@@ -64,6 +77,8 @@ def test_what_a_later_stage_would_stumble_on_is_said_before_the_first(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a_folder").mkdir()
+    for name, text in YAML_FILES.items():
+        (tmp_path / name).write_text(text)
     assert run_job.main([tiny_archive, "new", *flags]) == 2
     said = capsys.readouterr().err
     assert sentence in said
