@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.errors import InputError
-from pipelines.storage import content_hash, open_parent, open_store, read_file
+from pipelines.storage import content_hash, open_parent, open_store, read_file, said_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ def read_label_table(path: str) -> LabelTable:
     Raises:
         InputError: it cannot be read, lacks columns, or holds a time or split that is none.
     """
-    files = _label_files(path)
+    with said_of(path, "labels.path"):
+        files = _label_files(path)
     parts, digests = [], []
     for name, content in files:
         try:
@@ -38,9 +39,9 @@ def read_label_table(path: str) -> LabelTable:
             )
         except (ValueError, OSError) as error:
             raise InputError(f"labels.path {name} cannot be read as a table: {' '.join(str(error).split())}") from None
-        parts.append(part)
+        parts.append(part.reset_index(drop=True))
         digests.append(content_hash(content))
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts, keys=[name for name, _ in files])
     if "label" not in table and "class" in table:
         table = table.rename(columns={"class": "label"})
     timed = {"network", "station", "time", "label"}
@@ -52,23 +53,34 @@ def read_label_table(path: str) -> LabelTable:
     if timed <= set(table):
         # A catalogue, such as a synthetic archive's truth, may number events of its own: the time says which is meant.
         table = table.drop(columns="event_id", errors="ignore")
-        try:
-            text = not pd.api.types.is_datetime64_any_dtype(table["time"])
-            times = pd.to_datetime(table["time"], utc=True, format="ISO8601" if text else None)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"labels.path {path} has a time that is none ({' '.join(str(error).split())}); write it as "
-                "2020-01-01T00:00:00.00Z"
-            ) from None
-        table["time_ns"] = times.dt.as_unit("ns").astype("int64")
     if "split" in table:
         wrong = set(table["split"].dropna().astype(str)) - {"validation", "test", ""}
         if wrong:
             raise InputError(f"labels.path {path} has the split {sorted(wrong)[0]!r}; it must be validation or test")
     for name in {"event_id", "network", "station", "label"} & set(table):
         table[name] = table[name].fillna("").astype(str)
-    rows = table[table["label"].str.len() > 0].reset_index(drop=True)
-    return LabelTable(rows=rows, content_hash=content_hash("".join(digests).encode()))
+    rows = table[table["label"].str.len() > 0].copy()
+    if timed <= set(rows):
+        rows["time_ns"] = _times_ns(rows["time"])
+    return LabelTable(rows=rows.reset_index(drop=True), content_hash=content_hash("".join(digests).encode()))
+
+
+def _times_ns(column: pd.Series) -> pd.Series:
+    """Return times in nanoseconds since 1970, int64.
+
+    Raises:
+        InputError: one is none; names its file and row, which the index holds.
+    """
+    times = pd.to_datetime(column.astype(str), utc=True, format="ISO8601", errors="coerce")
+    # Beyond these, nanoseconds do not fit into 64 bits.
+    wrong = ~times.between(pd.Timestamp.min.tz_localize("UTC"), pd.Timestamp.max.tz_localize("UTC"))
+    if wrong.any():
+        file, row = column.index[int(wrong.argmax())]
+        raise InputError(
+            f"labels.path {file} has a time that is none in row {row + 1} after the header ({column[file, row]}); "
+            "write it as 2020-01-01T00:00:00.00Z, from 1678 to 2261"
+        )
+    return times.dt.as_unit("ns").astype("int64")
 
 
 def _label_files(path: str) -> list[tuple[str, bytes]]:

@@ -1,6 +1,7 @@
 import pandas as pd
 import pytest
 
+from pipelines import storage
 from pipelines.errors import InputError
 from pipelines.label_table import read_label_table
 
@@ -25,19 +26,48 @@ def test_times_count_where_a_catalogue_numbers_events_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"time": "yesterday"}, "has a time that is none"),
+        ({"time": "yesterday"}, r"labels\.csv has a time that is none in row 2 after the header \(yesterday\)"),
+        ({"time": ""}, r"labels\.csv has a time that is none in row 2 after the header \(\)"),
+        ({"time": "0001-01-01"}, r"labels\.csv has a time that is none in row 2 after the header \(0001-01-01\)"),
+        ({"time": "", "label": ""}, None),
         ({"split": "train"}, "has the split 'train'; it must be validation or test"),
         ({"label": None}, None),
     ],
 )
 def test_a_table_that_is_none_is_one_sentence(tmp_path, change, sentence):
     path = tmp_path / "labels.csv"
-    pd.DataFrame([TIMED | change]).to_csv(path, index=False)
+    pd.DataFrame([TIMED, TIMED | change]).to_csv(path, index=False)
     if sentence is None:
-        assert read_label_table(str(path)).rows.empty
+        assert len(read_label_table(str(path)).rows) == 1
         return
     with pytest.raises(InputError, match=sentence):
         read_label_table(str(path))
+
+
+def test_a_parquet_time_that_is_missing_or_too_early_is_named_with_its_file(tmp_path):
+    for number, moments in enumerate(
+        (["2020-01-01", "2020-01-02"], ["2020-01-03", None], ["2020-01-04", "0001-01-01"])
+    ):
+        times = pd.to_datetime(pd.Series(moments)).astype("datetime64[us]")
+        pd.DataFrame([TIMED] * 2).assign(time=times).to_parquet(tmp_path / f"{number}.parquet")
+    with pytest.raises(InputError, match=r"1\.parquet has a time that is none in row 2"):
+        read_label_table(str(tmp_path))
+    (tmp_path / "1.parquet").unlink()
+    with pytest.raises(InputError, match=r"2\.parquet has a time that is none in row 2"):
+        read_label_table(str(tmp_path))
+    (tmp_path / "2.parquet").unlink()
+    assert read_label_table(str(tmp_path)).rows["time_ns"].diff().tolist()[1:] == [86_400 * 10**9]
+
+
+def test_a_bucket_without_credentials_is_named(moto_s3, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    storage._s3.cache_clear()
+    for path in (f"{moto_s3.url}/labels", f"{moto_s3.url}/labels.csv"):
+        with pytest.raises(InputError, match=rf"labels\.path {path} cannot be read: .*credentials"):
+            read_label_table(path)
+    storage._s3.cache_clear()
 
 
 def test_missing_columns_and_files_are_named(tmp_path):
