@@ -37,6 +37,14 @@ def test_what_is_stored_reads_back_as_what_was_resolved():
         ([("detection.band_hz", "[5, 2]")], ["band_hz [5, 2]"]),
         ([("archive.layout", "sdss")], ["archive.layout", "sdss", "sds"]),
         ([("archive.start", "2022-02-01"), ("archive.end", "2022-01-01")], ["archive", "end must be later"]),
+        ([("archive.start", "2022")], ["archive.start: 2022 is a number; write a time such as"]),
+        ([("archive.end", "20220101")], ["archive.end: 20220101 is a number; write a time such as"]),
+        ([("archive.end", "'20220101'")], ["archive.end: 20220101 is a number; write a time such as"]),
+        ([("fetch.start", "0")], ["fetch.start: 0 is a number; write a time such as"]),
+        ([("archive.station", "[A, B]")], ["archive.station = ['A', 'B']", "string"]),
+        ([("detection.on", ".nan")], ["detection.on = nan", "finite"]),
+        ([("detection.band_hz", "[1, .inf]")], ["detection.band_hz.1 = inf", "finite"]),
+        ([("train.temperature", ".inf")], ["train.temperature = inf", "finite"]),
         ([("shards.interval", "year")], ["shards.interval", "year"]),
     ],
 )
@@ -47,6 +55,21 @@ def test_a_mistake_gives_one_sentence_with_key_and_value(flags, words):
     assert "\n" not in sentence
     for word in words:
         assert word in sentence
+
+
+@pytest.mark.parametrize("code", ["00", "0101", "1e5", "true", "2022-01-01", "null", "--", "*", "HH?,BH?", "A #1"])
+def test_a_text_key_takes_what_is_typed(code):
+    assert resolve(read_flags([("archive.location", code)])).archive.location == code
+
+
+def test_a_text_key_takes_quotes_as_yaml_and_null_where_there_may_be_none():
+    resolved = resolve(read_flags([("archive.station", "'0101'"), ("labels.path", "null"), ("label.model", "7")]))
+    assert (resolved.archive.station, resolved.labels.path, resolved.label.model) == ("0101", None, "7")
+
+
+def test_a_number_in_place_of_a_code_is_refused_in_a_file():
+    with pytest.raises(InputError, match=r"archive\.location = 0: must be text; put it in quotes"):
+        resolve(read_yaml("archive:\n  location: 00\n", name="x"))
 
 
 def test_every_key_is_documented():

@@ -5,7 +5,9 @@ Each stage knows the sections it runs with (`STAGE_SECTIONS`); those are stored 
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from datetime import date
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -125,19 +127,37 @@ def read_yaml(text: str | bytes, *, name: str) -> dict[str, Any]:
 
 
 def read_flags(flags: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Turn ("detection.on", "4") pairs into a nested mapping; values are parsed as YAML."""
+    """Turn ("detection.on", "4") pairs into a nested mapping; values are YAML, those of text keys as typed."""
     nested: dict[str, Any] = {}
     for dotted, text in flags:
-        try:
-            value = load_yaml(text, name=dotted)
-        except InputError:
-            value = text
         place = nested
         *parents, leaf = dotted.split(".")
         for name in parents:
             place = place.setdefault(name, {})
-        place[leaf] = value
+        place[leaf] = _flag_value(dotted, text)
     return nested
+
+
+def _flag_value(dotted: str, text: str) -> Any:
+    try:
+        value = load_yaml(text, name=dotted)
+    except InputError:
+        return text
+    kinds = _kinds(dotted)
+    # 00 and 0101 are codes, not numbers; what is quoted, a list or a mapping was meant as YAML.
+    as_yaml = text.startswith(("'", '"', "[", "{")) or (value is None and type(None) in kinds)
+    return value if as_yaml or str not in kinds else text
+
+
+def _kinds(dotted: str) -> tuple[Any, ...]:
+    """Return the types that a key may have; none of an unknown key."""
+    kind: Any = Config
+    for name in dotted.split("."):
+        fields = getattr(kind, "model_fields", {})
+        if name not in fields:
+            return ()
+        kind = fields[name].annotation
+    return get_args(kind) if get_origin(kind) is UnionType else (kind,)
 
 
 def stage_config(config: Config, stage: str) -> dict[str, Any]:
@@ -200,6 +220,8 @@ def _sentence(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         return f"unknown configuration key {key}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "string_type" and isinstance(first["input"], bool | int | float | date):
+        message = "must be text; put it in quotes"
     section = Config.model_fields.get(key)
     if section is not None and message.split()[0] in getattr(section.annotation, "model_fields", {}):
         # The check of a whole section begins with the key that is wrong.

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from pydantic import field_validator, model_validator
 
-from pipelines.config.base import Section, operational
+from pipelines.config.base import Instant, Section, operational
 
 LAYOUTS = ("auto", "sds", "scedc", "ncedc", "earthscope", "flat")
 
@@ -23,9 +23,9 @@ class ArchiveSettings(Section):
     """Location codes: patterns with * and ?, separated by commas; -- is the empty code."""
     channel: str = "*"
     """Channel codes: patterns with * and ?, separated by commas."""
-    start: datetime | None = None
+    start: Instant | None = None
     """First instant that is read (UTC, ISO 8601); samples before it do not exist for any stage."""
-    end: datetime | None = None
+    end: Instant | None = None
     """End of what is read (UTC, exclusive)."""
     anonymous: bool = operational(False)
     """Read the bucket without credentials."""

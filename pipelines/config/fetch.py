@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from pydantic import Field, field_validator, model_validator
 
-from pipelines.config.base import Section, operational
+from pipelines.config.base import Instant, Section, operational
 
 
 class FetchSettings(Section):
@@ -20,9 +20,9 @@ class FetchSettings(Section):
     """Location codes; -- is the empty code."""
     channel: str = "HH?,BH?"
     """Channel codes."""
-    start: datetime | None = None
+    start: Instant | None = None
     """First day (UTC)."""
-    end: datetime | None = None
+    end: Instant | None = None
     """Day after the last (UTC)."""
     block_days: int = operational(10, ge=1, le=366)
     """Days that are asked for and kept on the local disk together."""
