@@ -12,7 +12,7 @@ import shutil
 import socket
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,6 +110,20 @@ def ray_session(
         if finished and session_folder is not None:
             # A failed session's folder stays: it holds the workers' logs.
             shutil.rmtree(session_folder, ignore_errors=True)
+
+
+def task_results(references: Sequence[Any]) -> list[Any]:
+    """Return the results of tasks; an InputError or StageFailed of one is raised as it was there, without its trace."""
+    import ray
+    from ray.exceptions import RayTaskError
+
+    try:
+        results: list[Any] = ray.get(list(references))
+    except RayTaskError as error:
+        if isinstance(error.cause, InputError | StageFailed):
+            raise error.cause from None
+        raise
+    return results
 
 
 def in_ray_job() -> bool:

@@ -16,7 +16,8 @@ from pipelines.errors import InputError
 from pipelines.ledger import fingerprint, list_markers
 from pipelines.storage import Store
 
-_READERS = 8
+READERS = 8
+"""Files read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSa
     paths = [item.path for item in tables.list_shards(store, "events")]
     if not paths:
         raise InputError(f"{store.url} has no events to train on; run detect first")
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         months = list(pool.map(partial(_onset_months, store), paths))
     strata: dict[str, list[int]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
@@ -97,7 +98,7 @@ def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSa
     chosen: list[tuple[str, int, int, str, int]] = []
     for name in sorted(strata):
         station, _, month = name.partition(" ")
-        with ThreadPoolExecutor(_READERS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             parts = list(pool.map(partial(_rows_of_month, store, month), [paths[n] for n in strata[name]]))
         members = [
             (event, number, row, onset)
@@ -152,14 +153,13 @@ def read_sample(store: Store, sample: EventSample, events: Sequence[int]) -> NDA
         path, rows, places = part
         windows[places] = read_windows(store, path, rows)
 
-    with ThreadPoolExecutor(_READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(fill, sample.by_file(events)))
     return windows
 
 
 def _station(path: str) -> str:
-    parts = dict(part.split("=", 1) for part in path.split("/") if "=" in part)
-    return f"{parts['network']}.{parts['station']}"
+    return ".".join(tables.station_of(path))
 
 
 def _onset_months(store: Store, path: str) -> dict[str, int]:

@@ -1,16 +1,20 @@
 """Hand labels on a sample of events, for the scores that choose between trainings; validation half only."""
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from pipelines.association import event_names, in_validation, match_event_ids, match_times
+from pipelines.association import in_validation
 from pipelines.config.label import LabelsSettings
 from pipelines.evaluation import balanced_accuracy, knn_predict, linear_predict
-from pipelines.event_sample import EventSample
+from pipelines.event_sample import READERS, EventSample
+from pipelines.label_matching import match_hand_labels
 from pipelines.label_table import read_label_table
+from pipelines.storage import Store
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,34 +29,26 @@ class SampleLabels:
     """0 or 1: one fold teaches, the other is scored; the triggers of one event share a fold."""
 
 
-def label_sample(sample: EventSample, settings: LabelsSettings) -> SampleLabels | None:
-    """Return the validation half of the configured labels on a sample; None where none is configured or matches.
+def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) -> SampleLabels | None:
+    """Return the validation half of the configured labels on a sample; None where none is configured or in it.
+
+    Labels are matched, and events associated, over the whole table that the sample is of: a sample without an event's
+    first trigger would give the event another name, and perhaps the other half.
 
     Raises:
-        InputError: the label table cannot be read or lacks columns.
+        InputError: the label table cannot be read, lacks columns or matches no event.
     """
     if settings.path is None:
         return None
-    table = read_label_table(settings.path).rows
-    labels = table["label"].tolist()
-    if "event_id" in table:
-        matches = match_event_ids(sample.event_ids, table["event_id"].tolist(), labels)
-    else:
-        stations = [_pair(name) for name in sample.stations]
-        label_stations = list(zip(table["network"], table["station"], strict=True))
-        times = table["time_ns"].to_numpy()
-        matches = match_times(stations, sample.onsets, label_stations, times, labels, settings.tolerance_seconds)
-    names = event_names(sample.onsets, sample.event_ids, settings.association_seconds)[matches.event_rows]
-    chosen = in_validation(names)
-    if "split" in table:
-        split = table["split"].to_numpy()[matches.label_rows]
-        chosen = np.where(pd.isna(split) | (split == ""), chosen, split == "validation").astype(bool)
-    if not chosen.any():
+    hand = match_hand_labels(store, sample.paths, settings, read_label_table(settings.path), _run_on_threads)
+    places = [place for place, event_id in enumerate(sample.event_ids) if hand.validation.get(event_id, False)]
+    if not places:
         return None
+    ids = [sample.event_ids[place] for place in places]
     return SampleLabels(
-        places=matches.event_rows[chosen],
-        labels=matches.labels[chosen],
-        folds=in_validation([f"fold {name}" for name in names[chosen]]).astype(np.int64),
+        places=np.array(places, dtype=np.int64),
+        labels=np.array([hand.label_of[event_id] for event_id in ids], dtype=object),
+        folds=in_validation([f"fold {hand.event_of[event_id]}" for event_id in ids]).astype(np.int64),
     )
 
 
@@ -78,6 +74,6 @@ def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> 
     return scores
 
 
-def _pair(name: str) -> tuple[str, str]:
-    network, _, station = name.partition(".")
-    return network, station
+def _run_on_threads(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda arguments: work(*arguments), tasks))

@@ -16,6 +16,8 @@ from pipelines.storage import Store, StoredObject, content_hash
 
 COMPONENTS = ("E", "N", "Z")
 ROWS_PER_GROUP = 128
+FILES_A_TASK = 64
+"""Most files of a table that one task goes through."""
 
 _TIME = pa.timestamp("ns", tz="UTC")
 
@@ -72,6 +74,12 @@ def labels_schema() -> pa.Schema:
 def shard_path(table: str, network: str, station: str, shard: str) -> str:
     """Return the path of a shard's file in a table folder."""
     return f"{table}/network={network}/station={station}/{shard}.parquet"
+
+
+def station_of(path: str) -> tuple[str, str]:
+    """Return the network and the station of a shard's file."""
+    network, station = path.split("/")[1:3]
+    return network.removeprefix("network="), station.removeprefix("station=")
 
 
 def list_shards(store: Store, table: str) -> list[StoredObject]:

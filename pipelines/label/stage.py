@@ -42,10 +42,11 @@ from pipelines.label.stage_embed import (
     refuse_other_windows,
     unembedded_shards,
 )
-from pipelines.label.stage_inputs import HandLabels, match_hand_labels, read_cluster_names
+from pipelines.label.stage_inputs import match_on_ray, read_cluster_names
 from pipelines.label.stage_kmeans import Model, check_enough_events, fit_model, survey_embeddings
 from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
 from pipelines.label.stage_shards import Shard, list_event_shards
+from pipelines.label_matching import HandLabels
 from pipelines.label_table import LabelTable, read_label_table
 from pipelines.ledger import fingerprint, list_markers
 from pipelines.progress import progress_bar
@@ -115,7 +116,7 @@ def label_events(
         return done
     with ray_session(address) as session:
         check_resources(config)
-        hand = None if table is None else match_hand_labels(store, shards, config.labels, table)
+        hand = None if table is None else match_on_ray(store, shards, config.labels, table)
         if hand is not None:
             print(
                 f"hand labels: {len(hand.label_of)} events from {hand.num_rows} rows of {config.labels.path}; "

@@ -22,7 +22,7 @@ from pipelines.label.draws import event_keys, uniform
 from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit, fit_space, partition_edges, sample_rows
 from pipelines.label.merging import merge, over_clusters
 from pipelines.label.space import Space
-from pipelines.label.stage_shards import FILES_A_TASK, Shard
+from pipelines.label.stage_shards import Shard
 from pipelines.storage import Store
 
 T = TypeVar("T")
@@ -144,7 +144,7 @@ def check_enough_events(store: Store, shards: Sequence[Shard], config: Config) -
 
 def survey_embeddings(store: Store, shards: Sequence[Shard], settings: KMeansSettings) -> list[Survey]:
     """Return what each file of embeddings holds, in event_id order (of the files' first rows)."""
-    groups = [list(shards[start : start + FILES_A_TASK]) for start in range(0, len(shards), FILES_A_TASK)]
+    groups = [list(shards[start : start + tables.FILES_A_TASK]) for start in range(0, len(shards), tables.FILES_A_TASK)]
     found = ray.get([_survey.remote(store, group, settings.seed, settings.fraction) for group in groups])
     surveys = [survey for group in found for survey in group]
     return sorted(surveys, key=lambda survey: (survey.first_id, survey.path))

@@ -16,7 +16,7 @@ from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
 from pipelines.label.space import to_space
 from pipelines.label.stage_kmeans import Model
-from pipelines.label.stage_shards import FILES_A_TASK, Shard
+from pipelines.label.stage_shards import Shard
 from pipelines.ledger import MarkerName, list_markers, remove_stale, write_marker
 from pipelines.progress import progress_bar
 from pipelines.storage import Store
@@ -82,9 +82,9 @@ def count_clusters(
         by_station.setdefault((shard.network, shard.station), []).append(shard)
     model_ref, labels_ref = ray.put(model), ray.put((frozenset(label_of), frozenset(probe_ids)))
     tasks = [
-        _count.remote(store, group[start : start + FILES_A_TASK], model_ref, labels_ref, reference)
+        _count.remote(store, group[start : start + tables.FILES_A_TASK], model_ref, labels_ref, reference)
         for group in by_station.values()
-        for start in range(0, len(group), FILES_A_TASK)
+        for start in range(0, len(group), tables.FILES_A_TASK)
     ]
     results = ray.get(tasks)
     width = max((shared.shape[1] for _, shared, _, _ in results), default=0)

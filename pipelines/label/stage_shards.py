@@ -7,8 +7,6 @@ from pipelines.errors import InputError
 from pipelines.ledger import list_markers
 from pipelines.storage import Store
 
-FILES_A_TASK = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
@@ -34,9 +32,8 @@ def list_event_shards(store: Store) -> list[Shard]:
     done = {(name.network, name.station, name.shard): name.fingerprint for name in list_markers(store, "detect")}
     shards = []
     for item in tables.list_shards(store, "events"):
-        parts = item.path.split("/")
-        network, station = parts[1].removeprefix("network="), parts[2].removeprefix("station=")
-        name = parts[3].removesuffix(".parquet")
+        network, station = tables.station_of(item.path)
+        name = item.path.rpartition("/")[2].removesuffix(".parquet")
         source = done.get((network, station, name), f"{item.etag}-{item.size}")
         shards.append(Shard(network=network, station=station, name=name, source=source))
     if not shards:

@@ -132,7 +132,7 @@ def train_encoder(
             already_done=True,
         )
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
-    labels = label_sample(sample, config.labels)
+    labels = label_sample(store, sample, config.labels)
     network = network_config(config, sample)
     check_resources(config)
     workspace.claim("train", config, replace=replace)

@@ -72,7 +72,7 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
     settings = config.tune
     check_search(config)
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
-    labels = label_sample(sample, config.labels)
+    labels = label_sample(store, sample, config.labels)
     objective = settings.objective
     if objective == "auto":
         objective = "stability" if labels is None else "validation"

@@ -25,12 +25,14 @@ from pipelines import tables
 from pipelines.config import resolve
 from pipelines.encoders import Encoder, NetworkConfig, build_network
 from pipelines.errors import InputError, StageFailed
+from pipelines.event_sample import choose_events
+from pipelines.hand_labels import label_sample
 from pipelines.label.stage import SUMMARY, label_events
-from pipelines.label.stage_inputs import match_hand_labels
+from pipelines.label.stage_inputs import match_on_ray
 from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_labels import count_clusters
 from pipelines.label.stage_shards import list_event_shards
-from pipelines.label_table import LabelTable
+from pipelines.label_table import LabelTable, read_label_table
 from pipelines.tracking import finished_runs
 from pipelines.workspace import Workspace, open_workspace
 
@@ -140,16 +142,41 @@ def test_a_split_column_puts_an_event_with_all_its_triggers_into_one_half(labell
     rows = pd.DataFrame({"event_id": of_station[0][:3] + of_station[1][:3], "label": "spike"})
     settings = labelled.config.labels
     shards = list_event_shards(store)
-    bare = match_hand_labels(store, shards, settings, LabelTable(rows=rows, content_hash=""))
+    bare = match_on_ray(store, shards, settings, LabelTable(rows=rows, content_hash=""))
     first = bare.validation[rows["event_id"][0]]
     other, same = ("test", "validation") if first else ("validation", "test")
     rows["split"] = [other, other, "", None, same, ""]
-    found = match_hand_labels(store, shards, settings, LabelTable(rows=rows, content_hash=""))
+    found = match_on_ray(store, shards, settings, LabelTable(rows=rows, content_hash=""))
     given = [found.validation[event_id] for event_id in rows["event_id"]]
     assert given[:3] == given[3:]
     assert given[0] == (other == "validation")
     assert given[1:3] == [bare.validation[event_id] for event_id in rows["event_id"][1:3]]
     assert "hand labels: 1 events have triggers in both splits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("form", ["times", "ids with splits"])
+def test_training_on_half_the_triggers_puts_every_event_into_the_half_that_labelling_does(labelled, tmp_path, form):
+    """Many events have a trigger in the sample whose first one, of the other station, is not in it."""
+    workspace = labelled.workspace
+    path = tmp_path / "labels.csv"
+    rows = pd.read_csv(labelled.truth)
+    if form != "times":
+        # The two stations' rows of an event name a half in turn, so that some events have one in one row alone.
+        ids = [event_id for station in ("0101", "VNA1") for event_id in read_all_of(workspace, station)]
+        splits = [("", "validation", "test", "")[number % 4] for number in range(len(ids) + 1)]
+        rows = pd.DataFrame({"event_id": ids, "label": "spike", "split": splits[1:]})
+    rows.to_csv(path, index=False)
+    settings = labelled.with_settings(labels={"path": str(path)}).labels
+    of_all = match_on_ray(workspace.store, list_event_shards(workspace.store), settings, read_label_table(str(path)))
+    sample = choose_events(workspace.store, max_events=120, seed=3)
+    events_cut = {of_all.event_of[event_id] for event_id in sample.event_ids} - set(sample.event_ids)
+    assert len(events_cut) > 20
+    found = label_sample(workspace.store, sample, settings)
+    ids = [sample.event_ids[place] for place in found.places]
+    assert ids == [event_id for event_id in sample.event_ids if of_all.validation[event_id]]
+    assert found.labels.tolist() == [of_all.label_of[event_id] for event_id in ids]
+    folds = dict.fromkeys(zip((of_all.event_of[event_id] for event_id in ids), found.folds.tolist(), strict=True))
+    assert len(folds) == len({event for event, _ in folds})
 
 
 def test_a_rerun_recomputes_nothing_and_a_damaged_workspace_gets_the_same_bytes_back(labelled):
