@@ -46,6 +46,10 @@ def test_what_is_stored_reads_back_as_what_was_resolved():
         ([("detection.band_hz", "[1, .inf]")], ["detection.band_hz.1 = inf", "finite"]),
         ([("train.temperature", ".inf")], ["train.temperature = inf", "finite"]),
         ([("shards.interval", "year")], ["shards.interval", "year"]),
+        ([("kmeans.seed", "-1")], ["kmeans.seed", "-1", "greater than or equal to 0"]),
+        ([("report.seed", "-1")], ["report.seed", "-1", "greater than or equal to 0"]),
+        ([("train.seed", "4294967296")], ["train.seed", "4294967296", "less than"]),
+        ([("tune.seed", "4294967296")], ["tune.seed", "4294967296", "less than"]),
     ],
 )
 def test_a_mistake_gives_one_sentence_with_key_and_value(flags, words):

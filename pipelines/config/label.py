@@ -67,7 +67,7 @@ class KMeansSettings(Section):
     """What merges over-clusters: `ward`, the least growth of the squared distances, or `overlap`, how much events of
     the one belong to the other."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of every draw (no unit)."""
 
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)

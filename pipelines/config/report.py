@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from pipelines.config.base import Section, operational
 
@@ -31,7 +31,7 @@ class ReportSettings(Section):
     map_method: Literal["tsne", "pca"] = "tsne"
     """Right-hand panel of the map: `tsne` beside the principal components, or `pca` for those alone."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the map (no unit)."""
 
     @field_validator("nearest_per_cluster", "random_per_cluster", "boundary_per_cluster", "max_gallery_events")

@@ -44,7 +44,7 @@ class TrainSettings(Section):
     """Leave the positive out of the loss's denominator (decoupled contrastive loss)."""
     bf16: bool = False
     """Run the network in bfloat16 autocast."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of the weights, the sample, the order and the augmentations."""
 
     augmentation: Literal["amplitude", "frequency", "both"] = "both"

@@ -15,7 +15,7 @@ class TuneSettings(Section):
     objective: Literal["auto", "stability", "validation"] = "auto"
     """What is maximised: the label-free `stability` of clusters, the `validation` accuracy of nearest neighbours on
     hand labels, or `auto`: the latter where `labels.path` is given."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     """Of the search."""
     epochs: int = Field(8, ge=1)
     """Epochs of a trial that is not stopped (count)."""
