@@ -6,12 +6,14 @@ Rows of a file are sorted by (onset, event_id). Metadata hold content hashes onl
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.errors import InputError
 from pipelines.storage import Store, StoredObject, content_hash
 
 COMPONENTS = ("E", "N", "Z")
@@ -141,17 +143,35 @@ def write_table(store: Store, path: str, table: pa.Table, metadata: Mapping[str,
 
 
 def read_table(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file; the partition folders are not turned into columns."""
-    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+    """Read one Parquet file; the partition folders are not turned into columns.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    with store.local_copy(path) as copy, named_damage(store, path), pq.ParquetFile(copy) as file:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
 def iter_batches(
     store: Store, path: str, columns: Sequence[str] | None = None, batch_rows: int = 1024
 ) -> Iterator[pa.RecordBatch]:
-    """Yield one Parquet file in bounded batches."""
-    with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+    """Yield one Parquet file in bounded batches; InputError where it is damaged."""
+    with store.local_copy(path) as copy, named_damage(store, path), pq.ParquetFile(copy) as file:
         yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns is not None else None)
+
+
+@contextmanager
+def named_damage(store: Store, path: str) -> Iterator[None]:
+    """Turn what Parquet says of a damaged file into an InputError that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(
+            f"{store.full(path)} cannot be read as a table ({reason}); restore it or rerun its stage with --replace"
+        ) from None
 
 
 def waveforms(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -197,7 +197,7 @@ class EmbedShard:
                 self._batches(shard),
                 {"encoder": self.encoder.content_hash},
             )
-        except (ValueError, pa.ArrowException, OSError) as error:
+        except (InputError, ValueError, pa.ArrowException, OSError) as error:
             return row | {"error": " ".join(str(error).split()) or type(error).__name__}
         name = MarkerName(shard.network, shard.station, shard.name, row["fingerprint"])
         write_marker(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 
 from pipelines import tables
+from pipelines.cluster import task_results
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError, StageFailed
@@ -145,7 +146,7 @@ def check_enough_events(store: Store, shards: Sequence[Shard], config: Config) -
 def survey_embeddings(store: Store, shards: Sequence[Shard], settings: KMeansSettings) -> list[Survey]:
     """Return what each file of embeddings holds, in event_id order (of the files' first rows)."""
     groups = [list(shards[start : start + tables.FILES_A_TASK]) for start in range(0, len(shards), tables.FILES_A_TASK)]
-    found = ray.get([_survey.remote(store, group, settings.seed, settings.fraction) for group in groups])
+    found = task_results([_survey.remote(store, group, settings.seed, settings.fraction) for group in groups])
     surveys = [survey for group in found for survey in group]
     return sorted(surveys, key=lambda survey: (survey.first_id, survey.path))
 
@@ -311,8 +312,7 @@ class _ActorGather:
 
     def __call__(self, step: Callable[..., T], *arguments: Any) -> list[T]:
         shared = [ray.put(value) if isinstance(value, np.ndarray) else value for value in arguments]
-        results: list[T] = ray.get([actor.run.remote(step, *shared) for actor in self.actors])
-        return results
+        return task_results([actor.run.remote(step, *shared) for actor in self.actors])
 
     def exchange(self, give: Callable[..., Any], step: Callable[..., T], *arguments: Any) -> list[T]:
         return self(step, *arguments, *[actor.run.remote(give) for actor in self.actors])
@@ -376,7 +376,7 @@ def _survey(store: Store, shards: list[Shard], seed: int, fraction: float) -> li
     found = []
     for shard in shards:
         path = shard.path("embeddings")
-        with store.local_copy(path) as copy, pq.ParquetFile(copy) as file:
+        with store.local_copy(path) as copy, tables.named_damage(store, path), pq.ParquetFile(copy) as file:
             ids = file.read(columns=["event_id"]).column("event_id").combine_chunks()
             dim = file.schema_arrow.field("embedding").type.list_size
         found.append(

@@ -11,7 +11,8 @@ import ray
 from numpy.typing import NDArray
 
 from pipelines import __version__, tables
-from pipelines.errors import StageFailed
+from pipelines.cluster import task_results
+from pipelines.errors import InputError, StageFailed
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
 from pipelines.label.space import to_space
@@ -86,7 +87,7 @@ def count_clusters(
         for group in by_station.values()
         for start in range(0, len(group), tables.FILES_A_TASK)
     ]
-    results = ray.get(tasks)
+    results = task_results(tasks)
     width = max((shared.shape[1] for _, shared, _, _ in results), default=0)
     widened = [np.pad(shared, ((0, 0), (0, width - shared.shape[1]))) for _, shared, _, _ in results]
     return Count(
@@ -247,7 +248,7 @@ def _write_shard(row: dict[str, Any], store: Store, inputs: Any, mark: str, mode
     try:
         table = _label_table(store, shard, model, naming, label_of)
         tables.write_table(store, shard.path("labels"), table, {"clustering": model_hash})
-    except (ValueError, pa.ArrowException, OSError) as error:
+    except (InputError, ValueError, pa.ArrowException, OSError) as error:
         return row | {"error": " ".join(str(error).split()) or type(error).__name__}
     sources = table.column("label_source").drop_null().value_counts().to_pylist()
     write_marker(

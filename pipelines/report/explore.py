@@ -471,7 +471,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_json({"error": str(error)}, HTTPStatus.BAD_REQUEST)
         except (BrokenPipeError, ConnectionResetError, TimeoutError):
             pass
-        except (OSError, ValueError, KeyError) as error:
+        except (InputError, OSError, ValueError, KeyError) as error:
             self._send_json({"error": f"the workspace cannot be read: {error}"}, HTTPStatus.INTERNAL_SERVER_ERROR)
 
     def _get(self, address: Any) -> None:

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines import __version__, tables
 from pipelines import config as configuration
+from pipelines.cluster import task_results
 from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import CatalogSettings, ReportSettings
@@ -249,7 +251,7 @@ def _map_tasks(task: Callable[[T], R], parts: Sequence[T]) -> Iterator[R]:
     ahead = 2 * max(1, int(ray.cluster_resources().get("CPU", 1)))
     waiting = [remote.remote(part) for part in parts[:ahead]]
     for index in range(len(parts)):
-        yield ray.get(waiting.pop(0))
+        yield from task_results([waiting.pop(0)])
         if index + ahead < len(parts):
             waiting.append(remote.remote(parts[index + ahead]))
 
@@ -411,14 +413,19 @@ class _RangeFile(io.RawIOBase):
         return content
 
 
-def _parquet(store: Store, path: str) -> pq.ParquetFile:
-    if store.is_local:
-        return pq.ParquetFile(store.full(path))
-    return pq.ParquetFile(pa.PythonFile(_RangeFile(store, path), mode="r"), pre_buffer=True)
+@contextmanager
+def _parquet(store: Store, path: str) -> Iterator[pq.ParquetFile]:
+    source = store.full(path) if store.is_local else pa.PythonFile(_RangeFile(store, path), mode="r")
+    with tables.named_damage(store, path), pq.ParquetFile(source) as file:
+        yield file
 
 
 def read_columns(store: Store, path: str, columns: Sequence[str]) -> pa.Table:
-    """Read some columns of a Parquet file; of a bucket's object only their bytes are fetched."""
+    """Read some columns of a Parquet file; of a bucket's object only their bytes are fetched.
+
+    Raises:
+        InputError: it is damaged.
+    """
     with _parquet(store, path) as file:
         return file.read(columns=list(columns))
 

@@ -344,6 +344,21 @@ def test_mistakes_are_one_sentence_before_anything_is_written(tmp_path, ray_clus
     assert not example.workspace.store.exists("config/label.yaml")
 
 
+def test_a_damaged_file_of_events_is_named_in_one_sentence_before_or_after_work_starts(tmp_path, ray_cluster):
+    example = write_example(tmp_path, stations=("VNA1",))
+    store = example.workspace.store
+    damaged = tables.shard_path("events", "AW", "VNA1", "day-1")
+    store.write(damaged, store.read(damaged)[:-100])
+    sentence = rf"^{store.full(damaged)} cannot be read as a table \(.*\); restore it or .* --replace$"
+    with pytest.raises(InputError, match=sentence):
+        choose_events(store, max_events=None, seed=0)
+    with pytest.raises(InputError, match=sentence):
+        label_events(example.workspace, example.config, example.tracking)
+    assert not list(store.walk("ledger"))
+    with pytest.raises(StageFailed, match=rf"1 of 2 shards could not be embedded, first day-1: {store.full(damaged)} "):
+        label_events(example.workspace, example.with_settings(labels={"path": None}), example.tracking)
+
+
 def test_an_encoder_that_gives_nan_or_always_the_same_is_named(tmp_path, ray_cluster):
     example = write_example(tmp_path, stations=("VNA1",), num_days=1)
     config = NetworkConfig(kind="waveform", num_samples=NUM_SAMPLES, rate_hz=RATE_HZ, lead_samples=LEAD_SAMPLES)

@@ -213,6 +213,15 @@ def test_odd_labels_and_names_cannot_put_anything_into_the_page(new_workspace: M
     read_page(text)
 
 
+def test_a_damaged_table_is_named_in_one_sentence(new_workspace: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    workspace, _ = new_workspace()
+    damaged = tables.list_shards(workspace.store, "labels")[-1].path
+    workspace.store.write(damaged, workspace.store.read(damaged)[:-100])
+    assert job.main([workspace.url]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith(f"firnline report: {workspace.store.full(damaged)} cannot be read as a table (")
+
+
 def test_without_labels_one_sentence_says_what_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = open_workspace(str(tmp_path / "empty"), create=True)
     workspace.update_state()
