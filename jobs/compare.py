@@ -21,7 +21,8 @@ def compare(arguments: Arguments) -> None:
     trackings = []
     for position in range(len(arguments.positional)):
         workspace = arguments.workspace(position, write=False)
-        config = arguments.config("compare", workspace)
+        # Where the workspace's labelling logged to, unless the file or a flag says otherwise.
+        config = arguments.config("label", workspace)
         trackings.append(open_tracking(workspace, arguments.mlflow, config.mlflow.experiment))
     print(compare_runs(trackings))
 

@@ -1,4 +1,4 @@
-"""Logs an encoder to MLflow so that it loads anywhere by its URI, without executing pickled code."""
+"""Logs an encoder to MLflow so that it loads anywhere by its URI, without executing pickled code; says which one is."""
 
 import shutil
 import tempfile
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.encoders import Encoder
-from pipelines.tracking import StageRun, fluent_run
+from pipelines.tracking import StageRun, Tracking, fluent_run
 
 _HERE = Path(__file__).resolve().parent
 
@@ -53,3 +53,23 @@ def log_encoder(run: StageRun, encoder: Encoder, *, example: NDArray[np.float32]
                 metadata={"firnline.content_hash": encoder.content_hash},
             )
     return str(info.model_uri)
+
+
+def model_version(tracking: Tracking, uri: str) -> tuple[str, str]:
+    """Return the version that a model's URI (an alias, `latest`, a version) stands for now, as a URI, and its run.
+
+    Args:
+        tracking: where it is registered.
+        uri: of a model that exists; one without a registered version is returned as it is, with its run if it has one.
+    """
+    if uri.startswith("runs:/"):
+        return uri, uri.split("/")[1]
+    if not uri.startswith("models:/"):
+        return uri, ""
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    client = tracking.client()
+    name, *version = get_model_name_and_version(client, uri)  # type: ignore[no-untyped-call]
+    if not version:
+        return uri, str(client.get_logged_model(name).source_run_id or "")
+    return f"models:/{name}/{version[0]}", str(client.get_model_version(name, version[0]).run_id or "")

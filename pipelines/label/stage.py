@@ -90,6 +90,8 @@ class _Inputs:
     hand: HandLabels | None
     user_names: dict[int, str | None]
     reference: Store | None
+    fingerprints: Mapping[str, str]
+    """Of all that the run reads, as MLflow keeps them."""
 
 
 def label_events(
@@ -123,10 +125,16 @@ def label_events(
                 f"{hand.num_unmatched} rows without an event, {hand.num_ambiguous} ambiguous",
                 flush=True,
             )
-        inputs = _Inputs(shards=shards, registered=registered, hand=hand, user_names=user_names, reference=reference)
+        inputs = _Inputs(
+            shards=shards,
+            registered=registered,
+            hand=hand,
+            user_names=user_names,
+            reference=reference,
+            fingerprints=lineage | {"events": events_fingerprint(store)},
+        )
         workspace.claim("label", config, replace=replace)
-        logged = lineage | {"events": events_fingerprint(store)}
-        with stage_run(tracking, "label", stage_config(config, "label"), inputs=logged) as run:
+        with stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run:
             return _label(store, inputs, config, run, whole, num_cpus=session.num_cpus)
 
 
@@ -278,7 +286,7 @@ def _clustering(
     store.write(path, content)
     _remove_others(store, path)
     if sweep:
-        _compare_k(run, config, keys, sample)
+        _compare_k(run, inputs, config, keys, sample)
     return model, content_hash(content)
 
 
@@ -293,7 +301,7 @@ def _zip(inputs: _Inputs, marks: Sequence[str]) -> list[tuple[Shard, str]]:
     return list(zip(inputs.shards, marks, strict=True))
 
 
-def _compare_k(run: StageRun, config: Config, keys: NDArray[np.uint64], sample: NDArray[Any]) -> None:
+def _compare_k(run: StageRun, inputs: _Inputs, config: Config, keys: NDArray[np.uint64], sample: NDArray[Any]) -> None:
     """Score several k on the sample, a task each; each k is a child run, and one that cannot be tried is said."""
     sample_ref, keys_ref = ray.put(sample), ray.put(keys)
     settings = config.kmeans
@@ -309,7 +317,12 @@ def _compare_k(run: StageRun, config: Config, keys: NDArray[np.uint64], sample: 
     for score in scores:
         values = {name: value for name, value in asdict(score).items() if np.isfinite(value)}
         with stage_run(
-            run.tracking, "label", {"kmeans": {"k": score.k}}, inputs={}, parent=run, name=f"k = {score.k}"
+            run.tracking,
+            "label",
+            {"kmeans": {"k": score.k}},
+            inputs=inputs.fingerprints,
+            parent=run,
+            name=f"k = {score.k}",
         ) as child:
             child.log_metrics({f"k.{name}": value for name, value in values.items()})
     columns = {name: [getattr(score, name) for score in scores] for name in KScores.__dataclass_fields__}

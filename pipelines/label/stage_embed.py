@@ -25,6 +25,7 @@ from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import window_shape
 from pipelines.label.stage_shards import Shard
 from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
+from pipelines.model_registry import model_version
 from pipelines.progress import progress_bar
 from pipelines.storage import Store
 from pipelines.tracking import Tracking, download_artifact, last_trained_version
@@ -44,6 +45,7 @@ class RegisteredEncoder:
 
     encoder: Encoder
     uri: str
+    """Of its version: an alias may point elsewhere tomorrow."""
     run_id: str
     """Of its training, where that is known."""
 
@@ -54,9 +56,7 @@ def load_encoder(store: Store, config: Config, tracking: Tracking) -> Registered
     Raises:
         InputError: there is no such model, or it holds no encoder.
     """
-    uri, run_id = config.label.model, ""
-    if uri is None:
-        uri, run_id = _last_training(store, config, tracking)
+    uri = config.label.model or _last_training(store, config, tracking)
     with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
         found = download_artifact(tracking, uri, Path(folder))
         files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
@@ -66,14 +66,14 @@ def load_encoder(store: Store, config: Config, tracking: Tracking) -> Registered
             encoder = load(files[0])
         except ValueError as error:
             raise InputError(f"label.model {uri}: {error}") from None
-    return RegisteredEncoder(encoder=encoder, uri=uri, run_id=run_id)
+    version, run_id = model_version(tracking, uri)
+    return RegisteredEncoder(encoder=encoder, uri=version, run_id=run_id)
 
 
-def _last_training(store: Store, config: Config, tracking: Tracking) -> tuple[str, str]:
-    """Return the URI and the run of the model that this workspace trained last."""
+def _last_training(store: Store, config: Config, tracking: Tracking) -> str:
+    """Return the URI of the model that this workspace trained last."""
     with suppress(FileNotFoundError):
-        training = json.loads(store.read("train/training.json"))
-        return str(training["model_uri"]), str(training.get("run_id", ""))
+        return str(json.loads(store.read("train/training.json"))["model_uri"])
     name = config.mlflow.model_name
     version = last_trained_version(tracking, name)
     if version is None:
@@ -81,7 +81,7 @@ def _last_training(store: Store, config: Config, tracking: Tracking) -> tuple[st
             f"label.model is not given and this workspace has trained no {name}; run `firnline train` first or give "
             "one, such as models:/firnline-encoder@champion"
         )
-    return f"models:/{name}/{version.version}", str(version.run_id or "")
+    return f"models:/{name}/{version.version}"
 
 
 def check_windows(store: Store, shards: Sequence[Shard], encoder: Encoder) -> None:

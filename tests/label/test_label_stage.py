@@ -28,12 +28,13 @@ from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events
 from pipelines.hand_labels import label_sample
 from pipelines.label.stage import SUMMARY, label_events
+from pipelines.label.stage_embed import load_encoder
 from pipelines.label.stage_inputs import match_on_ray
 from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_labels import count_clusters
 from pipelines.label.stage_shards import list_event_shards
 from pipelines.label_table import LabelTable, read_label_table
-from pipelines.tracking import finished_runs
+from pipelines.tracking import finished_runs, open_tracking, stage_run
 from pipelines.workspace import Workspace, open_workspace
 
 
@@ -113,6 +114,18 @@ def test_the_run_in_mlflow_leads_back_to_encoder_and_events(labelled):
     for name, words in summary["protocol"].items():
         assert f"{name} = {runs[0].data.metrics[name]:.4f}: {words}" in protocol
         assert words.split(": ", 1)[-1] in tags["mlflow.note.content"]
+
+
+def test_a_model_named_by_alias_version_or_run_is_logged_as_its_version_and_run(labelled):
+    client = labelled.tracking.client()
+    run_id = client.get_model_version("firnline-encoder", "1").run_id
+    client.set_registered_model_alias("firnline-encoder", "winter", "1")
+    for name in ("firnline-encoder@winter", "firnline-encoder/latest", "firnline-encoder/1"):
+        config = labelled.with_settings(label={"model": f"models:/{name}"})
+        found = load_encoder(labelled.workspace.store, config, labelled.tracking)
+        assert (found.uri, found.run_id) == ("models:/firnline-encoder/1", run_id)
+    by_run = labelled.with_settings(label={"model": f"runs:/{run_id}/model"})
+    assert load_encoder(labelled.workspace.store, by_run, labelled.tracking).run_id == run_id
 
 
 def test_of_many_labelled_events_the_driver_gets_the_embeddings_of_the_probed_ones_alone(labelled):
@@ -271,6 +284,8 @@ def test_new_events_alone_are_embedded_and_each_compared_k_is_a_child_run(labell
     assert {run.data.params["kmeans.k"] for run in children} == {"2", "3"}
     assert "label.sweep_k: k = 149 is left out, since in half of the 300 events there are 1" in capsys.readouterr().out
     assert all("k.silhouette" in run.data.metrics for run in children)
+    inputs = {"firnline.input.events", "firnline.input.encoder", "firnline.input.model", "firnline.input.labels"}
+    assert all(inputs <= set(run.data.tags) for run in children)
     artifacts = {item.path for item in labelled.tracking.client().list_artifacts(grown.run_id, "k")}
     assert artifacts == {"k/scores.png", "k/scores.json", "k/suggestion.txt"}
     again = label_events(workspace, config, labelled.tracking)
@@ -374,6 +389,18 @@ def test_an_encoder_that_gives_nan_or_always_the_same_is_named(tmp_path, ray_clu
         with pytest.raises(error, match=sentence):
             label_events(example.workspace, example.config, example.tracking)
         assert not tables.list_shards(example.workspace.store, "labels")
+
+
+def test_compare_looks_where_the_workspace_was_labelled_unless_told_otherwise(tmp_path, capsys):
+    workspace = open_workspace(str(tmp_path / "workspace"), create=True)
+    workspace.update_state()
+    workspace.store_config("label", resolve({"mlflow": {"experiment": "winter"}}))
+    with stage_run(open_tracking(workspace, None, "winter"), "label", {}, inputs={}) as run:
+        pass
+    assert compare.main([workspace.url]) == 0
+    assert f"winter      {run.run_id[:8]}" in capsys.readouterr().out
+    assert compare.main([workspace.url, "--mlflow.experiment", "summer"]) == 0
+    assert "no finished labelling run" in capsys.readouterr().out
 
 
 def test_the_job_exits_with_2_and_one_sentence_where_nothing_was_detected(tmp_path, capsys):
