@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from pipelines.label.kselection import KScores
 
 COMPONENTS = ("E", "N", "Z")
+MOST_NAMED_CLASSES = 40
+"""Most classes of a confusion matrix that are drawn with their names and counts."""
 
 
 def draw_k_scores(scores: Sequence[KScores], suggested: int, used: int) -> bytes:
@@ -36,17 +38,25 @@ def draw_k_scores(scores: Sequence[KScores], suggested: int, used: int) -> bytes
 
 
 def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], columns: Sequence[str], title: str) -> bytes:
-    """Draw counts (class, column) with the share of each row as colour."""
-    figure = Figure(figsize=(1.6 + 0.8 * len(columns), 1.8 + 0.6 * len(classes)), layout="constrained")
+    """Draw counts (class, column) with the share of each row as colour.
+
+    Of more than MOST_NAMED_CLASSES classes the colours alone are drawn, and every second, third, ... name.
+    """
+    shown = min(len(classes), MOST_NAMED_CLASSES)
+    figure = Figure(figsize=(2.4 + 0.8 * shown, 1.8 + 0.6 * shown), layout="constrained")
     axis = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axis.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), count in np.ndenumerate(matrix):
-        color = "white" if shares[row, column] > 0.5 else "black"
-        axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+    if shown == len(classes):
+        for (row, column), count in np.ndenumerate(matrix):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
+    step = -(-len(classes) // MOST_NAMED_CLASSES)
     # A class may be called anything, dollar signs included.
-    axis.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8, parse_math=False)
-    axis.set_yticks(range(len(classes)), classes, fontsize=8, parse_math=False)
+    axis.set_xticks(
+        range(0, len(columns), step), columns[::step], rotation=30, ha="right", fontsize=8, parse_math=False
+    )
+    axis.set_yticks(range(0, len(classes), step), classes[::step], fontsize=8, parse_math=False)
     axis.set_xlabel("given")
     axis.set_ylabel("hand label")
     axis.set_title(title, fontsize=8)
