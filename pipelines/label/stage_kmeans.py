@@ -182,7 +182,10 @@ def fit_model(
                     "more memory or a smaller kmeans.memory_gb"
                 ) from None
         except ValueError as error:
-            raise InputError(f"{error}; change kmeans.k ({settings.k}), kmeans.overcluster or label.model") from None
+            raise InputError(
+                f"{error}; change kmeans.k ({settings.k}), kmeans.overcluster or label.model, with --replace, since "
+                "the embeddings are written"
+            ) from None
         finally:
             for actor in actors:
                 ray.kill(actor)
@@ -271,18 +274,7 @@ def _start_partitions(
 ) -> list[Any]:
     num_rows = sum(survey.num_fitted for survey in surveys)
     size = block_rows(num_rows)
-    edges = partition_edges(num_rows, num_workers)
-    most_bytes = max(end - first for first, end in edges) * surveys[0].dim * 4
-    keep = most_bytes <= settings.memory_gb * 1e9
-    available = _cluster_memory()
-    if keep and len(edges) * _actor_bytes(edges[0], surveys[0].dim, keep=True) > available:
-        keep = False
-    needed = [_actor_bytes(edge, surveys[0].dim, keep=keep) for edge in edges]
-    if sum(needed) > available:
-        raise StageFailed(
-            f"k-means over {num_rows} events needs {sum(needed) / 1e9:.1f} GB of memory in its workers, Ray has "
-            f"{available / 1e9:.1f} GB; give it more, or a smaller kmeans.fraction"
-        )
+    edges, needed, keep = plan_partitions(num_rows, surveys[0].dim, settings.memory_gb, num_workers, _cluster_memory())
     actor: Any = ray.remote(PartitionActor)
     return [
         actor.options(num_cpus=cpus_a_worker, memory=memory).remote(
@@ -290,6 +282,30 @@ def _start_partitions(
         )
         for (first, end), memory in zip(edges, needed, strict=True)
     ]
+
+
+def plan_partitions(
+    num_rows: int, dim: int, memory_gb: float, num_workers: int, available: float
+) -> tuple[list[tuple[int, int]], list[int], bool]:
+    """Divide the rows among as many workers, up to `num_workers`, as the memory that Ray has (bytes) suffices for.
+
+    Returns the rows [first, end) of each worker, the bytes that each takes, and whether they keep their rows; else they
+    stream them. The fit is the same for any number of workers.
+
+    Raises:
+        StageFailed: it does not suffice for one.
+    """
+    for count in range(num_workers, 0, -1):
+        edges = partition_edges(num_rows, count)
+        fits = max(end - first for first, end in edges) * dim * 4 <= memory_gb * 1e9
+        for keep in (True, False) if fits else (False,):
+            needed = [_actor_bytes(edge, dim, keep=keep) for edge in edges]
+            if sum(needed) <= available:
+                return edges, needed, keep
+    raise StageFailed(
+        f"k-means over {num_rows} events needs {sum(needed) / 1e9:.1f} GB of memory in a worker, Ray has "
+        f"{available / 1e9:.1f} GB; give it more, or a smaller kmeans.fraction"
+    )
 
 
 def _actor_bytes(edge: tuple[int, int], dim: int, *, keep: bool) -> int:

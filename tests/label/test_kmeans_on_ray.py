@@ -11,9 +11,9 @@ import pytest
 
 from pipelines import tables
 from pipelines.config.label import KMeansSettings
-from pipelines.errors import InputError
+from pipelines.errors import InputError, StageFailed
 from pipelines.label.kmeans import block_edges
-from pipelines.label.stage_kmeans import fit_model, survey_embeddings
+from pipelines.label.stage_kmeans import fit_model, plan_partitions, survey_embeddings
 from pipelines.label.stage_shards import Shard
 from pipelines.storage import Store, open_store
 
@@ -63,6 +63,19 @@ def test_the_same_share_of_the_events_is_fitted_by_any_number_of_workers(embedde
     assert models[0] == models[1] != fitted(embedded, 1, merge="overlap")
 
 
+def test_fewer_workers_share_the_rows_where_memory_is_short_for_many():
+    """Each worker takes a quarter of a gigabyte before its first row."""
+    edges, needed, keep = plan_partitions(20_000, 64, 1.0, 16, 3e9)
+    assert (len(edges), keep) == (11, True)
+    assert edges[0][0] == 0
+    assert edges[-1][1] == 20_000
+    assert sum(needed) <= 3e9
+    assert plan_partitions(20_000, 64, 1e-4, 16, 3e9)[2] is False
+    assert len(plan_partitions(20_000, 64, 1.0, 16, 30e9)[0]) == 16
+    with pytest.raises(StageFailed, match=r"over 20000 events needs 0\.3 GB of memory in a worker, Ray has 0\.1 GB"):
+        plan_partitions(20_000, 64, 1.0, 16, 1e8)
+
+
 def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
     lost = []
 
@@ -80,7 +93,9 @@ def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
 
 
 def test_fewer_events_than_clusters_is_one_sentence(embedded, ray_cluster):
-    with pytest.raises(InputError, match=r"there are 9000 events, fewer than the 9001 clusters asked for; change"):
+    with pytest.raises(
+        InputError, match=r"there are 9000 events, fewer than the 9001 clusters .*; change .* --replace"
+    ):
         fitted(embedded, 1, k=9001)
 
 
