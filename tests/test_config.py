@@ -46,6 +46,7 @@ def test_what_is_stored_reads_back_as_what_was_resolved():
         ([("detection.band_hz", "[1, .inf]")], ["detection.band_hz.1 = inf", "finite"]),
         ([("train.temperature", ".inf")], ["train.temperature = inf", "finite"]),
         ([("shards.interval", "year")], ["shards.interval", "year"]),
+        ([("label.model", "http://127.0.0.1:9/x")], ["label.model is http://127.0.0.1:9/x", "models:/"]),
         ([("kmeans.seed", "-1")], ["kmeans.seed", "-1", "greater than or equal to 0"]),
         ([("report.seed", "-1")], ["report.seed", "-1", "greater than or equal to 0"]),
         ([("train.seed", "4294967296")], ["train.seed", "4294967296", "less than"]),

@@ -36,6 +36,16 @@ class LabelSettings(Section):
     bootstrap_draws: int = operational(200, ge=20, le=10_000)
     """Redraws behind every interval (count)."""
 
+    @field_validator("model")
+    @classmethod
+    def _registered(cls, value: str | None) -> str | None:
+        if value is not None and value.startswith(("http://", "https://")):
+            raise ValueError(
+                f"label.model is {value}, the address of a server; give --mlflow the server, and label.model a "
+                "registered encoder such as models:/firnline-encoder/3"
+            )
+        return value
+
     @field_validator("sweep_k")
     @classmethod
     def _clusters(cls, value: tuple[int, ...]) -> tuple[int, ...]:
