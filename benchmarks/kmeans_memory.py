@@ -78,7 +78,7 @@ def work(folder: Path, dim: int, k: int, iterations: int) -> None:
         say(f"surveyed {sum(survey.num_rows for survey in surveys)} rows in {len(surveys)} files")
         model, _ = fit_model(store, surveys, settings, num_workers=session.num_cpus)
         say(f"fitted k = {k} in {len(model.inertia_history)} iterations, inertia {model.inertia:.6g}")
-        count = count_clusters(store, shards, model, {}, None)
+        count = count_clusters(store, shards, model, {}, (), None)
         say(f"counted {int(count.counts.sum())} events")
         naming = Naming(numbers=numbers_by_size(count.counts), names={})
         written = write_labels(store, shards, model, naming, {}, "benchmark", model_hash="")
