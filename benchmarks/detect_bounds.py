@@ -47,7 +47,13 @@ FIRST_DAY = datetime(2022, 1, 1, tzinfo=UTC)
 class GeneratedArchive(Store):
     """An archive of which only the listing exists: three channels of as many stations and days as it takes."""
 
-    def walk(self, prefix: str = "", *, keep_folder: Callable[[str], bool] | None = None) -> Iterator[StoredObject]:
+    def walk(
+        self,
+        prefix: str = "",
+        *,
+        keep_folder: Callable[[str], bool] | None = None,
+        unreadable: dict[str, str] | None = None,
+    ) -> Iterator[StoredObject]:
         """Yield the objects of an SDS archive whose number stands at the end of the URL."""
         days, channels = 10 * 365, "ENZ"
         num_objects = int(self.url.rpartition("-")[2])

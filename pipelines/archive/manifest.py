@@ -65,6 +65,11 @@ class Manifest:
     table: pa.Table
     num_listed: int = 0
 
+    @property
+    def num_usable(self) -> int:
+        """Return the number of rows of files that can be used."""
+        return int(self.table["reason"].null_count)
+
     def usable(self) -> pa.Table:
         """Return the rows of files that can be used."""
         return self.table.filter(pc.is_null(self.table["reason"]))
@@ -204,7 +209,7 @@ def _named(archive: Store, objects: Iterable[StoredObject], layout: str, setting
     while some := list(islice(objects, LISTED_AT_A_TIME)):
         parts.append(_named_part(some, parse, settings, manifest))
     manifest.table = pa.concat_tables(parts).combine_chunks()
-    if not manifest.usable().num_rows:
+    if not manifest.num_usable:
         raise InputError(
             f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files "
             f"{manifest.table.num_rows} do not fit archive.layout {layout!r} and the others are not selected"
@@ -260,11 +265,11 @@ def _indexed(
         rows = [row for found in pool.map(index, listed) for row in found]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
     manifest = Manifest("flat", table, len(listed))
-    if not manifest.usable().num_rows:
+    if not manifest.num_usable:
         raise _unread(archive, *manifest.unusable()[0])
     # The index covers all, the selection only what this run reads.
     manifest.table = _select(table, settings)
-    if not manifest.usable().num_rows:
+    if not manifest.num_usable:
         raise InputError(f"archive.network, station, location, channel, start and end select nothing in {archive.url}")
     return manifest
 
