@@ -18,6 +18,7 @@ from pipelines.cluster import ray_session
 from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events, open_archive
 from pipelines.label.stage import check_events, check_labelling, label_events
+from pipelines.label_table import read_label_table
 from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.tables import list_shards
 from pipelines.tracking import Tracking, open_tracking
@@ -84,6 +85,8 @@ def stage_configs(arguments: Arguments, workspace: Workspace) -> dict[str, Confi
 def check_chain(workspace: Workspace, configs: Mapping[str, Config], tracking: Tracking, *, replace: bool) -> None:
     """Refuse, before detection begins, what a later stage would refuse hours later; InputError as the stages'."""
     window = configs["detect"].window
+    for path in filter(None, {config.labels.path for config in configs.values()}):
+        read_label_table(path)
     if "tune" in configs:
         check_search(configs["tune"])
     check_training(workspace, configs["train"], window, replace=replace, tuned_before="tune" in configs)

@@ -137,8 +137,7 @@ def _associate_labelled(
     """Name the associated event of each labelled trigger, from all triggers of its day and the days around it."""
     days = {onset // DAY_NS for onset in onset_of.values()}
     wanted = sorted({day + offset for day in days for offset in (-1, 0, 1)})
-    groups = [list(paths[start : start + tables.FILES_A_TASK]) for start in range(0, len(paths), tables.FILES_A_TASK)]
-    parts = run(_triggers_of_days, [(store, group, wanted) for group in groups])
+    parts = run(_triggers_of_days, [(store, group, wanted) for group in tables.by_task(paths)])
     onsets = np.concatenate([part[0] for part in parts])
     ids = np.concatenate([part[1] for part in parts])
     names = dict(zip(ids.tolist(), event_names(onsets, ids, within_seconds).tolist(), strict=True))

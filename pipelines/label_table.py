@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from pipelines.errors import InputError
-from pipelines.storage import content_hash, open_parent, open_store, read_file, said_of
+from pipelines.storage import content_hash, open_parent, open_store, said_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _label_files(path: str) -> list[tuple[str, bytes]]:
     if path.endswith((".csv", ".parquet")):
         store, name = open_parent(path)
         if store.exists(name) and not (store.is_local and Path(path).expanduser().is_dir()):
-            return [(path, read_file(path, "labels.path"))]
+            return [(path, store.read(name))]
     folder = open_store(path)
     names = sorted(item.path for item in folder.walk() if item.path.endswith((".csv", ".parquet")))
     if not names:

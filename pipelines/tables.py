@@ -7,7 +7,7 @@ Rows of a file are sorted by (onset, event_id). Metadata hold content hashes onl
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,8 @@ FILES_A_TASK = 64
 """Most files of a table that one task goes through."""
 
 _TIME = pa.timestamp("ns", tz="UTC")
+
+T = TypeVar("T")
 
 
 def events_schema(num_samples: int) -> pa.Schema:
@@ -82,6 +84,11 @@ def station_of(path: str) -> tuple[str, str]:
     """Return the network and the station of a shard's file."""
     network, station = path.split("/")[1:3]
     return network.removeprefix("network="), station.removeprefix("station=")
+
+
+def by_task(files: Sequence[T]) -> list[list[T]]:
+    """Return files in groups, in their order, of at most FILES_A_TASK: one group a task."""
+    return [list(files[start : start + FILES_A_TASK]) for start in range(0, len(files), FILES_A_TASK)]
 
 
 def list_shards(store: Store, table: str) -> list[StoredObject]:
@@ -148,7 +155,7 @@ def read_table(store: Store, path: str, columns: Sequence[str] | None = None) ->
     Raises:
         InputError: it is damaged.
     """
-    with store.local_copy(path) as copy, named_damage(store, path), pq.ParquetFile(copy) as file:
+    with open_table(store, path) as file:
         return file.read(columns=list(columns) if columns is not None else None)
 
 
@@ -156,8 +163,15 @@ def iter_batches(
     store: Store, path: str, columns: Sequence[str] | None = None, batch_rows: int = 1024
 ) -> Iterator[pa.RecordBatch]:
     """Yield one Parquet file in bounded batches; InputError where it is damaged."""
-    with store.local_copy(path) as copy, named_damage(store, path), pq.ParquetFile(copy) as file:
+    with open_table(store, path) as file:
         yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns is not None else None)
+
+
+@contextmanager
+def open_table(store: Store, path: str) -> Iterator[pq.ParquetFile]:
+    """Open one Parquet file; what shows it to be damaged, here or while it is read, is an InputError that names it."""
+    with store.local_copy(path) as copy, named_damage(store, path), pq.ParquetFile(copy) as file:
+        yield file
 
 
 @contextmanager

@@ -70,6 +70,11 @@ class Manifest:
         """Return the number of rows of files that can be used."""
         return int(self.table["reason"].null_count)
 
+    @property
+    def num_unusable(self) -> int:
+        """Return the number of rows of files and folders that cannot."""
+        return int(self.table.num_rows) - self.num_usable
+
     def usable(self) -> pa.Table:
         """Return the rows of files that can be used."""
         return self.table.filter(pc.is_null(self.table["reason"]))

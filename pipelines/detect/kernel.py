@@ -129,7 +129,7 @@ def _address(traces: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
 
 
 def filtered(data: Array, sections: Array) -> Array:
-    """Return the band-passed run (float64), from rest at its first sample, as `scan` sees it."""
+    """Return the band-passed run (float64), from rest at its first sample, as `scan_all` sees it."""
     signal: Array = data
     for group in sections.reshape(-1, SECTIONS, 6):
         signal = _filter(signal, group)

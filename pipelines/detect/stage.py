@@ -472,7 +472,7 @@ def _write_progress(
         "started": began,
         "updated": time.time(),
         "interval": plan.interval,
-        "unusable_files": len(plan.manifest.unusable()),
+        "unusable_files": plan.manifest.num_unusable,
     }
     workspace.write(PROGRESS_PATH, (json.dumps(progress, indent=1, sort_keys=True) + "\n").encode())
 
@@ -496,7 +496,7 @@ def _log(
                 "events": summary.events if summary.chosen is None else summary.chosen,
                 "shards": summary.shards,
                 "failed_shards": len(summary.failed),
-                "quarantined_files": summary.num_quarantined + len(manifest.unusable()),
+                "quarantined_files": summary.num_quarantined + manifest.num_unusable,
                 "covered_channel_days": summary.covered_seconds / 86400,
                 "gaps": summary.gaps,
                 "seconds": seconds,

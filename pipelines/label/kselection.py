@@ -11,8 +11,8 @@ from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silho
 from pipelines.config.label import KMeansSettings
 from pipelines.evaluation import adjusted_rand_index
 from pipelines.label.draws import uniform
-from pipelines.label.kmeans import SEEDING_TRIES, fit, gather_local, label_rows, local_partitions
-from pipelines.label.merging import merge, over_clusters
+from pipelines.label.kmeans import gather_local, label_rows, local_partitions
+from pipelines.label.merging import fit_to_merge, merge
 
 SILHOUETTE_ROWS = 4000
 STABLE = 0.05
@@ -43,9 +43,8 @@ class KScores:
 def score_k(rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings) -> KScores:
     """Find k clusters in a sample (n, d) with its event keys (n,), and in both of its halves, and score them.
 
-    They are found as a run with this `kmeans.k` finds its own: k x `kmeans.overcluster` clusters are fitted and merged
-    to k. Over-clusters are seeded with one try, not the best of several: most of the time would go there, for an
-    inertia a thousandth lower.
+    They are found as a run with this `kmeans.k` finds its own, over-clusters merged to k, but for the tries of the
+    over-clusters' seeding (see fit_to_merge).
 
     Raises:
         ValueError: the sample or one of its halves has fewer rows, or fewer distinct rows, than k.
@@ -88,18 +87,7 @@ def _found(
 ) -> list[Callable[[NDArray[np.float32]], NDArray[np.int32]]]:
     """Return what labels rows by each restart's k clusters, the best restart first."""
     gather = gather_local(local_partitions(rows, keys))
-    num_fitted = over_clusters(k, settings.overcluster, len(rows))
-    tries = SEEDING_TRIES if num_fitted == k else 1
-    fits = fit(
-        gather,
-        num_fitted,
-        seed=settings.seed,
-        restarts=settings.restarts,
-        max_iterations=settings.max_iterations,
-        tolerance=settings.tolerance,
-        seeding_rounds=settings.seeding_rounds,
-        seeding_tries=tries,
-    )
+    fits = fit_to_merge(gather, k, len(rows), settings, quick=True)
     fits.sort(key=lambda clustering: clustering.inertia)
     return [partial(_label, fitted.centroids, merge(gather, fitted, k, settings.merge)) for fitted in fits]
 

@@ -1,12 +1,14 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
+from collections.abc import Callable
 from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.label.kmeans import CHUNK_ROWS, Clustering, Gather, Partition
+from pipelines.config.label import KMeansSettings
+from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit
 
 OVERLAP_SCALE = 0.3
 """Squared distance over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared
@@ -25,6 +27,37 @@ _FIXED_POINT = 2.0**32
 def over_clusters(k: int, overcluster: int, num_rows: int) -> int:
     """Return how many clusters are fitted to be merged to k: k x overcluster, fewer where there are few rows."""
     return k if overcluster == 1 else max(k, min(k * overcluster, num_rows // ROWS_AN_OVER_CLUSTER))
+
+
+def fit_to_merge(
+    gather: Gather,
+    k: int,
+    num_rows: int,
+    settings: KMeansSettings,
+    *,
+    quick: bool = False,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> list[Clustering]:
+    """Fit the clusters of `num_rows` rows that `merge` makes k of; one clustering a restart, in order.
+
+    Over-clusters that are to be `quick` are seeded with one try, not the best of several: most of the time would go
+    there, for an inertia a thousandth lower. `progress` is called with (restart, iteration, inertia).
+
+    Raises:
+        ValueError: there are fewer rows, or fewer distinct rows, than clusters.
+    """
+    num_fitted = over_clusters(k, settings.overcluster, num_rows)
+    return fit(
+        gather,
+        num_fitted,
+        seed=settings.seed,
+        restarts=settings.restarts,
+        max_iterations=settings.max_iterations,
+        tolerance=settings.tolerance,
+        seeding_rounds=settings.seeding_rounds,
+        seeding_tries=1 if quick and num_fitted > k else SEEDING_TRIES,
+        progress=progress,
+    )
 
 
 def merge(gather: Gather, clustering: Clustering, k: int, method: Literal["ward", "overlap"]) -> NDArray[np.int32]:

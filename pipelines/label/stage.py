@@ -160,8 +160,6 @@ def check_labelling(store: Store, config: Config, tracking: Tracking, window: Wi
     """
     read_cluster_names(config.labels.names)
     _open_reference(config.label.reference, store)
-    if config.labels.path is not None:
-        read_label_table(config.labels.path)
     model = config.label.model
     # Where its aliases will point is up to the training that comes before.
     if model is not None and not model.startswith(f"models:/{config.mlflow.model_name}@"):

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayActorError
@@ -20,8 +19,8 @@ from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError, StageFailed
 from pipelines.label import kmeans
 from pipelines.label.draws import event_keys, uniform
-from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit, fit_space, partition_edges, sample_rows
-from pipelines.label.merging import merge, over_clusters
+from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit_space, partition_edges, sample_rows
+from pipelines.label.merging import fit_to_merge, merge
 from pipelines.label.space import Space
 from pipelines.label.stage_shards import Shard
 from pipelines.storage import Store
@@ -145,7 +144,7 @@ def check_enough_events(store: Store, shards: Sequence[Shard], config: Config) -
 
 def survey_embeddings(store: Store, shards: Sequence[Shard], settings: KMeansSettings) -> list[Survey]:
     """Return what each file of embeddings holds, in event_id order (of the files' first rows)."""
-    groups = [list(shards[start : start + tables.FILES_A_TASK]) for start in range(0, len(shards), tables.FILES_A_TASK)]
+    groups = tables.by_task(shards)
     found = task_results([_survey.remote(store, group, settings.seed, settings.fraction) for group in groups])
     surveys = [survey for group in found for survey in group]
     return sorted(surveys, key=lambda survey: (survey.first_id, survey.path))
@@ -202,7 +201,7 @@ def _fit(
 ) -> tuple[Model, tuple[NDArray[np.uint64], NDArray[Any]]]:
     space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
     num_rows = sum(survey.num_fitted for survey in surveys)
-    fits = _fits(gather, settings, over_clusters(settings.k, settings.overcluster, num_rows), progress)
+    fits = fit_to_merge(gather, settings.k, num_rows, settings, progress=progress)
     chosen = best(fits)
     at_classes, clusters_at_classes = None, None
     if num_classes is not None and (other := _at_classes(gather, settings, chosen, num_classes, num_rows)) is not None:
@@ -232,25 +231,10 @@ def _at_classes(
     if num_classes == settings.k:
         return chosen
     try:
-        return best(_fits(gather, settings, over_clusters(num_classes, settings.overcluster, num_rows), None))
+        return best(fit_to_merge(gather, num_classes, num_rows, settings))
     except ValueError as error:
         print(f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True)
         return None
-
-
-def _fits(
-    gather: kmeans.Gather, settings: KMeansSettings, k: int, progress: Callable[[int, int, float], None] | None
-) -> list[Clustering]:
-    return fit(
-        gather,
-        k,
-        seed=settings.seed,
-        restarts=settings.restarts,
-        max_iterations=settings.max_iterations,
-        tolerance=settings.tolerance,
-        seeding_rounds=settings.seeding_rounds,
-        progress=progress,
-    )
 
 
 class PartitionActor:
@@ -392,7 +376,7 @@ def _survey(store: Store, shards: list[Shard], seed: int, fraction: float) -> li
     found = []
     for shard in shards:
         path = shard.path("embeddings")
-        with store.local_copy(path) as copy, tables.named_damage(store, path), pq.ParquetFile(copy) as file:
+        with tables.open_table(store, path) as file:
             ids = file.read(columns=["event_id"]).column("event_id").combine_chunks()
             dim = file.schema_arrow.field("embedding").type.list_size
         found.append(

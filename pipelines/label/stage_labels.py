@@ -83,9 +83,9 @@ def count_clusters(
         by_station.setdefault((shard.network, shard.station), []).append(shard)
     model_ref, labels_ref = ray.put(model), ray.put((frozenset(label_of), frozenset(probe_ids)))
     tasks = [
-        _count.remote(store, group[start : start + tables.FILES_A_TASK], model_ref, labels_ref, reference)
-        for group in by_station.values()
-        for start in range(0, len(group), tables.FILES_A_TASK)
+        _count.remote(store, group, model_ref, labels_ref, reference)
+        for station in by_station.values()
+        for group in tables.by_task(station)
     ]
     results = task_results(tasks)
     width = max((shared.shape[1] for _, shared, _, _ in results), default=0)

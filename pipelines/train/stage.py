@@ -45,7 +45,6 @@ from pipelines.event_sample import (
     read_windows,
 )
 from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
-from pipelines.label_table import read_label_table
 from pipelines.ledger import fingerprint
 from pipelines.model_registry import log_encoder
 from pipelines.storage import Store
@@ -197,8 +196,6 @@ def check_training(
         InputError: windows too short, an unreadable file, a configuration that differs from the one trained here.
     """
     network_config(config, window)
-    if config.labels.path is not None:
-        read_label_table(config.labels.path)
     if tuned_before and config.train.augment_from == "tune":
         return
     keys = _output_keys(config, effective_augmentation(workspace, config))

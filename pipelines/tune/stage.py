@@ -29,7 +29,6 @@ from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
-from pipelines.label_table import read_label_table
 from pipelines.ledger import fingerprint
 from pipelines.memory import keep_freed_memory
 from pipelines.tracking import StageRun, Tracking, stage_run
@@ -133,16 +132,14 @@ def check_search(config: Config) -> None:
     """Refuse what a search would, as far as it can be known before there are events.
 
     Raises:
-        InputError: an encoder without augmentations, an objective without labels, labels that cannot be read.
+        InputError: an encoder without augmentations, an objective without labels.
     """
     if config.train.encoder not in NETWORKS:
         raise InputError(
             f"train.encoder is {config.train.encoder!r}, which has no augmentations to search: "
             f"use {' or '.join(NETWORKS)}"
         )
-    if config.labels.path is not None:
-        read_label_table(config.labels.path)
-    elif config.tune.objective == "validation":
+    if config.labels.path is None and config.tune.objective == "validation":
         raise InputError(NO_LABELS)
 
 
