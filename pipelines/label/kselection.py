@@ -88,8 +88,8 @@ def _found(
     """Return what labels rows by each restart's k clusters, the best restart first."""
     gather = gather_local(local_partitions(rows, keys))
     fits = fit_to_merge(gather, k, len(rows), settings, quick=True)
-    fits.sort(key=lambda clustering: clustering.inertia)
-    return [partial(_label, fitted.centroids, merge(gather, fitted, k, settings.merge)) for fitted in fits]
+    merged = merge(gather, fits, k, settings.merge)
+    return [partial(_label, clustering.centroids, clusters) for clustering, clusters in merged]
 
 
 def _label(centroids: NDArray[np.float64], clusters: NDArray[np.int32], rows: NDArray[np.float32]) -> NDArray[np.int32]:

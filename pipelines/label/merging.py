@@ -1,6 +1,6 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 from typing import Any, Literal
 
@@ -8,11 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.label import KMeansSettings
+from pipelines.label.draws import uniform
 from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit
 
-OVERLAP_SCALE = 0.3
-"""Squared distance over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared
-distance of rows to their centroids."""
+OVERLAP_SCALES = (0.2, 0.3, 0.45, 0.7)
+"""Squared distances over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared
+distance of rows to their centroids: clusters are merged by each."""
+
+JUDGED_SCALE = 0.3
+"""The one of them by which it is judged how much the merged clusters overlap."""
+
+OVERLAP_ROWS_A_CENTROID = 2000
+"""Overlaps are counted over all rows of a small archive; of a large one over about this many a centroid, drawn by their
+event keys."""
 
 MIN_SHARE, MIN_SHARE_OF_EVEN = 0.02, 0.1
 """A cluster with less than the smaller of this share of all rows and this share of rows/k is taken for stragglers: it
@@ -22,6 +30,7 @@ ROWS_AN_OVER_CLUSTER = 10
 """Fewest rows a cluster, on average, of an over-clustering: small archives are cut into fewer clusters."""
 
 _FIXED_POINT = 2.0**32
+_OVERLAP_SALT = -4
 
 
 def over_clusters(k: int, overcluster: int, num_rows: int) -> int:
@@ -60,13 +69,35 @@ def fit_to_merge(
     )
 
 
-def merge(gather: Gather, clustering: Clustering, k: int, method: Literal["ward", "overlap"]) -> NDArray[np.int32]:
-    """Return which of k clusters each centroid of a clustering belongs to, int32 (m,); plain k-means keeps its own."""
-    if len(clustering.centroids) == k:
-        return np.arange(k, dtype=np.int32)
-    if method == "ward":
-        return merge_ward(clustering.centroids, clustering.counts, k)
-    return merge_overlap(overlaps_of(gather, clustering), clustering.counts, k)
+def merge(
+    gather: Gather, clusterings: Sequence[Clustering], k: int, method: Literal["ward", "overlap"]
+) -> list[tuple[Clustering, NDArray[np.int32]]]:
+    """Merge each restart's clustering to k clusters, and return them with the best first.
+
+    Returns (clustering, int32 (m,): which of the k clusters each of its centroids belongs to). Plain k-means, whose
+    centroids stay as they are, and `ward` go by inertia. Merging by overlap is tried with each scale, and the best try
+    and restart are those whose k clusters overlap least: where a centroid happens to lie between two classes they are
+    joined, and one class is cut in two through rows that belong to both halves. The inertia does not show it.
+    """
+    merged: list[tuple[float, Clustering, NDArray[np.int32]]] = []
+    for clustering in clusterings:
+        if len(clustering.centroids) == k:
+            merged.append((clustering.inertia, clustering, np.arange(k, dtype=np.int32)))
+        elif method == "ward":
+            merged.append((clustering.inertia, clustering, merge_ward(clustering.centroids, clustering.counts, k)))
+        else:
+            shared, clusters = _least_overlap(overlaps_of(gather, clustering), clustering.counts, k)
+            merged.append((shared, clustering, clusters))
+    return [(clustering, clusters) for _, clustering, clusters in sorted(merged, key=lambda item: item[0])]
+
+
+def _least_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> tuple[float, NDArray[np.int32]]:
+    """Merge by the overlaps of each scale (scales, m, m); return the least overlap of k clusters, and these."""
+    judged = overlaps[OVERLAP_SCALES.index(JUDGED_SCALE)]
+    tries = [merge_overlap(of_scale, counts, k) for of_scale in overlaps]
+    shared = [float(judged[clusters[:, None] != clusters[None]].sum()) for clusters in tries]
+    least = int(np.argmin(shared))
+    return shared[least], tries[least]
 
 
 def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
@@ -103,7 +134,7 @@ def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int
 def merge_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
     """Merge centroids to k clusters by average linkage of their overlap, each step the two that overlap most.
 
-    `overlaps` (m, m) is that of `overlaps_of`; that of two clusters is the sum over their centroids, divided by the
+    `overlaps` (m, m) is one of `overlaps_of`; that of two clusters is the sum over their centroids, divided by the
     product of their sizes: how much a row of the one belongs to the other. Clusters need not be round, nor of one size.
     Stragglers (MIN_SHARE) join what they overlap most with. Returns as merge_ward.
     """
@@ -133,23 +164,28 @@ def merge_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: i
     return _numbered([members[number] for number in np.flatnonzero(alive)], len(counts))
 
 
-def count_overlaps(partition: Partition, centroids: NDArray[np.float64], scale: float) -> NDArray[np.int64]:
-    """Sum over a partition's rows the products of their shares in each two centroids: int64 (m, m), units of 2**-32.
+def count_overlaps(
+    partition: Partition, centroids: NDArray[np.float64], scales: Sequence[float], share: float
+) -> NDArray[np.int64]:
+    """Sum over rows the products of their shares in each two centroids: int64 (scales, m, m), units of 2**-32.
 
-    A row's shares are exp(-squared distance / scale), divided by their sum. The sums of a block are rounded to whole
-    units, so that the total does not depend on how the blocks are divided.
+    A row's shares are exp(-squared distance / scale), divided by their sum; `share` is that of the rows drawn. The sums
+    of a block are rounded to whole units, so that the total does not depend on how the blocks are divided.
     """
     norms = (centroids**2).sum(axis=1)
-    total = np.zeros((len(centroids), len(centroids)), dtype=np.int64)
+    total = np.zeros((len(scales), len(centroids), len(centroids)), dtype=np.int64)
     lock = Lock()
 
-    def work(block: NDArray[Any], _: slice) -> None:
+    def work(block: NDArray[Any], rows: slice) -> None:
+        drawn = block if share >= 1 else block[uniform(partition.keys[rows], 0, _OVERLAP_SALT) < share]
         sums = np.zeros(total.shape)
-        for start in range(0, len(block), CHUNK_ROWS):
-            distances = norms - 2.0 * block[start : start + CHUNK_ROWS].astype(np.float64) @ centroids.T
-            shares = np.exp((distances.min(axis=1, keepdims=True) - distances) / scale)
-            shares /= shares.sum(axis=1, keepdims=True)
-            sums += shares.T @ shares
+        for start in range(0, len(drawn), CHUNK_ROWS):
+            distances = norms - 2.0 * drawn[start : start + CHUNK_ROWS].astype(np.float64) @ centroids.T
+            farther = distances.min(axis=1, keepdims=True) - distances
+            for number, scale in enumerate(scales):
+                shares = np.exp(farther / scale)
+                shares /= shares.sum(axis=1, keepdims=True)
+                sums[number] += shares.T @ shares
         whole = np.rint(sums * _FIXED_POINT).astype(np.int64)
         with lock:
             np.add(total, whole, out=total)
@@ -159,9 +195,11 @@ def count_overlaps(partition: Partition, centroids: NDArray[np.float64], scale: 
 
 
 def overlaps_of(gather: Gather, clustering: Clustering) -> NDArray[np.float64]:
-    """Return how much each two centroids of a clustering share their rows, (m, m) (see count_overlaps)."""
-    scale = max(OVERLAP_SCALE * clustering.inertia / max(int(clustering.counts.sum()), 1), 1e-300)
-    return np.asarray(np.sum(gather(count_overlaps, clustering.centroids, scale), axis=0) / _FIXED_POINT)
+    """Return how much each two centroids of a clustering share their rows, (scales, m, m) (see count_overlaps)."""
+    num_rows = max(int(clustering.counts.sum()), 1)
+    scales = tuple(max(scale * clustering.inertia / num_rows, 1e-300) for scale in OVERLAP_SCALES)
+    share = min(1.0, OVERLAP_ROWS_A_CENTROID * len(clustering.centroids) / num_rows)
+    return np.asarray(np.sum(gather(count_overlaps, clustering.centroids, scales, share), axis=0) / _FIXED_POINT)
 
 
 def _numbered(members: list[list[int]], num_centroids: int) -> NDArray[np.int32]:

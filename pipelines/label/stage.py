@@ -54,7 +54,7 @@ from pipelines.storage import Store, content_hash
 from pipelines.tracking import StageRun, Tracking, stage_run
 from pipelines.workspace import Workspace, open_workspace
 
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""
 
 

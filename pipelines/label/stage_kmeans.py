@@ -19,7 +19,7 @@ from pipelines.config.label import KMeansSettings
 from pipelines.errors import InputError, StageFailed
 from pipelines.label import kmeans
 from pipelines.label.draws import event_keys, uniform
-from pipelines.label.kmeans import Clustering, Partition, best, block_rows, fit_space, partition_edges, sample_rows
+from pipelines.label.kmeans import Partition, block_rows, fit_space, partition_edges, sample_rows
 from pipelines.label.merging import fit_to_merge, merge
 from pipelines.label.space import Space
 from pipelines.label.stage_shards import Shard
@@ -202,14 +202,16 @@ def _fit(
     space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
     num_rows = sum(survey.num_fitted for survey in surveys)
     fits = fit_to_merge(gather, settings.k, num_rows, settings, progress=progress)
-    chosen = best(fits)
+    chosen, clusters = merge(gather, fits, settings.k, settings.merge)[0]
     at_classes, clusters_at_classes = None, None
-    if num_classes is not None and (other := _at_classes(gather, settings, chosen, num_classes, num_rows)) is not None:
-        at_classes, clusters_at_classes = other.centroids, merge(gather, other, num_classes, settings.merge)
+    if num_classes == settings.k:
+        at_classes, clusters_at_classes = chosen.centroids, clusters
+    elif num_classes is not None:
+        at_classes, clusters_at_classes = _at_classes(gather, settings, num_classes, num_rows)
     model = Model(
         space=space,
         centroids=chosen.centroids,
-        clusters=merge(gather, chosen, settings.k, settings.merge),
+        clusters=clusters,
         inertia=chosen.inertia,
         inertia_history=chosen.inertia_history,
         converged=chosen.converged,
@@ -225,16 +227,16 @@ def _fit(
 
 
 def _at_classes(
-    gather: kmeans.Gather, settings: KMeansSettings, chosen: Clustering, num_classes: int, num_rows: int
-) -> Clustering | None:
-    """Return the clustering to be merged to k = number of classes; where there can be none, say why and return None."""
-    if num_classes == settings.k:
-        return chosen
+    gather: kmeans.Gather, settings: KMeansSettings, num_classes: int, num_rows: int
+) -> tuple[NDArray[np.float64], NDArray[np.int32]] | tuple[None, None]:
+    """Return centroids and their clusters at k = number of classes; where there can be none, say why."""
     try:
-        return best(fit_to_merge(gather, num_classes, num_rows, settings))
+        fits = fit_to_merge(gather, num_classes, num_rows, settings)
     except ValueError as error:
         print(f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True)
-        return None
+        return None, None
+    chosen, clusters = merge(gather, fits, num_classes, settings.merge)[0]
+    return chosen.centroids, clusters
 
 
 class PartitionActor:
