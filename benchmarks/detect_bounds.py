@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from detect import machine
 from pipelines.archive.manifest import build_manifest, write_manifest
 from pipelines.config import resolve
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Summary, _fold, batches, make_plan
+from pipelines.detect.stage import Summary, _fold, make_plan, tasks_of
 from pipelines.detect.stage_shard import BatchDetector
 from pipelines.memory import keep_freed_memory
 from pipelines.storage import Store, StoredObject, open_store
@@ -81,7 +82,7 @@ def plan(folder: Path, num_objects: int) -> dict[str, float]:
     listed = time.perf_counter()
     planned = make_plan(manifest, workspace, config, "")
     write_manifest(workspace.store, manifest)
-    num_tasks = sum(1 for _ in batches(planned, 64))
+    num_tasks = sum(1 for _ in tasks_of(planned, 64))
     return {
         "objects": num_objects,
         "shards": planned.num_shards,
@@ -109,7 +110,7 @@ def worker(folder: Path, num_days: int, rate_hz: float) -> dict[str, float]:
     planned = make_plan(manifest, Workspace(workspace), config, "")
     summary = Summary()
     began = time.perf_counter()
-    for batch in batches(planned, 1):
+    for batch in chain.from_iterable(tasks_of(planned, 1)):
         detector = BatchDetector(store, workspace, config, batch, Responses())
         for shard in batch.shards:
             marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": "", **detector.run(shard)}

@@ -11,6 +11,7 @@ read:
 - Samples that are not finite are absent.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -52,25 +53,38 @@ class Segment:
 
     def parts(self, first: int, last: int) -> list[Array]:
         """Return the samples `[first, last)` in the pieces that they lie in, without a copy."""
-        begin = int(np.searchsorted(self.piece_first, first, "right")) - 1
-        end = max(int(np.searchsorted(self.piece_first, last, "left")), begin + 1)
-        starts = self.piece_first[begin:end].tolist()
+        firsts = self._firsts
+        begin = bisect_right(firsts, first) - 1
+        end = max(bisect_left(firsts, last), begin + 1)
         return [
             piece[max(first - start, 0) : max(last - start, 0)]
-            for piece, start in zip(self.pieces[begin:end], starts, strict=True)
+            for piece, start in zip(self.pieces[begin:end], firsts[begin:end], strict=True)
         ]
 
     def time_at(self, index: int) -> int:
         """Return the time of a sample in nanoseconds, from the header that it came with."""
-        piece = max(int(np.searchsorted(self.piece_first, index, "right")) - 1, 0)
-        return sample_time(int(self.piece_start_ns[piece]), index - int(self.piece_first[piece]), self.rate_hz)
+        piece = max(bisect_right(self._firsts, index) - 1, 0)
+        return sample_time(self._starts_ns[piece], index - self._firsts[piece], self.rate_hz)
 
     def index_from(self, time_ns: int) -> int:
         """Return the index of the first sample at or after a time (`num_samples` where there is none)."""
-        piece = max(int(np.searchsorted(self.piece_start_ns, time_ns, "right")) - 1, 0)
-        last = self.piece_first[piece + 1] if piece + 1 < len(self.piece_first) else self.num_samples
-        within = index_at(int(self.piece_start_ns[piece]), self.rate_hz, time_ns)
-        return min(max(int(self.piece_first[piece]) + within, int(self.piece_first[piece])), int(last))
+        firsts, starts_ns = self._firsts, self._starts_ns
+        piece = max(bisect_right(starts_ns, time_ns) - 1, 0)
+        last = firsts[piece + 1] if piece + 1 < len(firsts) else self.num_samples
+        within = index_at(starts_ns[piece], self.rate_hz, time_ns)
+        return min(max(firsts[piece] + within, firsts[piece]), last)
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        """As `piece_first`: bisection of a list takes a tenth of the time where one value is looked for."""
+        firsts: list[int] = self.piece_first.tolist()
+        return firsts
+
+    @cached_property
+    def _starts_ns(self) -> list[int]:
+        """As `piece_start_ns`."""
+        starts: list[int] = self.piece_start_ns.tolist()
+        return starts
 
     @cached_property
     def start_ns(self) -> int:

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, decode, record_boundary
 from pipelines.storage import Store, StoredObject
@@ -114,19 +115,22 @@ class FileReader:
 
     def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of the file in order, decoded."""
+        # What pieces hold to be read again must not be the reader: it and its samples would outlive their last use,
+        # until the garbage collector looks for circles.
+        fetch = partial(self.archive.read_checked, self.item)
         offset = 0
         while offset < self.item.size or offset == 0:
-            content = self._fetch(offset, PIECE_BYTES)
+            content = fetch(offset, PIECE_BYTES)
             if offset == 0 and content[:2] == GZIP_MAGIC:
-                yield from self._unpack_pieces()
+                yield from self._unpack_pieces(fetch)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
-            yield _Piece(_Loader(self, offset, length)), decode(content[:length])
+            yield _Piece(partial(fetch, offset, length)), decode(content[:length])
             offset += max(length, 1)
 
-    def _unpack_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
+    def _unpack_pieces(self, fetch: Callable[[int, int], bytes]) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
-        stream = _Unpacking(self._fetch, self.item.size)
+        stream = _Unpacking(fetch, self.item.size)
         carried = b""
         first = True
         while True:
@@ -142,19 +146,6 @@ class FileReader:
             carried, first = content[length:], False
             if stream.ended and not carried:
                 return
-
-    def _fetch(self, offset: int, length: int) -> bytes:
-        return self.archive.read_checked(self.item, offset, length)
-
-
-@dataclass(frozen=True)
-class _Loader:
-    reader: FileReader
-    offset: int
-    length: int
-
-    def __call__(self) -> bytes:
-        return self.reader._fetch(self.offset, self.length)
 
 
 @dataclass(frozen=True)

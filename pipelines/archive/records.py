@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, NamedTuple
 
 import numba
@@ -334,7 +335,7 @@ def _run(
 
 def index_at(start_ns: int, rate_hz: float, time_ns: int) -> int:
     """Return the index of the first sample at or after a time, of samples at `start_ns + i / rate_hz`."""
-    index = int(np.ceil((time_ns - start_ns) * (rate_hz / 1e9)))
+    index = ceil((time_ns - start_ns) * (rate_hz / 1e9))
     while sample_time(start_ns, index - 1, rate_hz) >= time_ns:
         index -= 1
     while sample_time(start_ns, index, rate_hz) < time_ns:

@@ -8,6 +8,7 @@ anchor's own warm-up. An event's end and peak are followed for at most five time
 events depend on the archive from the warm-up to the end of its last event, and on nothing else.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -235,7 +236,7 @@ def cut_windows(
         for index, start in enumerate(starts):
             first = sample_time(int(start), -margin, rate_hz)
             found = near.touching(first, sample_time(first, num_source, rate_hz))
-            source[index, row] = cut(found, first, num_source, rate_hz)
+            cut(source[index, row], found, first, rate_hz)
         if factors.get(row, 1.0) != 1.0:
             source[:, row] *= factors[row]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32)
@@ -260,13 +261,13 @@ class _Neighbourhood:
 
     def __init__(self, pieces: Sequence[Segment]) -> None:
         self.pieces = pieces
-        self.starts = np.array([segment.start_ns for segment in pieces], np.int64)
-        self.ends = np.array([segment.end_ns for segment in pieces], np.int64)
+        self.starts = [segment.start_ns for segment in pieces]
+        self.ends = [segment.end_ns for segment in pieces]
 
     def touching(self, start_ns: int, end_ns: int) -> Sequence[Segment]:
         slack = DAY_NS // 86400
-        first = int(np.searchsorted(self.ends, start_ns - slack, "right"))
-        last = int(np.searchsorted(self.starts, end_ns + slack, "left"))
+        first = bisect_right(self.ends, start_ns - slack)
+        last = bisect_left(self.starts, end_ns + slack)
         return self.pieces[first:last]
 
 

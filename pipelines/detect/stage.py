@@ -44,7 +44,9 @@ ALGORITHM_VERSION = 2
 
 ATTEMPTS = 2
 TASK_MEMORY_BYTES = 3 * 2**29
-MOST_DAYS_PER_BATCH = 32
+LEAST_DAYS_A_TASK, MOST_DAYS_A_TASK = 15, 64
+TASKS_AHEAD = 1.5
+"""A task is the days that are left, divided by this many times the workers."""
 TASKS_A_ROUND = 20_000
 PROGRESS_SECONDS = 5.0
 LEAST_SEISMIC_HZ = 10.0
@@ -273,29 +275,45 @@ def detect_events(
     return summary
 
 
-def batches(plan: Plan, num_workers: int) -> Iterator[BatchTask]:
-    """Yield the pending shards as tasks: successive shards of one group, so that files are read once.
+def tasks_of(plan: Plan, num_workers: int) -> Iterator[tuple[BatchTask, ...]]:
+    """Yield the pending shards as tasks of batches: successive shards of one group, whose files are read once.
 
-    The cut into tasks has no influence on any row.
+    A task takes a part of the days that are left, so that all workers end at about the same time; not too small a one,
+    since between two tasks a worker waits, and a batch reads the end of the day before its first once more. The cut
+    into tasks has no influence on any row.
     """
-    days = sum((shard.end_ns - shard.start_ns) / DAY_NS for shard in plan.pending)
-    most_days = max(1.0, min(MOST_DAYS_PER_BATCH, days / (4 * num_workers)))
+    left = sum(_days(shard) for shard in plan.pending)
+    least = max(1.0, min(LEAST_DAYS_A_TASK, left / (4 * num_workers)))
+    room = 0.0
+    task: list[BatchTask] = []
     batch: list[Shard] = []
     for shard in plan.pending:
-        if batch and not _continues(batch, shard, most_days):
-            yield _batch(batch, plan)
+        continues = bool(batch) and _continues(batch[-1], shard)
+        if batch and (room < _days(shard) or not continues):
+            task.append(_batch(batch, plan))
             batch = []
+        if task and not batch and (room < _days(shard) or (room < least and not continues)):
+            yield tuple(task)
+            task = []
+        if not task and not batch:
+            room = max(least, min(MOST_DAYS_A_TASK, left / (TASKS_AHEAD * num_workers)))
         batch.append(shard)
+        room -= _days(shard)
+        left -= _days(shard)
     if batch:
-        yield _batch(batch, plan)
+        yield (*task, _batch(batch, plan))
 
 
-def _continues(batch: list[Shard], shard: Shard, most_days: float) -> bool:
-    last = batch[-1]
-    return (
-        (shard.name.partition, shard.location, shard.band) == (last.name.partition, last.location, last.band)
-        and shard.start_ns == last.end_ns
-        and (shard.end_ns - batch[0].start_ns) / DAY_NS <= most_days
+def _days(shard: Shard) -> float:
+    return (shard.end_ns - shard.start_ns) / DAY_NS
+
+
+def _continues(last: Shard, shard: Shard) -> bool:
+    return (shard.name.partition, shard.location, shard.band, shard.start_ns) == (
+        last.name.partition,
+        last.location,
+        last.band,
+        last.end_ns,
     )
 
 
@@ -324,7 +342,7 @@ def _run(
 
     shared = ray.put((archive.store, workspace, config, archive.responses))
     _, ledger = destination(config.detection)
-    tasks = batches(plan, num_workers)
+    tasks = tasks_of(plan, num_workers)
     began = time.time()
     reported = 0.0
     with progress_bar("detect", unit="shard", total=len(plan.pending)) as bar:
@@ -339,7 +357,7 @@ def _run(
 
 
 def _results(
-    tasks: Iterable[BatchTask | ChoiceTask], work: Callable[..., Iterator[dict[str, Any]]], num_workers: int
+    tasks: Iterable[tuple[BatchTask, ...] | ChoiceTask], work: Callable[..., Iterator[dict[str, Any]]], num_workers: int
 ) -> Iterator[dict[str, Any]]:
     """Yield what the tasks give, in Ray Data executions over their descriptions; rounds bound what the driver holds."""
     import ray
@@ -408,7 +426,7 @@ class _Chooser:
 
 
 class _Detector:
-    """What a Ray task runs: every shard of a batch, each tried twice."""
+    """What a Ray task runs: every shard of its batches, each tried twice."""
 
     def __init__(self, shared: Any) -> None:
         self.shared = shared
@@ -417,8 +435,14 @@ class _Detector:
         import ray
 
         keep_freed_memory()
-        archive, workspace, config, responses = ray.get(self.shared)
-        batch: BatchTask = pickle.loads(row["task"])
+        shared = ray.get(self.shared)
+        batches: tuple[BatchTask, ...] = pickle.loads(row["task"])
+        for batch in batches:
+            yield from self._detect(batch, *shared)
+
+    def _detect(
+        self, batch: BatchTask, archive: Store, workspace: Store, config: Config, responses: Responses
+    ) -> Iterator[dict[str, str]]:
         detector = BatchDetector(archive, workspace, config, batch, responses)
         for shard in batch.shards:
             for attempt in range(1, ATTEMPTS + 1):

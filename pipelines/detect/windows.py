@@ -31,10 +31,10 @@ def resampling_margin(source_hz: float, rate_hz: float) -> int:
     return ceil(reach / ratio.denominator) * ratio.denominator
 
 
-def cut(segments: Sequence[Segment], start_ns: int, num_samples: int, source_hz: float) -> Array:
-    """Return float64 (num_samples,) at the source rate from the sample nearest to a time on; absent samples are NaN."""
-    out = np.full(num_samples, np.nan)
+def cut(out: Array, segments: Sequence[Segment], start_ns: int, source_hz: float) -> None:
+    """Fill float64 (samples,) at the source rate from the sample nearest to a time on, where there is any."""
     interval_ns = 1e9 / source_hz
+    num_samples = len(out)
     end_ns = sample_time(start_ns, num_samples, source_hz)
     for segment in segments:
         if segment.end_ns <= start_ns - interval_ns or segment.start_ns >= end_ns + interval_ns:
@@ -45,8 +45,9 @@ def cut(segments: Sequence[Segment], start_ns: int, num_samples: int, source_hz:
             place, first = 0, segment.index_from(round(start_ns - interval_ns / 2))
         count = min(num_samples - place, segment.num_samples - first)
         if count > 0:
-            out[place : place + count] = segment.samples(first, first + count)
-    return out
+            for part in segment.parts(first, first + count):
+                out[place : place + len(part)] = part
+                place += len(part)
 
 
 def resample(values: Array, source_hz: float, rate_hz: float, num_samples: int) -> Array:
@@ -129,16 +130,16 @@ def amplitudes(
     else:
         sections = butter(corners, low, btype="highpass", fs=rate_hz, output="sos")
     passed = sosfilt(sections, _held(traces, absent), axis=-1)
-    passed[absent] = np.nan
-    noise, after = passed[:, num_lead // 2 : num_lead], passed[:, num_lead:]
-    within = np.arange(after.shape[1])[None, :] < np.maximum(num_signal, 1)[:, None]
-    noise_rms = np.sqrt(_nan_mean(noise**2))
-    signal_rms = np.sqrt(_nan_mean(np.where(within, after, np.nan) ** 2))
+    passed[absent] = 0.0
+    noise, after = slice(num_lead // 2, num_lead), slice(num_lead, None)
+    signal = ~absent[:, after]
+    signal &= np.arange(signal.shape[1])[None, :] < np.maximum(num_signal, 1)[:, None]
+    noise_rms = _root_mean_square(passed[:, noise], ~absent[:, noise])
+    signal_rms = _root_mean_square(passed[:, after], signal)
     with np.errstate(divide="ignore", invalid="ignore"):
         snr_db = 20 * np.log10(signal_rms / noise_rms)
     snr_db[~np.isfinite(snr_db)] = np.nan
-    peak = np.max(np.where(np.isnan(after), 0.0, np.abs(after)), axis=1, initial=0.0)
-    return snr_db, peak
+    return snr_db, np.max(np.abs(passed[:, after]), axis=1, initial=0.0)
 
 
 def _held(traces: Array, absent: Array) -> Array:
@@ -151,10 +152,10 @@ def _held(traces: Array, absent: Array) -> Array:
     return held
 
 
-def _nan_mean(values: Array) -> Array:
-    present = np.isfinite(values)
-    count = present.sum(axis=1)
-    total = np.where(present, values, 0.0).sum(axis=1)
+def _root_mean_square(values: Array, counted: Array) -> Array:
+    """Return that of each row's values where they count; NaN in a row without any."""
+    total = np.where(counted, values**2, 0.0).sum(axis=1)
+    count = counted.sum(axis=1)
     with np.errstate(invalid="ignore"):
-        result: Array = total / np.where(count == 0, np.nan, count)
+        result: Array = np.sqrt(total / np.where(count == 0, np.nan, count))
     return result

@@ -1,6 +1,7 @@
 """Archives for detection tests, written by ObsPy, and detection without Ray."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pipelines import tables
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Plan, batches, make_plan
+from pipelines.detect.stage import Plan, make_plan, tasks_of
 from pipelines.detect.stage_coincidence import choose, plan_choices
 from pipelines.detect.stage_shard import BatchDetector, destination
 from pipelines.ledger import remove_stale
@@ -77,7 +78,7 @@ def detect(
     manifest = build_manifest(store, config.archive)
     plan = make_plan(manifest, space, config, "")
     remove_stale(space.store, *destination(config.detection), plan.stale, [shard.name for shard in plan.pending])
-    for batch in batches(cut(plan) if cut else plan, 2):
+    for batch in chain.from_iterable(tasks_of(cut(plan) if cut else plan, 2)):
         detector = BatchDetector(store, space.store, config, batch, Responses())
         for shard in batch.shards:
             detector.run(shard)

@@ -28,6 +28,7 @@ FLAGS = [
     *("--detection.band_hz", "[1, 20]", "--window.rate_hz", "50", "--window.length_seconds", "20"),
     *("--shards.interval", "hour", "--shards.num_workers", "2"),
 ]
+COINCIDENCE = ("--detection.coincidence_stations", "2", "--detection.coincidence_seconds", "30")
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,10 @@ def undisturbed(archive, tmp_path_factory):
     return rows
 
 
-def wait_for_markers(workspace: Path, process: subprocess.Popen[bytes], count: int) -> None:
+def wait_for_markers(workspace: Path, process: subprocess.Popen[bytes], count: int, ledger: str = "detect") -> None:
     """Wait until so many shards are done, and then a random moment more; a finished process is not waited for."""
     store = open_store(str(workspace))
-    while process.poll() is None and sum(1 for _ in list_markers(store, "detect")) < count:
+    while process.poll() is None and sum(1 for _ in list_markers(store, ledger)) < count:
         time.sleep(0.02)
     if process.poll() is None:
         time.sleep(random.uniform(0, 0.2))
@@ -89,6 +90,12 @@ def moments(seed: int) -> list[int]:
     """Return how many shards of 96 are done at each kill of a run; the first may strike before any is."""
     rng = random.Random(seed)
     return sorted(rng.randrange(0, 80) for _ in range(KILLS_A_RUN))
+
+
+def kill_driver(process: subprocess.Popen[bytes]) -> None:
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    end_all(process)
 
 
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -143,12 +150,32 @@ def test_a_killed_driver_goes_on_where_it_stopped(archive, undisturbed, tmp_path
     for count in moments(100 + number):
         process = start(archive, workspace, log)
         wait_for_markers(workspace, process, count)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        end_all(process)
+        kill_driver(process)
     finish(archive, workspace, log)
     assert contents(workspace) == undisturbed
     assert not list(open_store(str(workspace)).walk("events/.partial-"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed_coincidence(archive, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coincidence")
+    finish(archive, folder / "workspace", folder / "log", *COINCIDENCE)
+    rows = contents(folder / "workspace")
+    assert len(rows) > 20
+    return rows
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("number", range(-(-RUNS // 2)))
+def test_a_driver_killed_in_either_half_of_a_network_coincidence(archive, undisturbed_coincidence, tmp_path, number):
+    """While stations' triggers are written, and while events are chosen from them."""
+    log, workspace = tmp_path / "log", tmp_path / "workspace"
+    for ledger, count in zip(("trigger", "detect"), moments(300 + number), strict=True):
+        process = start(archive, workspace, log, *COINCIDENCE)
+        wait_for_markers(workspace, process, count, ledger)
+        kill_driver(process)
+    finish(archive, workspace, log, *COINCIDENCE)
+    assert contents(workspace) == undisturbed_coincidence
 
 
 @pytest.mark.parametrize("number", range(RUNS))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import obspy
+import pyarrow as pa
 import pytest
 from detection_archives import DAY, detect, make_noise, make_trace, read_events, write_sds
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,9 @@ from obspy.signal.filter import bandpass
 from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 
 from pipelines import tables
+from pipelines.archive.layouts import DAY_NS
+from pipelines.archive.manifest import Manifest
+from pipelines.detect.stage import Plan, tasks_of
 from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
 from pipelines.ledger import MarkerName, list_markers, read_marker
 from pipelines.storage import open_store
@@ -197,3 +201,26 @@ def test_a_shards_name_says_its_interval(interval):
     assert shard_bounds(shard_name("", "HH", interval, start)) == (start, end)
     assert next(intervals(interval, start, end + 1)) == (start, end)
     assert obspy.UTCDateTime(ns=interval_bounds("week", time_ns)[0]).weekday == 0
+
+
+@pytest.mark.parametrize(
+    ("stations", "days", "workers"), [(1, 1, 2), (3, 3, 2), (10, 30, 2), (1, 400, 2), (20, 365, 64), (2, 40, 1)]
+)
+def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations, days, workers):
+    shards = [
+        Shard(MarkerName("XX", f"S{station:02d}", f"day{day}", "f"), "", "HH", day * DAY_NS, (day + 1) * DAY_NS, ())
+        for station in range(stations)
+        for day in range(days)
+    ]
+    files = pa.table({name: [] for name in ("key", "size", "etag")})
+    plan = Plan(Manifest("sds", files), "day", files, np.zeros((0, 2), np.int64), shards, len(shards), [])
+    tasks = list(tasks_of(plan, workers))
+    assert [shard.name for task in tasks for batch in task for shard in batch.shards] == [item.name for item in shards]
+    for batch in (batch for task in tasks for batch in task):
+        assert len({shard.name.station for shard in batch.shards}) == 1
+        assert all(before.end_ns == after.start_ns for before, after in pairwise(batch.shards))
+    sizes = [sum(len(batch.shards) for batch in task) for task in tasks]
+    assert max(sizes) <= 64
+    if len(shards) >= 40 * workers:
+        # What one worker may have left to do when the others have ended is a small part of each one's share.
+        assert max(sizes[-workers:]) <= max(15, 0.1 * len(shards) / workers)
