@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pipelines.config.label import KMeansSettings
 from pipelines.label.draws import uniform
-from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit
+from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit, label_rows
 
 OVERLAP_SCALES = (0.2, 0.3, 0.45, 0.7)
 """Squared distances over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared
@@ -17,6 +17,12 @@ distance of rows to their centroids: clusters are merged by each."""
 
 JUDGED_SCALE = 0.3
 """The one of them by which it is judged how much the merged clusters overlap."""
+
+TOLERATED_OVERLAP = 3.0
+"""A result whose clusters overlap more than this many times as much as those of the best is taken for a wrong one."""
+
+PARTNERS = 8
+"""Other rows that a row makes a pair with where two ways to merge are compared."""
 
 OVERLAP_ROWS_A_CENTROID = 2000
 """Overlaps are counted over all rows of a small archive; of a large one over about this many a centroid, drawn by their
@@ -75,29 +81,62 @@ def merge(
     """Merge each restart's clustering to k clusters, and return them with the best first.
 
     Returns (clustering, int32 (m,): which of the k clusters each of its centroids belongs to). Plain k-means, whose
-    centroids stay as they are, and `ward` go by inertia. Merging by overlap is tried with each scale, and the best try
-    and restart are those whose k clusters overlap least: where a centroid happens to lie between two classes they are
-    joined, and one class is cut in two through rows that belong to both halves. The inertia does not show it.
+    centroids stay as they are, and `ward` go by inertia. Merging by overlap is tried with every scale. Where a centroid
+    happens to lie between two classes they are joined, and one class is cut in two through rows that belong to both
+    halves; the inertia does not show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times as much as
+    those of the best are left, and of the others that is the best which agrees most with all of them.
     """
-    merged: list[tuple[float, Clustering, NDArray[np.int32]]] = []
-    for clustering in clusterings:
-        if len(clustering.centroids) == k:
-            merged.append((clustering.inertia, clustering, np.arange(k, dtype=np.int32)))
-        elif method == "ward":
-            merged.append((clustering.inertia, clustering, merge_ward(clustering.centroids, clustering.counts, k)))
-        else:
-            shared, clusters = _least_overlap(overlaps_of(gather, clustering), clustering.counts, k)
-            merged.append((shared, clustering, clusters))
-    return [(clustering, clusters) for _, clustering, clusters in sorted(merged, key=lambda item: item[0])]
+    by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
+    if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
+        return [(clustering, _merged_by_inertia(clustering, k)) for clustering in by_inertia]
+    tries = [_merge_by_scales(gather, clustering, k) for clustering in by_inertia]
+    most = TOLERATED_OVERLAP * min(overlap for of_restart in tries for overlap, _ in of_restart)
+    tolerable = [[clusters for overlap, clusters in of_restart if overlap <= most] for of_restart in tries]
+    numbers = [number for number, of_restart in enumerate(tolerable) for _ in of_restart]
+    agreement = _agreements(gather, by_inertia, tolerable)
+    best_first = sorted(range(len(numbers)), key=lambda place: -agreement[place])
+    flat = [clusters for of_restart in tolerable for clusters in of_restart]
+    kept = {numbers[place]: flat[place] for place in reversed(best_first)}
+    order = list(dict.fromkeys(numbers[place] for place in best_first))
+    wrong = [number for number in range(len(tries)) if number not in kept]
+    least = {number: min(tries[number], key=lambda tried: tried[0]) for number in wrong}
+    order += sorted(wrong, key=lambda number: least[number][0])
+    return [(by_inertia[number], kept[number] if number in kept else least[number][1]) for number in order]
 
 
-def _least_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> tuple[float, NDArray[np.int32]]:
-    """Merge by the overlaps of each scale (scales, m, m); return the least overlap of k clusters, and these."""
-    judged = overlaps[OVERLAP_SCALES.index(JUDGED_SCALE)]
-    tries = [merge_overlap(of_scale, counts, k) for of_scale in overlaps]
-    shared = [float(judged[clusters[:, None] != clusters[None]].sum()) for clusters in tries]
-    least = int(np.argmin(shared))
-    return shared[least], tries[least]
+def _merged_by_inertia(clustering: Clustering, k: int) -> NDArray[np.int32]:
+    if len(clustering.centroids) == k:
+        return np.arange(k, dtype=np.int32)
+    return merge_ward(clustering.centroids, clustering.counts, k)
+
+
+def _merge_by_scales(gather: Gather, clustering: Clustering, k: int) -> list[tuple[float, NDArray[np.int32]]]:
+    """Merge by the overlaps of each scale; return (overlap of the k clusters at JUDGED_SCALE, clusters) of each."""
+    judged = overlaps_of(gather, clustering, JUDGED_SCALE)
+    found = []
+    for scale in OVERLAP_SCALES:
+        overlaps = judged if scale == JUDGED_SCALE else overlaps_of(gather, clustering, scale)
+        clusters = merge_overlap(overlaps, clustering.counts, k)
+        found.append((float(judged[clusters[:, None] != clusters[None]].sum()), clusters))
+    return found
+
+
+def _agreements(
+    gather: Gather, clusterings: Sequence[Clustering], tries: Sequence[Sequence[NDArray[np.int32]]]
+) -> NDArray[np.float64]:
+    """Return how well each try (of each clustering in turn) agrees with all, (tries,): mean adjusted Rand index.
+
+    The index is that of drawn pairs of rows, each in one cluster or in two.
+    """
+    share = _overlap_share(clusterings[0])
+    counted = gather(count_pairs, [clustering.centroids for clustering in clusterings], tries, share)
+    total = sum(pairs for _, pairs in counted)
+    together = np.sum([of_partition for of_partition, _ in counted], axis=0) / max(total, 1)
+    alone = np.diag(together)
+    by_chance = alone[:, None] * alone[None]
+    room = (alone[:, None] + alone[None]) / 2 - by_chance
+    index = np.where(room > 0, (together - by_chance) / np.where(room > 0, room, 1.0), 1.0)
+    return np.asarray(index.mean(axis=1))
 
 
 def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
@@ -165,27 +204,25 @@ def merge_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: i
 
 
 def count_overlaps(
-    partition: Partition, centroids: NDArray[np.float64], scales: Sequence[float], share: float
+    partition: Partition, centroids: NDArray[np.float64], scale: float, share: float
 ) -> NDArray[np.int64]:
-    """Sum over rows the products of their shares in each two centroids: int64 (scales, m, m), units of 2**-32.
+    """Sum over rows the products of their shares in each two centroids: int64 (m, m), units of 2**-32.
 
     A row's shares are exp(-squared distance / scale), divided by their sum; `share` is that of the rows drawn. The sums
     of a block are rounded to whole units, so that the total does not depend on how the blocks are divided.
     """
     norms = (centroids**2).sum(axis=1)
-    total = np.zeros((len(scales), len(centroids), len(centroids)), dtype=np.int64)
+    total = np.zeros((len(centroids), len(centroids)), dtype=np.int64)
     lock = Lock()
 
     def work(block: NDArray[Any], rows: slice) -> None:
-        drawn = block if share >= 1 else block[uniform(partition.keys[rows], 0, _OVERLAP_SALT) < share]
+        drawn = _drawn(partition, block, rows, share)
         sums = np.zeros(total.shape)
         for start in range(0, len(drawn), CHUNK_ROWS):
             distances = norms - 2.0 * drawn[start : start + CHUNK_ROWS].astype(np.float64) @ centroids.T
-            farther = distances.min(axis=1, keepdims=True) - distances
-            for number, scale in enumerate(scales):
-                shares = np.exp(farther / scale)
-                shares /= shares.sum(axis=1, keepdims=True)
-                sums[number] += shares.T @ shares
+            shares = np.exp((distances.min(axis=1, keepdims=True) - distances) / scale)
+            shares /= shares.sum(axis=1, keepdims=True)
+            sums += shares.T @ shares
         whole = np.rint(sums * _FIXED_POINT).astype(np.int64)
         with lock:
             np.add(total, whole, out=total)
@@ -194,12 +231,48 @@ def count_overlaps(
     return total
 
 
-def overlaps_of(gather: Gather, clustering: Clustering) -> NDArray[np.float64]:
-    """Return how much each two centroids of a clustering share their rows, (scales, m, m) (see count_overlaps)."""
+def count_pairs(
+    partition: Partition,
+    centroids: Sequence[NDArray[np.float64]],
+    tries: Sequence[Sequence[NDArray[np.int32]]],
+    share: float,
+) -> tuple[NDArray[np.int64], int]:
+    """Count the pairs of rows that each two tries have in one cluster, int64 (tries, tries), and all pairs.
+
+    `tries` are ways to merge the centroids of each clustering. A drawn row makes a pair with PARTNERS others of its
+    block, so that the counts do not depend on how the blocks are divided.
+    """
+
+    def work(block: NDArray[Any], rows: slice) -> tuple[NDArray[np.int64], int]:
+        drawn = _drawn(partition, block, rows, share)
+        nearest = [label_rows(drawn, own)[0] for own in centroids]
+        labels = [clusters[own] for own, ways in zip(nearest, tries, strict=True) for clusters in ways]
+        together = np.zeros((len(labels), len(labels)), dtype=np.int64)
+        shifts = range(1, len(drawn), max(1, len(drawn) // (PARTNERS + 1)))[1 : PARTNERS + 1]
+        for shift in shifts:
+            same = np.stack([own == np.roll(own, shift) for own in labels]).astype(np.float32)
+            together += np.rint(same @ same.T).astype(np.int64)
+        return together, len(drawn) * len(shifts)
+
+    counted = partition.map_blocks(work)
+    return np.sum([together for together, _ in counted], axis=0), sum(pairs for _, pairs in counted)
+
+
+def overlaps_of(gather: Gather, clustering: Clustering, scale: float = JUDGED_SCALE) -> NDArray[np.float64]:
+    """Return how much each two centroids of a clustering share their rows, (m, m), by a scale (see count_overlaps)."""
+    absolute = max(scale * clustering.inertia / max(int(clustering.counts.sum()), 1), 1e-300)
+    counted = gather(count_overlaps, clustering.centroids, absolute, _overlap_share(clustering))
+    return np.asarray(np.sum(counted, axis=0) / _FIXED_POINT)
+
+
+def _overlap_share(clustering: Clustering) -> float:
     num_rows = max(int(clustering.counts.sum()), 1)
-    scales = tuple(max(scale * clustering.inertia / num_rows, 1e-300) for scale in OVERLAP_SCALES)
-    share = min(1.0, OVERLAP_ROWS_A_CENTROID * len(clustering.centroids) / num_rows)
-    return np.asarray(np.sum(gather(count_overlaps, clustering.centroids, scales, share), axis=0) / _FIXED_POINT)
+    return min(1.0, OVERLAP_ROWS_A_CENTROID * len(clustering.centroids) / num_rows)
+
+
+def _drawn(partition: Partition, block: NDArray[Any], rows: slice, share: float) -> NDArray[Any]:
+    """Return the rows of a block that are drawn, by their event keys."""
+    return block if share >= 1 else block[uniform(partition.keys[rows], 0, _OVERLAP_SALT) < share]
 
 
 def _numbered(members: list[list[int]], num_centroids: int) -> NDArray[np.int32]:
