@@ -28,7 +28,7 @@ from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import choose_events
 from pipelines.hand_labels import label_sample
 from pipelines.label.stage import SUMMARY, label_events
-from pipelines.label.stage_embed import load_encoder
+from pipelines.label.stage_embed import embed_shards, load_encoder
 from pipelines.label.stage_inputs import match_on_ray
 from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_labels import count_clusters
@@ -372,6 +372,26 @@ def test_a_damaged_file_of_events_is_named_in_one_sentence_before_or_after_work_
     assert not list(store.walk("ledger"))
     with pytest.raises(StageFailed, match=rf"1 of 2 shards could not be embedded, first day-1: {store.full(damaged)} "):
         label_events(example.workspace, example.with_settings(labels={"path": None}), example.tracking)
+
+
+@pytest.mark.parametrize("kind", ["spectrogram", "waveform"])
+def test_embeddings_in_bfloat16_point_where_those_in_float32_do(tmp_path, ray_cluster, kind):
+    example = write_example(tmp_path, stations=("VNA1",), num_days=1)
+    store = example.workspace.store
+    config = NetworkConfig(kind=kind, num_samples=NUM_SAMPLES, rate_hz=RATE_HZ, lead_samples=LEAD_SAMPLES)
+    torch.manual_seed(3)
+    encoder = Encoder(config, build_network(config))
+    shards = list_event_shards(store)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        settings = example.with_settings(label={"precision": precision}).label
+        # Other arithmetic is another embedding: all is embedded anew.
+        assert embed_shards(store, shards, encoder, settings, num_workers=1) == 1
+        column = read_all(example.workspace, "embeddings")["embedding"].combine_chunks()
+        assert column.type.value_type == pa.float32()
+        found.append(torch.from_numpy(tables.embeddings(column).copy()))
+    assert not torch.equal(*found)
+    assert torch.cosine_similarity(*found).min() > 0.999
 
 
 def test_an_encoder_that_gives_nan_or_always_the_same_is_named(tmp_path, ray_cluster):
