@@ -168,7 +168,9 @@ def scores_of(
     folder: Path, count: int, windows_seed: int, seed: int, train: list[str], label: list[str]
 ) -> dict[str, float]:
     """Train and label in a workspace of its own; return the scores of the test half, and the seconds of training."""
-    workspace, truth = folder / f"seed-{seed}", folder / "truth.csv"
+    # A training is used again by a later call with the same windows and flags alone.
+    kind = "-".join([str(count), str(windows_seed), *(word.strip("-") for word in train)])
+    workspace, truth = folder / f"{kind}-seed-{seed}", folder / f"truth-{count}-{windows_seed}.csv"
     if not (workspace / "seconds").exists():
         shutil.rmtree(workspace, ignore_errors=True)
         windows, names = make_windows(count, windows_seed)

@@ -61,7 +61,8 @@ class KMeansSettings(Section):
     """Number of clusters in the labels (count)."""
 
     restarts: int = Field(default=4, ge=1)
-    """Fits from different draws of the first centroids; the one with the least inertia is kept (count)."""
+    """Fits from different draws of the first centroids (count). Of plain k-means and `ward` that of least inertia is
+    kept, of clusters merged by `overlap` the one that agrees most with the others, wrong merges left out."""
 
     normalize: Literal["none", "l2"] = "l2"
     """`l2` scales every embedding to length one first (then distances follow the cosine)."""

@@ -47,7 +47,7 @@ TASK_MEMORY_BYTES = 3 * 2**29
 LEAST_DAYS_A_TASK, MOST_DAYS_A_TASK = 15, 64
 TASKS_AHEAD = 1.5
 """A task is the days that are left, divided by this many times the workers."""
-TASKS_A_ROUND = 20_000
+TASKS_A_ROUND = 10_000
 PROGRESS_SECONDS = 5.0
 LEAST_SEISMIC_HZ = 10.0
 PROGRESS_PATH = "ledger/detect/progress.json"
@@ -278,27 +278,31 @@ def detect_events(
 def tasks_of(plan: Plan, num_workers: int) -> Iterator[tuple[BatchTask, ...]]:
     """Yield the pending shards as tasks of batches: successive shards of one group, whose files are read once.
 
-    A task takes a part of the days that are left, so that all workers end at about the same time; not too small a one,
-    since between two tasks a worker waits, and a batch reads the end of the day before its first once more. The cut
-    into tasks has no influence on any row.
+    A task takes a part of the days that are left, so that all workers end at about the same time. It is not too small,
+    since between two tasks a worker waits: LEAST_DAYS_A_TASK, or a quarter of a worker's share where that is less. One
+    that has so much begins no group of which it could do only a little, since a batch reads the end of the day before
+    its first once more. The cut into tasks has no influence on any row.
     """
     left = sum(_days(shard) for shard in plan.pending)
-    least = max(1.0, min(LEAST_DAYS_A_TASK, left / (4 * num_workers)))
-    room = 0.0
+    enough = min(LEAST_DAYS_A_TASK, left / (4 * num_workers))
+    least = max(1.0, enough)
+    room = taken = 0.0
     task: list[BatchTask] = []
     batch: list[Shard] = []
     for shard in plan.pending:
+        full = room < _days(shard)
         continues = bool(batch) and _continues(batch[-1], shard)
-        if batch and (room < _days(shard) or not continues):
+        if batch and (full or not continues):
             task.append(_batch(batch, plan))
             batch = []
-        if task and not batch and (room < _days(shard) or (room < least and not continues)):
+        if task and not batch and (full or (room < least and taken > 0.999 * enough)):
             yield tuple(task)
             task = []
         if not task and not batch:
-            room = max(least, min(MOST_DAYS_A_TASK, left / (TASKS_AHEAD * num_workers)))
+            room, taken = max(least, min(MOST_DAYS_A_TASK, left / (TASKS_AHEAD * num_workers))), 0.0
         batch.append(shard)
         room -= _days(shard)
+        taken += _days(shard)
         left -= _days(shard)
     if batch:
         yield (*task, _batch(batch, plan))

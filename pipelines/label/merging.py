@@ -1,6 +1,7 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.label import KMeansSettings
+from pipelines.evaluation import adjusted_rand_index_of
 from pipelines.label.draws import uniform
 from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit, label_rows
 
@@ -19,10 +21,10 @@ JUDGED_SCALE = 0.3
 """The one of them by which it is judged how much the merged clusters overlap."""
 
 TOLERATED_OVERLAP = 3.0
-"""A result whose clusters overlap more than this many times as much as those of the best is taken for a wrong one."""
+"""A result whose clusters overlap more than this many times the least overlap is taken for a wrong one."""
 
-PARTNERS = 8
-"""Other rows that a row makes a pair with where two ways to merge are compared."""
+MOST_COUNTS = 2**25
+"""Most numbers in the tables by which ways to merge are compared; where k is too large for that, inertia ranks them."""
 
 OVERLAP_ROWS_A_CENTROID = 2000
 """Overlaps are counted over all rows of a small archive; of a large one over about this many a centroid, drawn by their
@@ -84,24 +86,40 @@ def merge(
     centroids stay as they are, and `ward` go by inertia. Merging by overlap is tried with every scale. Where a centroid
     happens to lie between two classes they are joined, and one class is cut in two through rows that belong to both
     halves; the inertia does not show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times as much as
-    those of the best are left, and of the others that is the best which agrees most with all of them.
+    the least overlap come last, and of the others that is the best which agrees most with all of them.
     """
     by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
     if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
         return [(clustering, _merged_by_inertia(clustering, k)) for clustering in by_inertia]
-    tries = [_merge_by_scales(gather, clustering, k) for clustering in by_inertia]
-    most = TOLERATED_OVERLAP * min(overlap for of_restart in tries for overlap, _ in of_restart)
-    tolerable = [[clusters for overlap, clusters in of_restart if overlap <= most] for of_restart in tries]
-    numbers = [number for number, of_restart in enumerate(tolerable) for _ in of_restart]
-    agreement = _agreements(gather, by_inertia, tolerable)
-    best_first = sorted(range(len(numbers)), key=lambda place: -agreement[place])
-    flat = [clusters for of_restart in tolerable for clusters in of_restart]
-    kept = {numbers[place]: flat[place] for place in reversed(best_first)}
-    order = list(dict.fromkeys(numbers[place] for place in best_first))
-    wrong = [number for number in range(len(tries)) if number not in kept]
-    least = {number: min(tries[number], key=lambda tried: tried[0]) for number in wrong}
-    order += sorted(wrong, key=lambda number: least[number][0])
-    return [(by_inertia[number], kept[number] if number in kept else least[number][1]) for number in order]
+    tries = [
+        tried
+        for number, clustering in enumerate(by_inertia)
+        for tried in _merge_by_scales(gather, clustering, k, number)
+    ]
+    most = TOLERATED_OVERLAP * min(tried.overlap for tried in tries)
+    tolerable = [tried for tried in tries if tried.overlap <= most]
+    agreement = _agreements(gather, by_inertia, tolerable, k)
+    ranked = [tolerable[place] for place in sorted(range(len(tolerable)), key=lambda place: -agreement[place])]
+    ranked += sorted((tried for tried in tries if tried.overlap > most), key=lambda tried: tried.overlap)
+    best_of_restart: dict[int, NDArray[np.int32]] = {}
+    for tried in ranked:
+        best_of_restart.setdefault(tried.number, tried.clusters)
+    return [(by_inertia[number], clusters) for number, clusters in best_of_restart.items()]
+
+
+@dataclass(frozen=True)
+class _Try:
+    """A way to merge the centroids of one restart.
+
+    Attributes:
+        number: of the restart.
+        clusters: int32 (m,), the cluster of each centroid.
+        overlap: of the k clusters at JUDGED_SCALE, sum over all pairs of them.
+    """
+
+    number: int
+    clusters: NDArray[np.int32]
+    overlap: float
 
 
 def _merged_by_inertia(clustering: Clustering, k: int) -> NDArray[np.int32]:
@@ -110,33 +128,31 @@ def _merged_by_inertia(clustering: Clustering, k: int) -> NDArray[np.int32]:
     return merge_ward(clustering.centroids, clustering.counts, k)
 
 
-def _merge_by_scales(gather: Gather, clustering: Clustering, k: int) -> list[tuple[float, NDArray[np.int32]]]:
-    """Merge by the overlaps of each scale; return (overlap of the k clusters at JUDGED_SCALE, clusters) of each."""
-    judged = overlaps_of(gather, clustering, JUDGED_SCALE)
+def _merge_by_scales(gather: Gather, clustering: Clustering, k: int, number: int) -> list[_Try]:
+    overlaps = overlaps_of(gather, clustering)
+    judged = overlaps[OVERLAP_SCALES.index(JUDGED_SCALE)]
     found = []
-    for scale in OVERLAP_SCALES:
-        overlaps = judged if scale == JUDGED_SCALE else overlaps_of(gather, clustering, scale)
-        clusters = merge_overlap(overlaps, clustering.counts, k)
-        found.append((float(judged[clusters[:, None] != clusters[None]].sum()), clusters))
+    for of_scale in overlaps:
+        clusters = merge_overlap(of_scale, clustering.counts, k)
+        found.append(_Try(number, clusters, float(judged[clusters[:, None] != clusters[None]].sum())))
     return found
 
 
-def _agreements(
-    gather: Gather, clusterings: Sequence[Clustering], tries: Sequence[Sequence[NDArray[np.int32]]]
-) -> NDArray[np.float64]:
-    """Return how well each try (of each clustering in turn) agrees with all, (tries,): mean adjusted Rand index.
-
-    The index is that of drawn pairs of rows, each in one cluster or in two.
-    """
-    share = _overlap_share(clusterings[0])
-    counted = gather(count_pairs, [clustering.centroids for clustering in clusterings], tries, share)
-    total = sum(pairs for _, pairs in counted)
-    together = np.sum([of_partition for of_partition, _ in counted], axis=0) / max(total, 1)
-    alone = np.diag(together)
-    by_chance = alone[:, None] * alone[None]
-    room = (alone[:, None] + alone[None]) / 2 - by_chance
-    index = np.where(room > 0, (together - by_chance) / np.where(room > 0, room, 1.0), 1.0)
-    return np.asarray(index.mean(axis=1))
+def _agreements(gather: Gather, clusterings: Sequence[Clustering], tries: Sequence[_Try], k: int) -> list[float]:
+    """Return the mean adjusted Rand index of each try with all others; 0 for all where k is too large to compare."""
+    pairs = [(one, other) for one in range(len(tries)) for other in range(one)]
+    if not pairs or len(pairs) * k * k > MOST_COUNTS:
+        return [0.0] * len(tries)
+    centroids = np.stack([clustering.centroids for clustering in clusterings])
+    numbers = tuple(tried.number for tried in tries)
+    clusters = np.stack([tried.clusters for tried in tries])
+    counted = np.sum(gather(count_together, centroids, numbers, clusters, k, _overlap_share(clusterings[0])), axis=0)
+    total = [0.0] * len(tries)
+    for (one, other), table in zip(pairs, counted, strict=True):
+        index = adjusted_rand_index_of(table)
+        total[one] += index
+        total[other] += index
+    return [value / (len(tries) - 1) for value in total]
 
 
 def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:
@@ -204,15 +220,15 @@ def merge_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: i
 
 
 def count_overlaps(
-    partition: Partition, centroids: NDArray[np.float64], scale: float, share: float
+    partition: Partition, centroids: NDArray[np.float64], scales: Sequence[float], share: float
 ) -> NDArray[np.int64]:
-    """Sum over rows the products of their shares in each two centroids: int64 (m, m), units of 2**-32.
+    """Sum over rows the products of their shares in each two centroids: int64 (scales, m, m), units of 2**-32.
 
     A row's shares are exp(-squared distance / scale), divided by their sum; `share` is that of the rows drawn. The sums
     of a block are rounded to whole units, so that the total does not depend on how the blocks are divided.
     """
     norms = (centroids**2).sum(axis=1)
-    total = np.zeros((len(centroids), len(centroids)), dtype=np.int64)
+    total = np.zeros((len(scales), len(centroids), len(centroids)), dtype=np.int64)
     lock = Lock()
 
     def work(block: NDArray[Any], rows: slice) -> None:
@@ -220,48 +236,56 @@ def count_overlaps(
         sums = np.zeros(total.shape)
         for start in range(0, len(drawn), CHUNK_ROWS):
             distances = norms - 2.0 * drawn[start : start + CHUNK_ROWS].astype(np.float64) @ centroids.T
-            shares = np.exp((distances.min(axis=1, keepdims=True) - distances) / scale)
-            shares /= shares.sum(axis=1, keepdims=True)
-            sums += shares.T @ shares
-        whole = np.rint(sums * _FIXED_POINT).astype(np.int64)
+            farther = distances.min(axis=1, keepdims=True) - distances
+            for number, scale in enumerate(scales):
+                shares = np.exp(farther / scale)
+                shares /= shares.sum(axis=1, keepdims=True)
+                sums[number] += shares.T @ shares
         with lock:
-            np.add(total, whole, out=total)
+            for number, of_scale in enumerate(sums):
+                total[number] += np.rint(of_scale * _FIXED_POINT).astype(np.int64)
 
     partition.map_blocks(work)
     return total
 
 
-def count_pairs(
+def count_together(
     partition: Partition,
-    centroids: Sequence[NDArray[np.float64]],
-    tries: Sequence[Sequence[NDArray[np.int32]]],
+    centroids: NDArray[np.float64],
+    numbers: Sequence[int],
+    clusters: NDArray[np.int32],
+    k: int,
     share: float,
-) -> tuple[NDArray[np.int64], int]:
-    """Count the pairs of rows that each two tries have in one cluster, int64 (tries, tries), and all pairs.
+) -> NDArray[np.int64]:
+    """Count the rows that each two tries put into each two of their clusters, int64 (pairs, k, k).
 
-    `tries` are ways to merge the centroids of each clustering. A drawn row makes a pair with PARTNERS others of its
-    block, so that the counts do not depend on how the blocks are divided.
+    Try i merges the centroids of clustering numbers[i], `centroids` (clusterings, m, d), to `clusters[i]`, (m,). Pairs
+    are (1, 0), (2, 0), (2, 1), (3, 0), ...
     """
+    total = np.zeros((len(numbers) * (len(numbers) - 1) // 2, k, k), dtype=np.int64)
+    lock = Lock()
 
-    def work(block: NDArray[Any], rows: slice) -> tuple[NDArray[np.int64], int]:
+    def work(block: NDArray[Any], rows: slice) -> None:
         drawn = _drawn(partition, block, rows, share)
-        nearest = [label_rows(drawn, own)[0] for own in centroids]
-        labels = [clusters[own] for own, ways in zip(nearest, tries, strict=True) for clusters in ways]
-        together = np.zeros((len(labels), len(labels)), dtype=np.int64)
-        shifts = range(1, len(drawn), max(1, len(drawn) // (PARTNERS + 1)))[1 : PARTNERS + 1]
-        for shift in shifts:
-            same = np.stack([own == np.roll(own, shift) for own in labels]).astype(np.float32)
-            together += np.rint(same @ same.T).astype(np.int64)
-        return together, len(drawn) * len(shifts)
+        nearest = {number: label_rows(drawn, centroids[number])[0] for number in set(numbers)}
+        labels = [own[nearest[number]].astype(np.int64) for number, own in zip(numbers, clusters, strict=True)]
+        pair = 0
+        for one, mine in enumerate(labels):
+            for theirs in labels[:one]:
+                counts = np.bincount(mine * k + theirs, minlength=k * k).reshape(k, k)
+                with lock:
+                    total[pair] += counts
+                pair += 1
 
-    counted = partition.map_blocks(work)
-    return np.sum([together for together, _ in counted], axis=0), sum(pairs for _, pairs in counted)
+    partition.map_blocks(work)
+    return total
 
 
-def overlaps_of(gather: Gather, clustering: Clustering, scale: float = JUDGED_SCALE) -> NDArray[np.float64]:
-    """Return how much each two centroids of a clustering share their rows, (m, m), by a scale (see count_overlaps)."""
-    absolute = max(scale * clustering.inertia / max(int(clustering.counts.sum()), 1), 1e-300)
-    counted = gather(count_overlaps, clustering.centroids, absolute, _overlap_share(clustering))
+def overlaps_of(gather: Gather, clustering: Clustering) -> NDArray[np.float64]:
+    """Return how much each two centroids of a clustering share their rows by each scale, (scales, m, m)."""
+    unit = max(clustering.inertia / max(int(clustering.counts.sum()), 1), 1e-300)
+    scales = tuple(scale * unit for scale in OVERLAP_SCALES)
+    counted = gather(count_overlaps, clustering.centroids, scales, _overlap_share(clustering))
     return np.asarray(np.sum(counted, axis=0) / _FIXED_POINT)
 
 

@@ -204,7 +204,8 @@ def test_a_shards_name_says_its_interval(interval):
 
 
 @pytest.mark.parametrize(
-    ("stations", "days", "workers"), [(1, 1, 2), (3, 3, 2), (10, 30, 2), (1, 400, 2), (20, 365, 64), (2, 40, 1)]
+    ("stations", "days", "workers"),
+    [(1, 1, 2), (3, 3, 2), (10, 30, 2), (1, 400, 2), (20, 365, 64), (2, 40, 1), (1000, 1, 2), (2000, 3, 64)],
 )
 def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations, days, workers):
     shards = [
@@ -221,6 +222,10 @@ def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations
         assert all(before.end_ns == after.start_ns for before, after in pairwise(batch.shards))
     sizes = [sum(len(batch.shards) for batch in task) for task in tasks]
     assert max(sizes) <= 64
+    # Workers wait between tasks: few of them, but four a worker where there is enough to do, however short the groups.
+    enough = min(15, len(shards) / (4 * workers))
+    assert min(sizes[:-1], default=15) >= int(enough)
+    assert len(tasks) >= min(len(shards), 2 * workers)
     if len(shards) >= 40 * workers:
         # What one worker may have left to do when the others have ended is a small part of each one's share.
         assert max(sizes[-workers:]) <= max(15, 0.1 * len(shards) / workers)
