@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -93,14 +94,20 @@ def moments(seed: int) -> list[int]:
 
 
 def kill_driver(process: subprocess.Popen[bytes]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     end_all(process)
 
 
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Return the Ray workers of a running job; none where it has ended."""
+    try:
+        children = psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
     found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
+    for child in children:
         try:
             if child.name().startswith("ray::") or "default_worker" in " ".join(child.cmdline()):
                 found.append(child)
@@ -136,7 +143,8 @@ def test_killed_workers_change_no_byte(archive, undisturbed, tmp_path, number):
         wait_for_markers(workspace, process, count)
         running = [worker for worker in workers(process) if worker.is_running()]
         if running and process.poll() is None:
-            random.Random(number).choice(running).send_signal(signal.SIGKILL)
+            with suppress(psutil.NoSuchProcess):
+                random.Random(number).choice(running).send_signal(signal.SIGKILL)
     code = process.wait(600)
     if code != 0:
         assert code == 1, log.read_text()[-3000:]
