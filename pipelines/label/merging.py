@@ -1,6 +1,6 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Literal
@@ -79,10 +79,10 @@ def fit_to_merge(
 
 def merge(
     gather: Gather, clusterings: Sequence[Clustering], k: int, method: Literal["ward", "overlap"]
-) -> list[tuple[Clustering, NDArray[np.int32]]]:
-    """Merge each restart's clustering to k clusters, and return them with the best first.
+) -> Iterator[tuple[Clustering, NDArray[np.int32]]]:
+    """Merge each restart's clustering to k clusters, and yield them with the best first.
 
-    Returns (clustering, int32 (m,): which of the k clusters each of its centroids belongs to). Plain k-means, whose
+    Yields (clustering, int32 (m,): which of the k clusters each of its centroids belongs to). Plain k-means, whose
     centroids stay as they are, and `ward` go by inertia. Merging by overlap is tried with every scale. Where a centroid
     happens to lie between two classes they are joined, and one class is cut in two through rows that belong to both
     halves; the inertia does not show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times as much as
@@ -90,7 +90,8 @@ def merge(
     """
     by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
     if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
-        return [(clustering, _merged_by_inertia(clustering, k)) for clustering in by_inertia]
+        yield from ((clustering, _merged_by_inertia(clustering, k)) for clustering in by_inertia)
+        return
     tries = [
         tried
         for number, clustering in enumerate(by_inertia)
@@ -104,7 +105,7 @@ def merge(
     best_of_restart: dict[int, NDArray[np.int32]] = {}
     for tried in ranked:
         best_of_restart.setdefault(tried.number, tried.clusters)
-    return [(by_inertia[number], clusters) for number, clusters in best_of_restart.items()]
+    yield from ((by_inertia[number], clusters) for number, clusters in best_of_restart.items())
 
 
 @dataclass(frozen=True)

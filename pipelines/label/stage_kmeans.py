@@ -202,7 +202,7 @@ def _fit(
     space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
     num_rows = sum(survey.num_fitted for survey in surveys)
     fits = fit_to_merge(gather, settings.k, num_rows, settings, progress=progress)
-    chosen, clusters = merge(gather, fits, settings.k, settings.merge)[0]
+    chosen, clusters = next(merge(gather, fits, settings.k, settings.merge))
     at_classes, clusters_at_classes = None, None
     if num_classes == settings.k:
         at_classes, clusters_at_classes = chosen.centroids, clusters
@@ -235,7 +235,7 @@ def _at_classes(
     except ValueError as error:
         print(f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True)
         return None, None
-    chosen, clusters = merge(gather, fits, num_classes, settings.merge)[0]
+    chosen, clusters = next(merge(gather, fits, num_classes, settings.merge))
     return chosen.centroids, clusters
 
 

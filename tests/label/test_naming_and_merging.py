@@ -129,7 +129,7 @@ def test_of_several_restarts_none_is_kept_whose_clusters_overlap_far_more_than_a
     def found(clustering, clusters):
         return adjusted_rand_index(label_rows(rows, clustering.centroids, clusters)[0], np.arange(1000) >= 900)
 
-    merged = merge(gather, fits, 2, "overlap")
+    merged = list(merge(gather, fits, 2, "overlap"))
     assert found(*merged[0]) > 0.95
     if seed == 1:
         least = best(fits)
@@ -162,7 +162,7 @@ def test_restarts_of_plain_k_means_and_of_ward_are_ranked_by_inertia():
     gather = gather_local(local_partitions(rows, keys_of(1200)))
     for num_fitted, method in ((5, "overlap"), (20, "ward")):
         fits = fit(gather, num_fitted, restarts=3)
-        merged = merge(gather, fits, 5, method)
+        merged = list(merge(gather, fits, 5, method))
         assert [clustering for clustering, _ in merged] == sorted(fits, key=lambda clustering: clustering.inertia)
         assert all(len(np.unique(clusters)) == 5 for _, clusters in merged)
 
