@@ -8,6 +8,7 @@ The rate is that of the epochs after the first, with checkpoints and reports on 
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+import torch.distributed.nn  # before a group is open: the defaults of its functions would keep the group
 import torch.multiprocessing
 
 from pipelines.cluster import ray_session
@@ -104,6 +106,7 @@ def bare_rank(rank: int, task: dict[str, Any], world: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
     train_share(task, rank, world, lambda *_: None)
+    gc.collect()  # a model that still holds the group keeps its threads, and they can abort an ending interpreter
     torch.distributed.destroy_process_group()
 
 

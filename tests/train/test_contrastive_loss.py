@@ -1,5 +1,6 @@
 """The loss against an independent implementation, and the same on many ranks as in one process."""
 
+import gc
 import math
 import os
 import socket
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # later, with a process group open, its functions' defaults would keep the group
 import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
@@ -128,6 +130,9 @@ def _rank(rank: int, world: int, port: int, folder: str) -> None:
         dist.all_reduce(losses)
         if rank == 0:
             torch.save({"loss": float(losses) / world, "gradients": gradients}, Path(folder) / f"{kind}.pt")
+    # Gloo's threads end with the last reference to the group: one that outlives the interpreter can abort it.
+    del model, loss, gradients, losses
+    gc.collect()
     dist.destroy_process_group()
 
 
