@@ -52,16 +52,22 @@ def events_once(folder: Path, days: int, archive_seed: int) -> tuple[Path, Path]
 def trained(folder: Path, name: str, flags: list[str], seed: int, k: int) -> dict[str, float]:
     """Train and label in a workspace of its own; return the scores and the seconds of the training."""
     workspace = folder / f"{name}-{seed}"
-    summary = workspace / "clustering" / "summary.json"
-    if not summary.exists():
+    if not (workspace / "clustering" / "summary.json").exists():
         shutil.rmtree(workspace, ignore_errors=True)
         shutil.copytree(folder / "events", workspace, ignore=shutil.ignore_patterns("mlflow.db", "mlartifacts"))
         seconds = job("train", str(workspace), "--train.seed", str(seed), *flags)
+        (workspace / "seconds").write_text(str(seconds))
+    return {**labelled(folder, workspace, seed, k), "seconds": float((workspace / "seconds").read_text())}
+
+
+def labelled(folder: Path, workspace: Path, seed: int, k: int) -> dict[str, float]:
+    """Label a workspace with a trained encoder, unless that is done; return its scores against the truth."""
+    summary = workspace / "clustering" / "summary.json"
+    if not summary.exists():
         truth = ("--labels.path", str(folder / "archive" / "truth"))
         job("label", str(workspace), "--kmeans.k", str(k), "--kmeans.seed", str(seed), *truth)
-        (workspace / "seconds").write_text(str(seconds))
     scores: dict[str, float] = json.loads(summary.read_text())["scores"]
-    return {**scores, "seconds": float((workspace / "seconds").read_text())}
+    return scores
 
 
 def main() -> None:

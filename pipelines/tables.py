@@ -5,8 +5,8 @@
 Rows of a file are sorted by (onset, event_id). Metadata hold content hashes only.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -108,29 +108,42 @@ def write_batches(
     The bytes depend on the rows, their order and the metadata alone: row groups are cut every ROWS_PER_GROUP rows
     whatever the batches. Nothing is written where there is no row.
     """
+    rows, publish = prepare_batches(store, path, schema, batches, metadata)
+    publish()
+    return rows
+
+
+def prepare_batches(
+    store: Store,
+    path: str,
+    schema: pa.Schema,
+    batches: Iterable[pa.RecordBatch],
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[int, Callable[[], None]]:
+    """As write_batches, but for the last step: return the number of rows, and what makes the file durable and seen."""
     schema = schema.with_metadata(dict(metadata)) if metadata else schema
     pending: list[pa.RecordBatch] = []
     held = rows = 0
     batches = (batch for batch in batches if batch.num_rows)
     first = next(iter(batches), None)
     if first is None:
-        return 0
-    with (
-        store.atomic_file(path) as temporary,
-        pq.ParquetWriter(temporary, schema, **_encodings(schema)) as writer,
-    ):
-        for batch in _chain(first, batches):
-            pending.append(batch)
-            held += batch.num_rows
-            rows += batch.num_rows
-            while held >= ROWS_PER_GROUP:
-                table = pa.Table.from_batches(pending).combine_chunks()
-                writer.write_table(_cast(table.slice(0, ROWS_PER_GROUP), schema))
-                rest = table.slice(ROWS_PER_GROUP)
-                pending, held = rest.to_batches(), rest.num_rows
-        if held:
-            writer.write_table(_cast(pa.Table.from_batches(pending).combine_chunks(), schema))
-    return rows
+        return 0, lambda: None
+    with ExitStack() as stack:
+        temporary = stack.enter_context(store.atomic_file(path))
+        with pq.ParquetWriter(temporary, schema, **_encodings(schema)) as writer:
+            for batch in _chain(first, batches):
+                pending.append(batch)
+                held += batch.num_rows
+                rows += batch.num_rows
+                while held >= ROWS_PER_GROUP:
+                    table = pa.Table.from_batches(pending).combine_chunks()
+                    writer.write_table(_cast(table.slice(0, ROWS_PER_GROUP), schema))
+                    rest = table.slice(ROWS_PER_GROUP)
+                    pending, held = rest.to_batches(), rest.num_rows
+            if held:
+                writer.write_table(_cast(pa.Table.from_batches(pending).combine_chunks(), schema))
+        publish = stack.pop_all().close
+    return rows, publish
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
@@ -141,6 +154,7 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
         "compression_level": 1 if lists else 3,
         "use_dictionary": [name for name in schema.names if name not in lists],
         "use_byte_stream_split": [f"{name}.list.element" for name in lists],
+        "write_statistics": [name for name in schema.names if name not in lists] if lists else True,
     }
 
 

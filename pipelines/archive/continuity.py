@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.archive.records import Run, index_at, sample_time
+from pipelines.archive.records import Run, index_at, sample_time, sample_times
 
 Array = np.ndarray[Any, Any]
 
@@ -65,6 +65,11 @@ class Segment:
         """Return the time of a sample in nanoseconds, from the header that it came with."""
         piece = max(bisect_right(self._firsts, index) - 1, 0)
         return sample_time(self._starts_ns[piece], index - self._firsts[piece], self.rate_hz)
+
+    def times_at(self, indexes: Array) -> Array:
+        """Return the times of many samples, (n,) int64."""
+        pieces = np.maximum(np.searchsorted(self.piece_first, indexes, "right") - 1, 0)
+        return sample_times(self.piece_start_ns[pieces], indexes - self.piece_first[pieces], self.rate_hz)
 
     def index_from(self, time_ns: int) -> int:
         """Return the index of the first sample at or after a time (`num_samples` where there is none)."""

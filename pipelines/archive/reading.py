@@ -2,6 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -9,6 +10,9 @@ from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, decode, reco
 from pipelines.storage import Store, StoredObject
 
 PIECE_BYTES = 64 * 2**20
+AHEAD_BYTES = 16 * 2**20
+"""Larger files are not fetched before they are needed."""
+
 _PACKED_BYTES = 4 * 2**20
 _EVER = -(2**63)
 
@@ -53,6 +57,14 @@ class FileReader:
     _pieces: list[_Piece] | None = field(default=None, repr=False)
     _problems: Decoded = field(default_factory=Decoded, repr=False)
     _extent: tuple[int, int] | None = field(default=None, repr=False)
+    _ahead: Future[bytes] | None = field(default=None, repr=False)
+
+    def fetch_ahead(self, threads: Executor) -> int:
+        """Begin to fetch a small file that has not been read yet; return how many bytes that will take."""
+        if self._pieces is not None or self._ahead is not None or not 0 < self.item.size <= AHEAD_BYTES:
+            return 0
+        self._ahead = threads.submit(self.archive.read_checked, self.item, 0, PIECE_BYTES)
+        return self.item.size
 
     def may_hold(self, start_ns: int, end_ns: int) -> bool:
         """Whether the file can hold samples in `[start_ns, end_ns)`; True until it has been read."""
@@ -118,9 +130,10 @@ class FileReader:
         # What pieces hold to be read again must not be the reader: it and its samples would outlive their last use,
         # until the garbage collector looks for circles.
         fetch = partial(self.archive.read_checked, self.item)
+        ahead, self._ahead = self._ahead, None
         offset = 0
         while offset < self.item.size or offset == 0:
-            content = fetch(offset, PIECE_BYTES)
+            content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, PIECE_BYTES)
             if offset == 0 and content[:2] == GZIP_MAGIC:
                 yield from self._unpack_pieces(fetch)
                 return

@@ -154,7 +154,11 @@ def _merge(
         else:
             groups.append((on, off, peak))
         before = off
-    return [Onset(segment.time_at(first + on), segment.time_at(first + off), row, peak) for on, off, peak in groups]
+    if not groups:
+        return []
+    bounds = first + np.array([(on, off) for on, off, _ in groups], np.int64)
+    times = segment.times_at(bounds.ravel()).reshape(-1, 2).tolist()
+    return [Onset(on_ns, off_ns, row, peak) for (on_ns, off_ns), (_, _, peak) in zip(times, groups, strict=True)]
 
 
 def _unite(spans: Sequence[Onset], follow_ns: int) -> list[Onset]:
@@ -231,12 +235,12 @@ def cut_windows(
     lead = round(window.lead_seconds * rate_hz)
     starts = np.array([sample_time(onset.onset_ns, -lead, rate_hz) for onset in onsets], np.int64)
     source = np.full((len(onsets), 3, num_source), np.nan)
+    firsts = [sample_time(start, -margin, rate_hz) for start in starts.tolist()]
+    spans = [(first, sample_time(first, num_source, rate_hz)) for first in firsts]
     for row, pieces in segments.items():
         near = _Neighbourhood(pieces)
-        for index, start in enumerate(starts):
-            first = sample_time(int(start), -margin, rate_hz)
-            found = near.touching(first, sample_time(first, num_source, rate_hz))
-            cut(source[index, row], found, first, rate_hz)
+        for index, (first, last) in enumerate(spans):
+            cut(source[index, row], near.touching(first, last), first, rate_hz)
         if factors.get(row, 1.0) != 1.0:
             source[:, row] *= factors[row]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32)

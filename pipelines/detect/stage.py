@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -29,7 +30,14 @@ from pipelines.detect.anchored import context_seconds
 from pipelines.detect.response import Responses, read_stationxml
 from pipelines.detect.stage_coincidence import ChoicePlan, ChoiceTask, choose, plan_choices
 from pipelines.detect.stage_plan import Shard, choose_interval, plan_shards
-from pipelines.detect.stage_shard import BatchDetector, BatchTask, ShardTask, destination
+from pipelines.detect.stage_shard import (
+    ATTEMPTS,
+    BatchDetector,
+    BatchTask,
+    ShardTask,
+    destination,
+    detect_batch,
+)
 from pipelines.errors import InputError, StageFailed
 from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, remove_stale
@@ -42,7 +50,6 @@ from pipelines.workspace import Workspace
 # Raised by hand whenever the rows that the stage writes change.
 ALGORITHM_VERSION = 2
 
-ATTEMPTS = 2
 TASK_MEMORY_BYTES = 3 * 2**29
 LEAST_DAYS_A_TASK, MOST_DAYS_A_TASK = 15, 64
 TASKS_AHEAD = 1.5
@@ -439,27 +446,13 @@ class _Detector:
         import ray
 
         keep_freed_memory()
-        shared = ray.get(self.shared)
+        archive, workspace, config, responses = ray.get(self.shared)
         batches: tuple[BatchTask, ...] = pickle.loads(row["task"])
         for batch in batches:
-            yield from self._detect(batch, *shared)
-
-    def _detect(
-        self, batch: BatchTask, archive: Store, workspace: Store, config: Config, responses: Responses
-    ) -> Iterator[dict[str, str]]:
-        detector = BatchDetector(archive, workspace, config, batch, responses)
-        for shard in batch.shards:
-            for attempt in range(1, ATTEMPTS + 1):
-                try:
-                    content = detector.run(shard)
-                    break
-                except Exception as error:
-                    content = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-                    detector = BatchDetector(archive, workspace, config, batch, responses)
-                    time.sleep(attempt)
-            marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": _station(shard.name)} | content
-            marker["fingerprint"] = shard.name.fingerprint
-            yield {"marker": json.dumps({key: marker[key] for key in marker if key not in ("inputs", "onsets_ns")})}
+            for shard, content in detect_batch(partial(BatchDetector, archive, workspace, config, batch, responses)):
+                marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": _station(shard.name)}
+                marker |= content | {"fingerprint": shard.name.fingerprint}
+                yield {"marker": json.dumps({key: marker[key] for key in marker if key not in ("inputs", "onsets_ns")})}
 
 
 def _station(name: MarkerName) -> str:

@@ -1,7 +1,10 @@
 """Detect the events of successive shards of one channel group: read, assemble, scan, cut. Plain functions, no Ray."""
 
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -11,7 +14,7 @@ import pyarrow as pa
 
 from pipelines import __version__, tables
 from pipelines.archive.continuity import Segment, assemble
-from pipelines.archive.layouts import code_matcher
+from pipelines.archive.layouts import DAY_NS, code_matcher
 from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import Run, nominal_rate
@@ -32,7 +35,13 @@ from pipelines.detect.response import Responses
 from pipelines.ledger import MarkerName, write_marker
 from pipelines.storage import Store, StoredObject
 
+ATTEMPTS = 2
+SHARDS_UNPUBLISHED = 4
 ONSETS_AT_A_TIME = 128
+IO_THREADS = 8
+"""Threads of a worker that wait for the store: files of the next day come and finished shards go meanwhile."""
+AHEAD_BYTES = 64 * 2**20
+"""Most bytes of files that are fetched before they are needed."""
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -94,6 +103,28 @@ class Day:
     skipped: list[str]
 
 
+@functools.cache
+def _io_threads() -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for stores."""
+    return ThreadPoolExecutor(IO_THREADS, thread_name_prefix="firnline-store")
+
+
+def _publish(
+    workspace: Store,
+    empty: str | None,
+    publish: Callable[[], None],
+    ledger: str,
+    name: MarkerName,
+    content: dict[str, Any],
+) -> dict[str, Any]:
+    """Make a shard's file durable, or remove the `empty` shard's of an earlier run, then write the marker."""
+    publish()
+    if empty is not None:
+        workspace.remove(empty)
+    write_marker(workspace, ledger, name, content)
+    return content
+
+
 def destination(detection: DetectionSettings) -> tuple[str, str]:
     """Return the (table, ledger) that shards are written to: with a network coincidence their rows are candidates."""
     return ("triggers", "trigger") if detection.coincidence_stations > 1 else ("events", "detect")
@@ -118,19 +149,22 @@ class BatchDetector:
 
     def run(self, shard: ShardTask) -> dict[str, Any]:
         """Detect one shard: write its rows, then its marker; return the marker's content."""
+        return self.begin(shard).result()
+
+    def begin(self, shard: ShardTask) -> Future[dict[str, Any]]:
+        """Detect one shard; what makes its rows durable and then writes the marker goes on in the background."""
         began = time.perf_counter()
         report: dict[str, Any] = {"coverage": {}, "quarantined": {}, "skipped": set(), "onsets": []}
         table, ledger = destination(self.config.detection)
         path = tables.shard_path(table, shard.name.network, shard.name.station, shard.name.shard)
         schema = tables.events_schema(self.config.window.num_samples)
-        rows = tables.write_batches(self.workspace, path, schema, self._batches(shard, report))
-        if not rows:
-            self.workspace.remove(path)
+        rows, publish = tables.prepare_batches(self.workspace, path, schema, self._batches(shard, report))
         content = self._content(shard, report, rows, time.perf_counter() - began)
         if ledger == "trigger":
             content["onsets_ns"] = report["onsets"]
-        write_marker(self.workspace, ledger, shard.name, content)
-        return content
+        return _io_threads().submit(
+            _publish, self.workspace, path if not rows else None, publish, ledger, shard.name, content
+        )
 
     def _content(self, shard: ShardTask, report: dict[str, Any], rows: int, seconds: float) -> dict[str, Any]:
         coverage = report["coverage"]
@@ -199,6 +233,8 @@ class BatchDetector:
     def _detect_day(self, anchor_ns: int, start_ns: int, end_ns: int) -> Day:
         low = max(anchor_ns - self.before_ns, self.first_ns)
         high = min(end_ns + self.after_ns, self.last_ns)
+        next_high = min(high + DAY_NS, self.batch.shards[-1].end_ns + self.after_ns, self.last_ns)
+        self._fetch_ahead(low, next_high)
         runs, day = self._read(low, high)
         by_group: dict[tuple[tuple[str, str, str, str], float], dict[str, list[Run]]] = {}
         for run in runs:
@@ -215,6 +251,19 @@ class BatchDetector:
             day.groups.append(group)
         return day
 
+    def _fetch_ahead(self, low: int, high: int) -> None:
+        """Begin to fetch the files that the days up to `high` need; a disk answers too quickly for that to pay."""
+        room = 0 if self.archive.is_local else AHEAD_BYTES
+        for index, (begin, end) in enumerate(self.batch.spans):
+            if end > low and begin < high and room > 0:
+                room -= self._reader(index).fetch_ahead(_io_threads())
+
+    def _reader(self, index: int) -> FileReader:
+        reader = self.readers.get(index)
+        if reader is None:
+            reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
+        return reader
+
     def _read(self, low: int, high: int) -> tuple[list[Run], Day]:
         day = Day([], {}, [])
         runs: list[Run] = []
@@ -224,9 +273,7 @@ class BatchDetector:
                 if end <= low:
                     self.readers.pop(index, None)
                 continue
-            reader = self.readers.get(index)
-            if reader is None:
-                reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
+            reader = self._reader(index)
             reader.forget_before(low)
             if not reader.may_hold(low, high):
                 continue
@@ -345,6 +392,45 @@ class BatchDetector:
         schema = tables.events_schema(window.num_samples)
         arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]
         return pa.RecordBatch.from_arrays([*arrays, tables.tensor_array(waveforms)], schema=schema)
+
+
+def detect_batch(new_detector: Callable[[], BatchDetector]) -> Iterator[tuple[ShardTask, dict[str, Any]]]:
+    """Detect a batch's shards, each tried twice; yield each, once it is durable, and its marker's content, or `error`.
+
+    Shards become durable while the next ones are detected, SHARDS_UNPUBLISHED of them at most.
+    """
+    detector = new_detector()
+    begun: deque[tuple[ShardTask, Future[dict[str, Any]]]] = deque()
+    for shard in detector.batch.shards:
+        try:
+            begun.append((shard, detector.begin(shard)))
+        except Exception as error:
+            yield shard, _detect_again(new_detector, shard, error)
+            detector = new_detector()
+        while len(begun) > SHARDS_UNPUBLISHED:
+            yield _published(new_detector, *begun.popleft())
+    for shard, future in begun:
+        yield _published(new_detector, shard, future)
+
+
+def _published(
+    new_detector: Callable[[], BatchDetector], shard: ShardTask, future: Future[dict[str, Any]]
+) -> tuple[ShardTask, dict[str, Any]]:
+    try:
+        return shard, future.result()
+    except Exception as error:
+        return shard, _detect_again(new_detector, shard, error)
+
+
+def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, error: Exception) -> dict[str, Any]:
+    """Try a shard that failed again, from its files; return its marker's content, or what went wrong."""
+    for attempt in range(1, ATTEMPTS):
+        time.sleep(attempt)
+        try:
+            return new_detector().run(shard)
+        except Exception as found:
+            error = found
+    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
 
 
 def find_coverage(group: Group, start_ns: int, end_ns: int, lta_seconds: float) -> dict[int, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Cut windows of one common rate around onsets, whatever the components' sampling and gaps."""
 
+import functools
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
@@ -124,12 +125,7 @@ def amplitudes(
     """
     traces = waveforms[np.arange(len(waveforms)), component].astype(np.float64)
     absent = np.isnan(traces)
-    low, high = band_hz
-    if high < rate_hz / 2:
-        sections = butter(corners, [low, high], btype="bandpass", fs=rate_hz, output="sos")
-    else:
-        sections = butter(corners, low, btype="highpass", fs=rate_hz, output="sos")
-    passed = sosfilt(sections, _held(traces, absent), axis=-1)
+    passed = sosfilt(_sections(*band_hz, corners, rate_hz), _held(traces, absent), axis=-1)
     passed[absent] = 0.0
     noise, after = slice(num_lead // 2, num_lead), slice(num_lead, None)
     signal = ~absent[:, after]
@@ -140,6 +136,15 @@ def amplitudes(
         snr_db = 20 * np.log10(signal_rms / noise_rms)
     snr_db[~np.isfinite(snr_db)] = np.nan
     return snr_db, np.max(np.abs(passed[:, after]), axis=1, initial=0.0)
+
+
+@functools.lru_cache(maxsize=64)
+def _sections(low: float, high: float, corners: int, rate_hz: float) -> Array:
+    if high < rate_hz / 2:
+        sections: Array = butter(corners, [low, high], btype="bandpass", fs=rate_hz, output="sos")
+    else:
+        sections = butter(corners, low, btype="highpass", fs=rate_hz, output="sos")
+    return sections
 
 
 def _held(traces: Array, absent: Array) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 import obspy
 import pytest
 
-from pipelines.archive.records import Run, decode, index_at, record_boundary, sample_time, whole_records
+from pipelines.archive.records import Run, decode, index_at, record_boundary, sample_time, sample_times, whole_records
 
 NUM_MUTATIONS = int(os.environ.get("FIRNLINE_MUTATIONS", "300"))
 # ObsPy knows less than libmseed, or reads these otherwise: what it gives is no reference.
@@ -126,6 +126,17 @@ def test_pieces_of_a_large_file_end_with_a_whole_record(hour):
     damaged = content[:1024] + b"\xff" * 512 + content[1536:5000]
     assert whole_records(damaged) == 1024
     assert record_boundary(damaged) == 4608
+
+
+def test_times_of_many_samples_are_those_of_each():
+    random = np.random.default_rng(4)
+    for rate_hz in (1.0, 20.0, 33.333333, 62.5, 99.9999, 100.0, 199.9, 1000.0):
+        indexes = np.concatenate([[0, 1], random.integers(0, 10**9, 2000)])
+        starts = random.integers(0, 2 * 10**18, len(indexes))
+        each = [
+            sample_time(start, index, rate_hz) for start, index in zip(starts.tolist(), indexes.tolist(), strict=True)
+        ]
+        assert sample_times(starts, indexes, rate_hz).tolist() == each
 
 
 def test_sample_times_of_years_have_no_rounding_error():

@@ -1,6 +1,7 @@
 """Archives for detection tests, written by ObsPy, and detection without Ray."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Plan, make_plan, tasks_of
 from pipelines.detect.stage_coincidence import choose, plan_choices
-from pipelines.detect.stage_shard import BatchDetector, destination
+from pipelines.detect.stage_shard import BatchDetector, destination, detect_batch
 from pipelines.ledger import remove_stale
 from pipelines.storage import open_store
 from pipelines.workspace import Workspace
@@ -79,9 +80,8 @@ def detect(
     plan = make_plan(manifest, space, config, "")
     remove_stale(space.store, *destination(config.detection), plan.stale, [shard.name for shard in plan.pending])
     for batch in chain.from_iterable(tasks_of(cut(plan) if cut else plan, 2)):
-        detector = BatchDetector(store, space.store, config, batch, Responses())
-        for shard in batch.shards:
-            detector.run(shard)
+        for _, content in detect_batch(partial(BatchDetector, store, space.store, config, batch, Responses())):
+            assert "error" not in content, content["error"]
     if config.detection.coincidence_stations > 1:
         choices = plan_choices(space.store, config.detection, plan.interval, [])
         remove_stale(

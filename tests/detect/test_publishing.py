@@ -1,0 +1,136 @@
+"""Shards become durable while others are detected: none is lost, and no marker comes before its rows."""
+
+import threading
+from functools import partial
+
+import pytest
+from detection_archives import DAY, make_noise, make_trace, write_sds
+
+from pipelines import storage, tables
+from pipelines.archive.manifest import build_manifest
+from pipelines.config import resolve
+from pipelines.detect import stage_shard
+from pipelines.detect.response import Responses
+from pipelines.detect.stage import make_plan, tasks_of
+from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.ledger import list_markers, marker_path
+from pipelines.storage import Store, open_store
+from pipelines.workspace import Workspace
+
+NUM_DAYS = 7
+FLAGS = {
+    "archive": {"spill_seconds": 0},
+    "detection": {"band_hz": [1, 8], "max_seconds": 20},
+    "window": {"rate_hz": 20, "lead_seconds": 3, "length_seconds": 12},
+    "shards": {"interval": "day"},
+}
+
+
+@pytest.fixture(scope="module")
+def week(tmp_path_factory):
+    root = tmp_path_factory.mktemp("week")
+    write_sds(root, [make_trace(make_noise(NUM_DAYS * DAY, 20.0, 3, 300), "2021-03-01", 20.0, "BHZ")])
+    return root
+
+
+def batches(archive, workspace):
+    """Return what makes a detector for each batch of the archive's one task."""
+    store, space = open_store(str(archive)), Workspace(open_store(str(workspace)))
+    config = resolve(FLAGS)
+    plan = make_plan(build_manifest(store, config.archive), space, config, "")
+    return [
+        partial(BatchDetector, store, space.store, config, batch, Responses())
+        for task in tasks_of(plan, 1)
+        for batch in task
+    ]
+
+
+def run(archive, workspace):
+    return [content for new_detector in batches(archive, workspace) for _, content in detect_batch(new_detector)]
+
+
+def contents(workspace):
+    store = open_store(str(workspace))
+    return {item.path: store.read(item.path) for item in store.walk("events")}
+
+
+def test_a_marker_is_written_when_its_rows_are_in_place_and_while_others_are_detected(week, tmp_path, monkeypatch):
+    seen, threads = [], set()
+
+    def write_marker(store, ledger, name, content):
+        if content["counts"]["events"]:
+            seen.append(store.exists(tables.shard_path("events", name.network, name.station, name.shard)))
+        threads.add(threading.current_thread() is threading.main_thread())
+        store.write(marker_path(ledger, name), b"{}")
+
+    monkeypatch.setattr(stage_shard, "write_marker", write_marker)
+    found = run(week, tmp_path)
+    assert len(found) == NUM_DAYS
+    assert seen == [True] * NUM_DAYS
+    assert threads == {False}
+
+
+@pytest.mark.parametrize("method", ["write", "atomic_file"])
+def test_a_shard_that_cannot_be_published_is_tried_again(week, tmp_path, monkeypatch, method):
+    run(week, tmp_path / "undisturbed")
+    whole, calls = getattr(Store, method), []
+
+    def fails_once(self, path, *rest):
+        if "2021-03-03" in path:
+            calls.append(path)
+            if len(calls) == 1:
+                raise OSError("the disk is full")
+        return whole(self, path, *rest)
+
+    monkeypatch.setattr(Store, method, fails_once)
+    assert not any("error" in content for content in run(week, tmp_path / "disturbed"))
+    assert len(calls) >= 2
+    assert contents(tmp_path / "disturbed") == contents(tmp_path / "undisturbed")
+
+
+def test_a_shard_that_fails_twice_is_named_and_has_no_marker_and_the_others_have(week, tmp_path, monkeypatch):
+    whole = Store.write
+
+    def fails(self, path, content):
+        if "2021-03-03" in path:
+            raise OSError("the disk is full")
+        whole(self, path, content)
+
+    monkeypatch.setattr(Store, "write", fails)
+    found = run(week, tmp_path)
+    assert [content["error"] for content in found if "error" in content] == ["OSError: the disk is full"]
+    days = {name.shard.split(".")[2] for name in list_markers(open_store(str(tmp_path)), "detect")}
+    assert days == {f"2021-03-0{day}" for day in range(1, NUM_DAYS + 1)} - {"2021-03-03"}
+
+
+def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp_path, moto_s3, monkeypatch):
+    storage._s3.cache_clear()
+    bucket = open_store(f"{moto_s3.url}/archive")
+    for path in week.rglob("*.D.*"):
+        bucket.write(path.relative_to(week).as_posix(), path.read_bytes())
+    events = []
+    fetch, scan = Store.read_checked, stage_shard.find_onsets
+
+    def read_checked(self, item, *rest):
+        events.append(("fetch", item.path))
+        return fetch(self, item, *rest)
+
+    def find_onsets(*args, **kwargs):
+        events.append(("scan", ""))
+        return scan(*args, **kwargs)
+
+    monkeypatch.setattr(Store, "read_checked", read_checked)
+    monkeypatch.setattr(stage_shard, "find_onsets", find_onsets)
+    makers = batches(bucket.url, tmp_path / "bucket")
+    events.clear()
+    for new_detector in makers:
+        assert not any("error" in content for _, content in detect_batch(new_detector))
+    fetched = [path for kind, path in events if kind == "fetch"]
+    files_of_batches = sum(len(new_detector().batch.files) for new_detector in makers)
+    assert len(fetched) == files_of_batches
+    first_scan = events.index(("scan", ""))
+    assert len([kind for kind, _ in events[:first_scan] if kind == "fetch"]) >= 3
+    monkeypatch.undo()
+    run(week, tmp_path / "disk")
+    assert contents(tmp_path / "bucket") == contents(tmp_path / "disk")
+    storage._s3.cache_clear()
