@@ -128,7 +128,7 @@ def train(name: str, workspace: Path, flags: list[str]) -> int:
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--only", nargs="*", choices=("lars", "stations"), default=["lars", "stations"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", nargs=3, metavar=("NAME", "WORKSPACE", "SEED"), help=argparse.SUPPRESS)

@@ -73,7 +73,7 @@ def labelled(folder: Path, workspace: Path, seed: int, k: int) -> dict[str, floa
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("runs/recipe"))
     parser.add_argument("--days", type=int, default=4)
     parser.add_argument("--archive-seed", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=5)

@@ -190,7 +190,7 @@ def scores_of(
 def main() -> None:
     """Measure and print a table, a row a seed, then the means."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, default=Path("runs/three-classes"))
     parser.add_argument("--windows", type=int, default=2400)
     parser.add_argument("--windows-seed", type=int, default=1, help="seed of the windows, the same for all trainings")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4], help="of training and clustering")
