@@ -92,10 +92,9 @@ class AcrossStations:
         return view
 
 
-def partners_of(workspace: Path) -> list[list[int]]:
+def partners_of(workspace: Path, seed: int) -> list[list[int]]:
     """Return for each training window those of the same event at other stations."""
-    settings = resolve({}).train
-    sample = choose_events(open_store(str(workspace)), max_events=settings.max_events, seed=settings.seed)
+    sample = choose_events(open_store(str(workspace)), max_events=resolve({}).train.max_events, seed=seed)
     events = associate(sample.onsets, EVENT_SECONDS)
     members: dict[int, list[int]] = {}
     for row, event in enumerate(events.tolist()):
@@ -106,13 +105,14 @@ def partners_of(workspace: Path) -> list[list[int]]:
     ]
 
 
-def train(name: str, workspace: Path, flags: list[str]) -> int:
+def train(name: str, workspace: Path, seed: int) -> int:
     """Run `firnline train` in this process with the one thing changed."""
+    flags = ["--train.seed", str(seed), "--train.num_threads", "1"]
     if name == "lars":
         torch.optim.AdamW = Lars  # type: ignore[misc, assignment]
         flags = ["--train.learning_rate", "1.2", "--train.weight_decay", "1e-6", *flags]
     else:
-        partners = partners_of(workspace)
+        partners = partners_of(workspace, seed)
         print(f"{np.mean([bool(found) for found in partners]):.0%} of the windows have a partner", flush=True)
 
         def epoch(state: Any, windows: Tensor, augmenter: Any, plan: step.TrainPlan, **rest: Any) -> dict[str, float]:
@@ -135,7 +135,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.train:
         name, workspace, seed = arguments.train
-        sys.exit(train(name, Path(workspace), ["--train.seed", seed, "--train.num_threads", "1"]))
+        sys.exit(train(name, Path(workspace), int(seed)))
     events_once(arguments.folder, 4, 100)
     print("| recipe | seeds | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 2) + "|")
     for name in arguments.only:

@@ -46,7 +46,7 @@ with FaultProxy(sys.argv[1]) as proxy:
     print(proxy.url, flush=True)
     time.sleep(1e6)
 """
-WAYS = {"ahead": (stage_shard.AHEAD_BYTES, stage_shard.SHARDS_UNPUBLISHED), "one by one": (0, 0)}
+WAYS = {"ahead": (stage_shard.AHEAD_BYTES, stage_shard.SHARDS_UNPUBLISHED), "one by one": (0, 1)}
 
 
 def detect(archive: str, workspace: str, station_days: int) -> float:

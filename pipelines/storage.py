@@ -71,13 +71,13 @@ class Store:
         """Whether an object is there; a failing store raises rather than answering no."""
         if self.is_local:
             return Path(self.full(path)).exists()
-        return _retry(lambda: bool(_s3(self.anonymous).exists(self.full(path))))
+        return _retry(lambda: bool(_filesystem(self.anonymous).exists(self.full(path))))
 
     def stat(self, path: str) -> StoredObject:
         """Return size and tag of one object; FileNotFoundError where there is none."""
         if self.is_local:
             return _local_object(path, os.stat(self.full(path)))  # noqa: PTH116
-        info = _retry(lambda: _s3(self.anonymous).info(self.full(path), refresh=True))
+        info = _retry(lambda: _filesystem(self.anonymous).info(self.full(path), refresh=True))
         return StoredObject(path, int(info["size"]), str(info["ETag"]).strip('"'))
 
     def read(self, path: str, start: int = 0, length: int | None = None) -> bytes:
@@ -92,7 +92,7 @@ class Store:
         end = None if length is None else start + length
 
         def fetch() -> bytes:
-            content: bytes = _s3(self.anonymous).cat_file(self.full(path), start=start or None, end=end)
+            content: bytes = _filesystem(self.anonymous).cat_file(self.full(path), start=start or None, end=end)
             if length is not None and len(content) > length:
                 raise OSError(f"{self.full(path)}: asked for {length} bytes, got {len(content)}")
             return content
@@ -120,7 +120,7 @@ class Store:
             with self.atomic_file(path) as temporary:
                 temporary.write_bytes(content)
             return
-        _retry(lambda: _s3(self.anonymous).pipe_file(self.full(path), content))
+        _retry(lambda: _filesystem(self.anonymous).pipe_file(self.full(path), content))
 
     @contextlib.contextmanager
     def atomic_file(self, path: str) -> Iterator[Path]:
@@ -143,7 +143,7 @@ class Store:
         with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
             temporary = Path(folder) / "object"
             yield temporary
-            _retry(lambda: _s3(self.anonymous).put_file(str(temporary), self.full(path)))
+            _retry(lambda: _filesystem(self.anonymous).put_file(str(temporary), self.full(path)))
 
     @contextlib.contextmanager
     def local_copy(self, path: str) -> Iterator[Path]:
@@ -153,7 +153,7 @@ class Store:
             return
         with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
             copy = Path(folder) / Path(path).name
-            _retry(lambda: _s3(self.anonymous).get_file(self.full(path), str(copy)))
+            _retry(lambda: _filesystem(self.anonymous).get_file(self.full(path), str(copy)))
             yield copy
 
     def walk(
@@ -209,7 +209,7 @@ class Store:
             Path(self.full(path)).unlink(missing_ok=True)
             return
         with contextlib.suppress(FileNotFoundError):
-            _retry(lambda: _s3(self.anonymous).rm_file(self.full(path)))
+            _retry(lambda: _filesystem(self.anonymous).rm_file(self.full(path)))
 
     def remove_folder(self, path: str) -> None:
         """Remove a folder and all below it; none there is no error."""
@@ -218,7 +218,7 @@ class Store:
                 shutil.rmtree(self.full(path))
             return
         with contextlib.suppress(FileNotFoundError):
-            _retry(lambda: _s3(self.anonymous).rm(self.full(path), recursive=True))
+            _retry(lambda: _filesystem(self.anonymous).rm(self.full(path), recursive=True))
 
     def check_writable(self, *, what: str = "workspace") -> None:
         """Raise InputError with one sentence where nothing can be written; a folder made for the test goes again."""
@@ -246,7 +246,9 @@ class Store:
 
         def fetch() -> list[dict[str, Any]]:
             try:
-                found: list[dict[str, Any]] = _s3(self.anonymous).ls(self.full(folder), detail=True, refresh=True)
+                found: list[dict[str, Any]] = _filesystem(self.anonymous).ls(
+                    self.full(folder), detail=True, refresh=True
+                )
                 return found
             except FileNotFoundError:
                 return []
@@ -397,6 +399,11 @@ def _listed_file(entry: os.DirEntry[str], path: str, *, check: bool) -> StoredOb
 
 
 def _umask() -> int:
+    """Return this process's mask without the moment of none that setting it takes, which other threads would see."""
+    with contextlib.suppress(OSError), Path("/proc/self/status").open() as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
     with _UMASK_LOCK:
         mask = os.umask(0)
         os.umask(mask)
@@ -412,6 +419,15 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _filesystem(anonymous: bool) -> Any:
+    """Return this process's S3 filesystem, the same to threads that ask for it at the same time."""
+    with _S3_LOCK:
+        return _s3(anonymous)
+
+
+_S3_LOCK = threading.Lock()
 
 
 @functools.cache

@@ -154,8 +154,13 @@ def _encodings(schema: pa.Schema) -> dict[str, Any]:
         "compression_level": 1 if lists else 3,
         "use_dictionary": [name for name in schema.names if name not in lists],
         "use_byte_stream_split": [f"{name}.list.element" for name in lists],
-        "write_statistics": [name for name in schema.names if name not in lists] if lists else True,
+        "write_statistics": [_leaf(field) for field in schema if field.name not in lists],
     }
+
+
+def _leaf(field: pa.Field) -> str:
+    """Return what Parquet calls a column's values."""
+    return f"{field.name}.list.element" if pa.types.is_nested(field.type) else str(field.name)
 
 
 def write_table(store: Store, path: str, table: pa.Table, metadata: Mapping[str, str] | None = None) -> int:

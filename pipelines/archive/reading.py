@@ -59,12 +59,15 @@ class FileReader:
     _extent: tuple[int, int] | None = field(default=None, repr=False)
     _ahead: Future[bytes] | None = field(default=None, repr=False)
 
-    def fetch_ahead(self, threads: Executor) -> int:
-        """Begin to fetch a small file that has not been read yet; return how many bytes that will take."""
-        if self._pieces is not None or self._ahead is not None or not 0 < self.item.size <= AHEAD_BYTES:
-            return 0
-        self._ahead = threads.submit(self.archive.read_checked, self.item, 0, PIECE_BYTES)
-        return self.item.size
+    def fetch_ahead(self, threads: Executor) -> None:
+        """Begin to fetch a small file that has not been read yet."""
+        if self._pieces is None and self._ahead is None and 0 < self.item.size <= AHEAD_BYTES:
+            self._ahead = threads.submit(self.archive.read_checked, self.item, 0, PIECE_BYTES)
+
+    @property
+    def bytes_ahead(self) -> int:
+        """Return how many bytes are fetched, or being fetched, and not read yet."""
+        return 0 if self._ahead is None else self.item.size
 
     def may_hold(self, start_ns: int, end_ns: int) -> bool:
         """Whether the file can hold samples in `[start_ns, end_ns)`; True until it has been read."""
@@ -135,7 +138,8 @@ class FileReader:
         while offset < self.item.size or offset == 0:
             content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, PIECE_BYTES)
             if offset == 0 and content[:2] == GZIP_MAGIC:
-                yield from self._unpack_pieces(fetch)
+                whole = len(content) == self.item.size <= AHEAD_BYTES
+                yield from self._unpack_pieces(partial(_part, content) if whole else fetch)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
             yield _Piece(partial(fetch, offset, length)), decode(content[:length])
@@ -220,6 +224,10 @@ class _Unpacking:
             self.inflate = zlib.decompressobj(wbits=31)
         else:
             self.ended = True
+
+
+def _part(content: bytes, start: int, length: int) -> bytes:
+    return content[start : start + length]
 
 
 def _piece_length(content: bytes, *, last: bool) -> int:

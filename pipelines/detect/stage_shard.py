@@ -4,7 +4,7 @@ import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -41,7 +41,7 @@ ONSETS_AT_A_TIME = 128
 IO_THREADS = 8
 """Threads of a worker that wait for the store: files of the next day come and finished shards go meanwhile."""
 AHEAD_BYTES = 64 * 2**20
-"""Most bytes of files that are fetched before they are needed."""
+"""Most bytes of files that a worker holds, or waits for, before they are needed."""
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -253,10 +253,15 @@ class BatchDetector:
 
     def _fetch_ahead(self, low: int, high: int) -> None:
         """Begin to fetch the files that the days up to `high` need; a disk answers too quickly for that to pay."""
-        room = 0 if self.archive.is_local else AHEAD_BYTES
+        if self.archive.is_local:
+            return
+        room = AHEAD_BYTES - sum(reader.bytes_ahead for reader in self.readers.values())
         for index, (begin, end) in enumerate(self.batch.spans):
-            if end > low and begin < high and room > 0:
-                room -= self._reader(index).fetch_ahead(_io_threads())
+            if end > low and begin < high and self.batch.files[index].size <= room:
+                reader = self._reader(index)
+                room += reader.bytes_ahead
+                reader.fetch_ahead(_io_threads())
+                room -= reader.bytes_ahead
 
     def _reader(self, index: int) -> FileReader:
         reader = self.readers.get(index)
@@ -400,17 +405,25 @@ def detect_batch(new_detector: Callable[[], BatchDetector]) -> Iterator[tuple[Sh
     Shards become durable while the next ones are detected, SHARDS_UNPUBLISHED of them at most.
     """
     detector = new_detector()
+    shards = detector.batch.shards
     begun: deque[tuple[ShardTask, Future[dict[str, Any]]]] = deque()
-    for shard in detector.batch.shards:
-        try:
-            begun.append((shard, detector.begin(shard)))
-        except Exception as error:
-            yield shard, _detect_again(new_detector, shard, error)
-            detector = new_detector()
-        while len(begun) > SHARDS_UNPUBLISHED:
+    try:
+        for shard in shards:
+            while len(begun) >= SHARDS_UNPUBLISHED:
+                yield _published(new_detector, *begun.popleft())
+            problem = ""
+            try:
+                begun.append((shard, detector.begin(shard)))
+            except Exception as error:
+                problem = _sentence(error)
+            if problem:
+                # What failed holds a day's samples, and so does its traceback, which is gone by now.
+                detector = new_detector()
+                yield shard, _detect_again(new_detector, shard, problem)
+        while begun:
             yield _published(new_detector, *begun.popleft())
-    for shard, future in begun:
-        yield _published(new_detector, shard, future)
+    finally:
+        wait([future for _, future in begun])
 
 
 def _published(
@@ -419,18 +432,24 @@ def _published(
     try:
         return shard, future.result()
     except Exception as error:
-        return shard, _detect_again(new_detector, shard, error)
+        problem = _sentence(error)
+    del future
+    return shard, _detect_again(new_detector, shard, problem)
 
 
-def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, error: Exception) -> dict[str, Any]:
+def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, problem: str) -> dict[str, Any]:
     """Try a shard that failed again, from its files; return its marker's content, or what went wrong."""
     for attempt in range(1, ATTEMPTS):
         time.sleep(attempt)
         try:
             return new_detector().run(shard)
-        except Exception as found:
-            error = found
-    return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        except Exception as error:
+            problem = _sentence(error)
+    return {"error": problem}
+
+
+def _sentence(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def find_coverage(group: Group, start_ns: int, end_ns: int, lta_seconds: float) -> dict[int, dict[str, Any]]:

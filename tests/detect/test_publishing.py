@@ -1,6 +1,9 @@
 """Shards become durable while others are detected: none is lost, and no marker comes before its rows."""
 
+import gc
+import gzip
 import threading
+import weakref
 from functools import partial
 
 import pytest
@@ -24,6 +27,12 @@ FLAGS = {
     "window": {"rate_hz": 20, "lead_seconds": 3, "length_seconds": 12},
     "shards": {"interval": "day"},
 }
+
+
+@pytest.fixture(autouse=True)
+def _own_filesystem():
+    yield
+    storage._s3.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -70,22 +79,26 @@ def test_a_marker_is_written_when_its_rows_are_in_place_and_while_others_are_det
     assert threads == {False}
 
 
-@pytest.mark.parametrize("method", ["write", "atomic_file"])
-def test_a_shard_that_cannot_be_published_is_tried_again(week, tmp_path, monkeypatch, method):
+@pytest.mark.parametrize("step", ["rows begin", "rows end", "marker"])
+def test_a_shard_that_cannot_be_published_is_tried_again(week, tmp_path, monkeypatch, step):
     run(week, tmp_path / "undisturbed")
-    whole, calls = getattr(Store, method), []
+    if step == "rows end":
+        owner, name, number = storage, "_flush", 4
+    else:
+        owner, name, number = Store, {"rows begin": "atomic_file", "marker": "write"}[step], 3
+    whole, calls = getattr(owner, name), []
 
-    def fails_once(self, path, *rest):
-        if "2021-03-03" in path:
-            calls.append(path)
-            if len(calls) == 1:
-                raise OSError("the disk is full")
-        return whole(self, path, *rest)
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == number:
+            raise OSError("the disk is full")
+        return whole(*args)
 
-    monkeypatch.setattr(Store, method, fails_once)
+    monkeypatch.setattr(owner, name, fails_once)
     assert not any("error" in content for content in run(week, tmp_path / "disturbed"))
-    assert len(calls) >= 2
+    assert len(calls) > number
     assert contents(tmp_path / "disturbed") == contents(tmp_path / "undisturbed")
+    assert not list((tmp_path / "disturbed").rglob(".partial-*"))
 
 
 def test_a_shard_that_fails_twice_is_named_and_has_no_marker_and_the_others_have(week, tmp_path, monkeypatch):
@@ -103,11 +116,40 @@ def test_a_shard_that_fails_twice_is_named_and_has_no_marker_and_the_others_have
     assert days == {f"2021-03-0{day}" for day in range(1, NUM_DAYS + 1)} - {"2021-03-03"}
 
 
-def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp_path, moto_s3, monkeypatch):
+@pytest.mark.parametrize("failing", ["find_onsets", "write_marker"])
+def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, failing):
+    detectors = []
+
+    def remember(self, *args):
+        whole(self, *args)
+        detectors.append(weakref.ref(self))
+
+    def fail(*_args, **_keys):
+        raise OSError("no")
+
+    whole = BatchDetector.__init__
+    monkeypatch.setattr(BatchDetector, "__init__", remember)
+    monkeypatch.setattr(stage_shard, failing, fail)
+    monkeypatch.setattr(stage_shard.time, "sleep", lambda _seconds: None)
+    gc.collect()
+    gc.disable()
+    try:
+        for new_detector in batches(week, tmp_path):
+            for _, content in detect_batch(new_detector):
+                assert content["error"] == "OSError: no"
+                assert sum(detector() is not None for detector in detectors) <= 2
+    finally:
+        gc.enable()
+    assert len(detectors) >= NUM_DAYS
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp_path, moto_s3, monkeypatch, packed):
     storage._s3.cache_clear()
     bucket = open_store(f"{moto_s3.url}/archive")
     for path in week.rglob("*.D.*"):
-        bucket.write(path.relative_to(week).as_posix(), path.read_bytes())
+        content = path.read_bytes()
+        bucket.write(path.relative_to(week).as_posix(), gzip.compress(content) if packed else content)
     events = []
     fetch, scan = Store.read_checked, stage_shard.find_onsets
 
@@ -133,4 +175,3 @@ def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp
     monkeypatch.undo()
     run(week, tmp_path / "disk")
     assert contents(tmp_path / "bucket") == contents(tmp_path / "disk")
-    storage._s3.cache_clear()
