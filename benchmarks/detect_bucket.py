@@ -24,6 +24,7 @@ from pathlib import Path
 
 import boto3
 from detect import machine, make_archive
+from detect_bounds import peak_bytes
 
 from pipelines import storage
 from pipelines.archive.manifest import build_manifest
@@ -121,6 +122,7 @@ def main() -> None:
     finally:
         server.kill()
     print(f"{machine(len(os.sched_getaffinity(0)))}; one worker, {options.station_days} station-days\n")
+    print(f"largest resident memory of the worker: {peak_bytes() / 2**30:.2f} GiB\n")
     print("| from and to | delay, ms | s a station-day | least | most |\n|---|---|---|---|---|")
     for (way, delay), values in found.items():
         # The first round compiles, and makes the store's threads.
