@@ -5,6 +5,7 @@
 is the same as `python -m jobs.detect ARCHIVE WORKSPACE ...`.
 """
 
+import atexit
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipelines import __version__
 from pipelines import config as configuration
@@ -33,6 +34,10 @@ JOBS = {
     "run": "detect, train, label and report",
     "submit": "send a job to a Ray cluster",
 }
+
+
+INTERRUPTED = 130
+"""Exit code after an interrupt, as a shell gives it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +91,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def run() -> NoReturn:
+    """Be the `firnline` command."""
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        print("firnline: interrupted", file=sys.stderr)
+        code = INTERRUPTED
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with a job's exit code.
+
+    A process that is interrupted while Ray starts has threads of Ray's in it that crash when the interpreter is taken
+    down (segmentation fault, one in ten): it runs its exit handlers, which end Ray, and goes.
+    """
+    if code != INTERRUPTED:
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def run_job(
     job: str,
     positional: Sequence[str],
@@ -117,10 +146,11 @@ def run_job(
     except StageFailed as error:
         print(f"firnline {job}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"firnline {job}: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    except Exception:
+    except (KeyboardInterrupt, Exception) as error:
+        # Where a class is being made, Python 3.11 turns the interrupt into the cause of an error.
+        if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
+            print(f"firnline {job}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            return INTERRUPTED
         traceback.print_exc()
         return 1
 
@@ -216,4 +246,4 @@ def print_config(config: configuration.Config, stage: str) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("PYTHONUNBUFFERED", "1")
-    sys.exit(main())
+    run()

@@ -3,10 +3,9 @@
 firnline compare runs/demo runs/demo-whitened
 """
 
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, run_job
+from jobs.command_line import Arguments, leave, run_job
 from pipelines.label.compare import compare_runs
 from pipelines.tracking import open_tracking
 
@@ -28,4 +27,4 @@ def compare(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -5,10 +5,9 @@ firnline detect s3://bucket/archive s3://bucket/workspace --config configs/neuma
 firnline detect runs/demo-archive runs/demo --detection.on 4 --detection.trigger_components ZNE
 """
 
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.detect.stage import detect_events, open_archive
 from pipelines.tracking import open_tracking
@@ -38,4 +37,4 @@ def detect(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -8,10 +8,9 @@ listens on this machine only; open the address that it prints. Ctrl-C ends it.
 """
 
 import contextlib
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, run_job
+from jobs.command_line import Arguments, leave, run_job
 from pipelines.config.label import LabelsSettings
 from pipelines.report.explore import ExplorerServer, is_loopback, open_explorer
 
@@ -40,4 +39,4 @@ def explore(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

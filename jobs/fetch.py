@@ -6,10 +6,9 @@ is a laptop-size run: two days of three stations. The same command goes on where
 come since. No Ray: a data centre is asked by one machine, with few connections.
 """
 
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.fdsn import fetch_recordings
 from pipelines.storage import open_store
 
@@ -33,4 +32,4 @@ def fetch(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

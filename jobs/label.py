@@ -3,10 +3,9 @@
 firnline label runs/demo --kmeans.k 4 --labels.path archive/truth
 """
 
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.label.stage import label_events
 from pipelines.tracking import open_tracking
 
@@ -26,4 +25,4 @@ def label(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,10 +7,9 @@ writes WORKSPACE/report/index.html (one file, opens offline) and WORKSPACE/catal
 """
 
 import contextlib
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.cluster import in_ray_job, ray_session
 from pipelines.report.stage import wants_ray, write_report
 from pipelines.tracking import open_tracking
@@ -33,4 +32,4 @@ def report(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

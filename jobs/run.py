@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events, open_archive
@@ -118,4 +118,4 @@ def _command(name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

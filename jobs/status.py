@@ -6,13 +6,12 @@
 `--plot` writes WORKSPACE/report/coverage.png as well. The ledger alone is read, so it works while a detection runs.
 """
 
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from jobs.command_line import Arguments, run_job
+from jobs.command_line import Arguments, leave, run_job
 from pipelines.detect.stage_status import DetectionStatus, read_status
 from pipelines.report.activity import BinnedCounts, coverage_plot
 
@@ -93,4 +92,4 @@ def _duration(seconds: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

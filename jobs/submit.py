@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.command_line import JOBS, read_config_file, run_job
+from jobs.command_line import JOBS, leave, read_config_file, run_job
 from pipelines.cluster import use_token_if_available
 from pipelines.config import describe_keys, flatten
 from pipelines.errors import InputError, StageFailed
@@ -288,4 +288,4 @@ class FollowedLog:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -6,11 +6,10 @@ is a laptop-size run: 2 station-days of 3 components at 100 Hz, some seconds eac
 was interrupted.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.storage import open_store
 from pipelines.synthesize.stage import TRUTH, check_archive, synthesize_archive
@@ -38,4 +37,4 @@ def synthesize(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -7,10 +7,9 @@ A training that was interrupted goes on after its last finished epoch when the s
 """
 
 import contextlib
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.errors import InputError
 from pipelines.tracking import open_tracking
@@ -39,4 +38,4 @@ def train(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

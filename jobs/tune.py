@@ -6,10 +6,9 @@
 Then `firnline train WORKSPACE --train.augment_from tune`.
 """
 
-import sys
 from collections.abc import Sequence
 
-from jobs.command_line import Arguments, print_config, run_job
+from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.cluster import ray_session
 from pipelines.tracking import open_tracking
 from pipelines.tune.stage import tune_augmentations
@@ -31,4 +30,4 @@ def tune(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
