@@ -1,14 +1,14 @@
-"""An optimiser and a choice of positives that the recipe does without, on the windows of benchmarks/recipe.py.
+"""A loss, an optimiser and a choice of positives that the recipe does without, on the windows of benchmarks/recipe.py.
 
     python benchmarks/alternatives.py --folder runs/recipe --only lars --seeds 3
 
+decoupled The decoupled contrastive loss (Yeh et al., 2022): the positive is left out of the denominator.
 lars      LARS (You et al., 2017) as in Chen et al. (2020): momentum 0.9, trust 0.001, weight decay 1e-6, learning rate
           0.075 sqrt(batch), norms and biases left out; in place of AdamW.
 stations  A window's positive is, for every other window that has one, the window of another station whose trigger
           belongs to the same event (within 60 s), augmented; else a second view of the window itself.
 
-Everything else is `firnline train` with its defaults, then `firnline label` as in recipe.py. The decoupled loss is a
-key (`--train.decoupled true`) and is measured by recipe.py.
+Everything else is `firnline train` with its defaults, then `firnline label` as in recipe.py.
 """
 
 import argparse
@@ -32,8 +32,21 @@ from pipelines.event_sample import choose_events
 from pipelines.storage import open_store
 from pipelines.train import loop
 
+ALTERNATIVES = ("decoupled", "lars", "stations")
 EVENT_SECONDS = 60.0
 """The farthest apart that two stations' triggers of one event lie."""
+
+
+def decoupled_loss(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
+    """Return the decoupled contrastive loss of two views, in one process."""
+    views = torch.nn.functional.normalize(torch.cat([first_BD, second_BD]).float(), dim=1)
+    rows = torch.arange(len(views))
+    others = (rows + len(first_BD)) % len(views)
+    similarity = views @ views.T / temperature
+    positive = similarity[rows, others]
+    outside = similarity.new_tensor(-torch.inf)
+    negatives = similarity.index_put((rows, rows), outside).index_put((rows, others), outside)
+    return (torch.logsumexp(negatives, dim=1) - positive).mean()
 
 
 class Lars(torch.optim.Optimizer):
@@ -108,7 +121,9 @@ def partners_of(workspace: Path, seed: int) -> list[list[int]]:
 def train(name: str, workspace: Path, seed: int) -> int:
     """Run `firnline train` in this process with the one thing changed."""
     flags = ["--train.seed", str(seed), "--train.num_threads", "1"]
-    if name == "lars":
+    if name == "decoupled":
+        step.nt_xent = decoupled_loss
+    elif name == "lars":
         torch.optim.AdamW = Lars  # type: ignore[misc, assignment]
         flags = ["--train.learning_rate", "1.2", "--train.weight_decay", "1e-6", *flags]
     else:
@@ -129,7 +144,7 @@ def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/recipe"))
-    parser.add_argument("--only", nargs="*", choices=("lars", "stations"), default=["lars", "stations"])
+    parser.add_argument("--only", nargs="*", choices=ALTERNATIVES, default=ALTERNATIVES)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--train", nargs=3, metavar=("NAME", "WORKSPACE", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()

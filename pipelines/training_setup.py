@@ -100,7 +100,6 @@ def train_plan(config: Config) -> TrainPlan:
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
         seed=settings.seed,
-        decoupled=settings.decoupled,
         bf16=settings.bf16,
     )
 

@@ -40,8 +40,6 @@ class TrainSettings(Section):
     """AdamW's weight decay."""
     warmup_epochs: float = Field(4.0, ge=0)
     """Epochs over which the learning rate rises from zero."""
-    decoupled: bool = False
-    """Leave the positive out of the loss's denominator (decoupled contrastive loss)."""
     bf16: bool = False
     """Run the network in bfloat16 autocast."""
     seed: int = Field(0, ge=0, lt=2**32)

@@ -44,7 +44,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     return gathered
 
 
-def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, decoupled: bool = False) -> Tensor:
+def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
     """Return this rank's mean NT-Xent over its two views of B windows, negatives from all ranks.
 
     The mean over ranks is the loss of one process on the joined batch, and so is the mean of the gradients, which is
@@ -54,7 +54,6 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, decouple
         first_BD: projections of the first views, any length; the same B on every rank.
         second_BD: projections of the second views, row by row of the same windows.
         temperature: divides the cosine similarities.
-        decoupled: leave the positive out of the denominator (Yeh et al., 2022, decoupled contrastive learning).
 
     Returns:
         A scalar of at least float32.
@@ -74,10 +73,7 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float, *, decouple
     own = rows + 2 * count * rank
     assert similarity.shape == (2 * count, 2 * count * world)
     similarity = similarity.index_put((rows, own), similarity.new_tensor(-math.inf))
-    positive_columns = own ^ 1
-    positive = similarity[rows, positive_columns]
-    if decoupled:
-        similarity = similarity.index_put((rows, positive_columns), similarity.new_tensor(-math.inf))
+    positive = similarity[rows, own ^ 1]
     return (torch.logsumexp(similarity, dim=1) - positive).mean()
 
 

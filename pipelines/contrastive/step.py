@@ -50,8 +50,6 @@ class TrainPlan:
     """Width of the projection head's hidden layer."""
     projection_dim: int = 64
     """Length of a projection."""
-    decoupled: bool = False
-    """Use the decoupled loss."""
     bf16: bool = False
     """Run the network in bfloat16 autocast; the loss stays in float32."""
 
@@ -215,7 +213,7 @@ def train_step(
     """Do one optimiser step on two views of this rank's windows and return the loss of this rank."""
     with torch.autocast(first.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
         first_projection, second_projection = model(first, second)
-    loss = nt_xent(first_projection, second_projection, plan.temperature, decoupled=plan.decoupled)
+    loss = nt_xent(first_projection, second_projection, plan.temperature)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimizer.step()
