@@ -1,4 +1,4 @@
-"""The two ways a job ends badly; `jobs.command_line` turns them into exit codes."""
+"""The two ways a job ends badly, which `jobs.command_line` turns into exit codes, and how an error is told of later."""
 
 
 class InputError(Exception):
@@ -10,3 +10,8 @@ class InputError(Exception):
 
 class StageFailed(Exception):
     """A shard or step failed after its retries; the text names it. Exit code 1."""
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's type and text on one line, for a ledger or a result that is told of later."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -38,7 +38,7 @@ from pipelines.detect.stage_shard import (
     destination,
     detect_batch,
 )
-from pipelines.errors import InputError, StageFailed
+from pipelines.errors import InputError, StageFailed, describe
 from pipelines.event_sample import events_fingerprint
 from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, remove_stale
 from pipelines.memory import keep_freed_memory
@@ -429,7 +429,7 @@ class _Chooser:
                 ]
                 break
             except Exception as error:
-                reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                reason = describe(error)
                 first = task.shards[0][0]
                 rows = [{"shard": f"{first.partition}/{first.shard}", "events": 0, "error": reason}]
                 time.sleep(attempt)

@@ -32,6 +32,7 @@ from pipelines.detect.anchored import (
     split_days,
 )
 from pipelines.detect.response import Responses
+from pipelines.errors import describe
 from pipelines.ledger import MarkerName, write_marker
 from pipelines.storage import Store, StoredObject
 
@@ -415,7 +416,7 @@ def detect_batch(new_detector: Callable[[], BatchDetector]) -> Iterator[tuple[Sh
             try:
                 begun.append((shard, detector.begin(shard)))
             except Exception as error:
-                problem = _sentence(error)
+                problem = describe(error)
             if problem:
                 # What failed holds a day's samples, and so does its traceback, which is gone by now.
                 detector = new_detector()
@@ -432,7 +433,7 @@ def _published(
     try:
         return shard, future.result()
     except Exception as error:
-        problem = _sentence(error)
+        problem = describe(error)
     del future
     return shard, _detect_again(new_detector, shard, problem)
 
@@ -444,12 +445,8 @@ def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, p
         try:
             return new_detector().run(shard)
         except Exception as error:
-            problem = _sentence(error)
+            problem = describe(error)
     return {"error": problem}
-
-
-def _sentence(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def find_coverage(group: Group, start_ns: int, end_ns: int, lta_seconds: float) -> dict[int, dict[str, Any]]:

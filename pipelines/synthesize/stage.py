@@ -23,7 +23,7 @@ from pymseed import MS3TraceList
 
 from pipelines.config import flatten
 from pipelines.config.synthesize import SynthesizeSettings
-from pipelines.errors import InputError, StageFailed
+from pipelines.errors import InputError, StageFailed, describe
 from pipelines.progress import progress_bar
 from pipelines.storage import Store
 from pipelines.synthesize.flaws import DayFlaws, Stretch, day_flaws
@@ -201,7 +201,7 @@ def write_station_day(row: dict[str, Any], store: Store, settings: SynthesizeSet
         station = next(station for station in stations(settings) if station.code == row["station"])
         return {**row, "bytes": _write_station_day(store, settings, station, row["day"]), "error": ""}
     except (OSError, ValueError, RuntimeError) as error:
-        return {**row, "bytes": 0, "error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        return {**row, "bytes": 0, "error": describe(error)}
 
 
 def _write_station_day(store: Store, settings: SynthesizeSettings, station: Station, day: int) -> int:
