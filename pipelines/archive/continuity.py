@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.archive.records import Run, index_at, sample_time, sample_times
+from pipelines.archive.records import Run, index_at, indexes_at, sample_time, sample_times
 
 Array = np.ndarray[Any, Any]
 
@@ -78,6 +78,14 @@ class Segment:
         last = firsts[piece + 1] if piece + 1 < len(firsts) else self.num_samples
         within = index_at(starts_ns[piece], self.rate_hz, time_ns)
         return min(max(firsts[piece] + within, firsts[piece]), last)
+
+    def indexes_from(self, times_ns: Array) -> Array:
+        """Return `index_from` of many, (n,) int64."""
+        pieces = np.maximum(np.searchsorted(self.piece_start_ns, times_ns, "right") - 1, 0)
+        firsts, lasts = self.piece_first[pieces], np.append(self.piece_first[1:], self.num_samples)[pieces]
+        within = indexes_at(self.piece_start_ns[pieces], self.rate_hz, times_ns)
+        indexes: Array = np.clip(firsts + within, firsts, lasts)
+        return indexes
 
     @cached_property
     def _firsts(self) -> list[int]:

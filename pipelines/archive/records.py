@@ -352,3 +352,13 @@ def index_at(start_ns: int, rate_hz: float, time_ns: int) -> int:
     while sample_time(start_ns, index, rate_hz) < time_ns:
         index += 1
     return index
+
+
+def indexes_at(starts_ns: Array, rate_hz: float, times_ns: Array) -> Array:
+    """Return `index_at` of many: int64."""
+    indexes = np.ceil((times_ns - starts_ns) * (rate_hz / 1e9)).astype(np.int64)
+    while (late := sample_times(starts_ns, indexes - 1, rate_hz) >= times_ns).any():
+        indexes -= late
+    while (early := sample_times(starts_ns, indexes, rate_hz) < times_ns).any():
+        indexes += early
+    return indexes

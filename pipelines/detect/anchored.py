@@ -8,7 +8,6 @@ anchor's own warm-up. An event's end and peak are followed for at most five time
 events depend on the archive from the warm-up to the end of its last event, and on nothing else.
 """
 
-from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -18,7 +17,7 @@ import numpy as np
 
 from pipelines.archive.continuity import Segment
 from pipelines.archive.layouts import DAY_NS
-from pipelines.archive.records import sample_time
+from pipelines.archive.records import sample_time, sample_times
 from pipelines.config.detection import DetectionSettings, WindowSettings
 from pipelines.detect.kernel import Triggers, design_bandpass, scan_all
 from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
@@ -225,7 +224,7 @@ def cut_windows(
 
     Args:
         segments: segments by component row.
-        onsets: events.
+        onsets: events, in order of onset.
         detection, window: settings.
         rate_hz: source sampling rate in Hz.
         factors: by component row, what samples are multiplied with (1 for counts, 1 / sensitivity for m/s).
@@ -233,14 +232,12 @@ def cut_windows(
     num_source = source_samples(window.num_samples, rate_hz, window.rate_hz)
     margin = resampling_margin(rate_hz, window.rate_hz)
     lead = round(window.lead_seconds * rate_hz)
-    starts = np.array([sample_time(onset.onset_ns, -lead, rate_hz) for onset in onsets], np.int64)
+    onset_ns = np.array([onset.onset_ns for onset in onsets], np.int64)
+    starts = sample_times(onset_ns, np.full(len(onsets), -lead), rate_hz)
     source = np.full((len(onsets), 3, num_source), np.nan)
-    firsts = [sample_time(start, -margin, rate_hz) for start in starts.tolist()]
-    spans = [(first, sample_time(first, num_source, rate_hz)) for first in firsts]
+    firsts = sample_times(starts, np.full(len(starts), -margin), rate_hz)
     for row, pieces in segments.items():
-        near = _Neighbourhood(pieces)
-        for index, (first, last) in enumerate(spans):
-            cut(source[index, row], near.touching(first, last), first, rate_hz)
+        cut(source[:, row], pieces, firsts, rate_hz)
         if factors.get(row, 1.0) != 1.0:
             source[:, row] *= factors[row]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32)
@@ -258,21 +255,6 @@ def cut_windows(
     )
     missing = np.isnan(waveforms).mean(axis=(1, 2))
     return Windows(waveforms, starts, snr_db.astype(np.float32), peak.astype(np.float32), missing.astype(np.float32))
-
-
-class _Neighbourhood:
-    """Segments of one component that touch an interval, found by bisection."""
-
-    def __init__(self, pieces: Sequence[Segment]) -> None:
-        self.pieces = pieces
-        self.starts = [segment.start_ns for segment in pieces]
-        self.ends = [segment.end_ns for segment in pieces]
-
-    def touching(self, start_ns: int, end_ns: int) -> Sequence[Segment]:
-        slack = DAY_NS // 86400
-        first = bisect_right(self.ends, start_ns - slack)
-        last = bisect_left(self.starts, end_ns + slack)
-        return self.pieces[first:last]
 
 
 def component_row(channel: str) -> int | None:

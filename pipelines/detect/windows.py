@@ -1,6 +1,7 @@
 """Cut windows of one common rate around onsets, whatever the components' sampling and gaps."""
 
 import functools
+from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 from math import ceil
@@ -10,7 +11,7 @@ import numpy as np
 from scipy.signal import butter, resample_poly, sosfilt
 
 from pipelines.archive.continuity import Segment
-from pipelines.archive.records import sample_time
+from pipelines.archive.records import sample_times
 
 Array = np.ndarray[Any, Any]
 
@@ -32,23 +33,36 @@ def resampling_margin(source_hz: float, rate_hz: float) -> int:
     return ceil(reach / ratio.denominator) * ratio.denominator
 
 
-def cut(out: Array, segments: Sequence[Segment], start_ns: int, source_hz: float) -> None:
-    """Fill float64 (samples,) at the source rate from the sample nearest to a time on, where there is any."""
+def cut(out: Array, segments: Sequence[Segment], starts_ns: Array, source_hz: float) -> None:
+    """Fill windows at the source rate from the sample nearest to a time on, where there is any.
+
+    Args:
+        out: float64 (windows, samples).
+        segments: of one component, in order of time.
+        starts_ns: (windows,) int64, times of the first samples, in order.
+        source_hz: sampling rate in Hz.
+    """
     interval_ns = 1e9 / source_hz
-    num_samples = len(out)
-    end_ns = sample_time(start_ns, num_samples, source_hz)
-    for segment in segments:
-        if segment.end_ns <= start_ns - interval_ns or segment.start_ns >= end_ns + interval_ns:
+    num_samples = out.shape[1]
+    slack_ns = ceil(interval_ns)
+    ends_ns = sample_times(starts_ns, np.full(len(starts_ns), num_samples), source_hz)
+    # Window i touches the segments from low[i] to before high[i].
+    low = np.searchsorted([segment.end_ns for segment in segments], starts_ns - slack_ns, "right").tolist()
+    high = np.searchsorted([segment.start_ns for segment in segments], ends_ns + slack_ns, "left").tolist()
+    for number in range(min(low, default=0), max(high, default=0)):
+        segment = segments[number]
+        begin, end = bisect_right(high, number), bisect_right(low, number)
+        if begin >= end:
             continue
-        if segment.start_ns >= start_ns:
-            place, first = round((segment.start_ns - start_ns) / interval_ns), 0
-        else:
-            place, first = 0, segment.index_from(round(start_ns - interval_ns / 2))
-        count = min(num_samples - place, segment.num_samples - first)
-        if count > 0:
-            for part in segment.parts(first, first + count):
-                out[place : place + len(part)] = part
-                place += len(part)
+        starts = starts_ns[begin:end]
+        places = np.maximum(np.rint((segment.start_ns - starts) / interval_ns).astype(np.int64), 0).tolist()
+        firsts = segment.indexes_from(np.rint(starts - interval_ns / 2).astype(np.int64)).tolist()
+        for window, place, first in zip(out[begin:end], places, firsts, strict=True):
+            count = min(num_samples - place, segment.num_samples - first)
+            if count > 0:
+                for part in segment.parts(first, first + count):
+                    window[place : place + len(part)] = part
+                    place += len(part)
 
 
 def resample(values: Array, source_hz: float, rate_hz: float, num_samples: int) -> Array:

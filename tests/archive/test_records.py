@@ -131,7 +131,7 @@ def test_pieces_of_a_large_file_end_with_a_whole_record(hour):
 def test_times_of_many_samples_are_those_of_each():
     random = np.random.default_rng(4)
     for rate_hz in (1.0, 20.0, 33.333333, 62.5, 99.9999, 100.0, 199.9, 1000.0):
-        indexes = np.concatenate([[0, 1], random.integers(0, 10**9, 2000)])
+        indexes = np.concatenate([[0, 1], random.integers(-(10**4), 10**9, 2000)])
         starts = random.integers(0, 2 * 10**18, len(indexes))
         each = [
             sample_time(start, index, rate_hz) for start, index in zip(starts.tolist(), indexes.tolist(), strict=True)

@@ -58,19 +58,50 @@ def test_resampling_is_scipys_polyphase_filter():
 def test_a_window_over_a_gap_holds_both_sides_in_their_places():
     data = np.arange(1000)
     parts = segments(run(data[:400]), run(data[450:], 4_500_000_000)).segments
-    out = np.full(100, np.nan)
-    cut(out, parts, 3_900_000_000, 100.0)
-    np.testing.assert_array_equal(out[:10], data[390:400])
-    assert np.isnan(out[10:60]).all()
-    np.testing.assert_array_equal(out[60:], data[450:490])
+    out = np.full((3, 100), np.nan)
+    cut(out, parts, np.array([-10_000_000_000, 3_900_000_000, 9_500_000_000]), 100.0)
+    assert np.isnan(out[0]).all()
+    np.testing.assert_array_equal(out[1, :10], data[390:400])
+    assert np.isnan(out[1, 10:60]).all()
+    np.testing.assert_array_equal(out[1, 60:], data[450:490])
+    np.testing.assert_array_equal(out[2, :50], data[950:])
+    assert np.isnan(out[2, 50:]).all()
 
 
 @pytest.mark.parametrize("shift_ns", [-4_000_000, 0, 4_000_000])
 def test_a_component_between_the_samples_is_taken_at_the_nearest(shift_ns):
     parts = segments(run(np.arange(1000), shift_ns)).segments
-    out = np.full(50, np.nan)
-    cut(out, parts, 5_000_000_000, 100.0)
-    np.testing.assert_array_equal(out, np.arange(500, 550))
+    out = np.full((1, 50), np.nan)
+    cut(out, parts, np.array([5_000_000_000]), 100.0)
+    np.testing.assert_array_equal(out[0], np.arange(500, 550))
+
+
+def test_windows_of_a_component_with_gaps_and_jitter_hold_the_sample_nearest_to_each_time():
+    rng = np.random.default_rng(4)
+    parts, begin = [], 0
+    for _ in range(40):
+        count = int(rng.integers(5, 300))
+        parts.append(run(rng.integers(1, 1000, count), begin))
+        # Some go on with jitter, some after a gap.
+        begin += count * 10_000_000 + int(rng.integers(-4_000_000, 4_000_000)) * int(rng.integers(0, 2))
+        begin += int(rng.integers(0, 2)) * int(rng.integers(20_000_000, 2_000_000_000))
+    found = segments(*parts).segments
+    assert 5 < len(found) < 40
+    times = np.concatenate([[part.time_at(index) for index in range(part.num_samples)] for part in found])
+    values = np.concatenate([part.samples(0, part.num_samples) for part in found])
+    starts = np.sort(rng.integers(-2_000_000_000, int(times[-1]) + 2_000_000_000, 200))
+    out = np.full((200, 64), np.nan)
+    cut(out, found, starts, 100.0)
+    for window, start in zip(out, starts.tolist(), strict=True):
+        # Jitter moves a sample by less than half an interval from the place that the samples before it give it.
+        for place in np.flatnonzero(np.isfinite(window)):
+            near = np.abs(times - (start + place * 10_000_000)) <= 10_000_000
+            assert window[place] in values[near]
+        inside = (times >= start + 10_000_000) & (times < start + 62 * 10_000_000)
+        assert np.isfinite(window).sum() >= inside.sum() - 1
+    for part in found:
+        each = [part.index_from(time) for time in starts.tolist()]
+        assert part.indexes_from(starts).tolist() == each
 
 
 def test_the_signal_to_noise_ratio_of_a_known_sine():
