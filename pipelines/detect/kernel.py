@@ -6,6 +6,7 @@ direct form II, as `scipy.signal.sosfilt`), `recursive_sta_lta` and `classic_sta
 value is subtracted from all: that is the band-pass's steady state for it, so a run's offset causes no transient.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Triggers(NamedTuple):
     open: bool
 
 
+@functools.lru_cache(maxsize=64)
 def design_bandpass(low_hz: float, high_hz: float, corners: int, rate_hz: float) -> Array:
     """Return the (sections, 6) second-order sections of ObsPy's band-pass, padded with identity to a multiple of four.
 
