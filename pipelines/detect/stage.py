@@ -4,7 +4,7 @@ import json
 import pickle
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -52,6 +52,8 @@ ALGORITHM_VERSION = 2
 
 TASK_MEMORY_BYTES = 3 * 2**29
 LEAST_DAYS_A_TASK, MOST_DAYS_A_TASK = 15, 64
+MORE_DAYS_A_TASK = 1.25
+"""A task takes this many times its days where that makes it end with a group."""
 TASKS_AHEAD = 1.5
 """A task is the days that are left, divided by this many times the workers."""
 TASKS_A_ROUND = 10_000
@@ -286,33 +288,56 @@ def tasks_of(plan: Plan, num_workers: int) -> Iterator[tuple[BatchTask, ...]]:
     """Yield the pending shards as tasks of batches: successive shards of one group, whose files are read once.
 
     A task takes a part of the days that are left, so that all workers end at about the same time. It is not too small,
-    since between two tasks a worker waits: LEAST_DAYS_A_TASK, or a quarter of a worker's share where that is less. One
-    that has so much begins no group of which it could do only a little, since a batch reads the end of the day before
-    its first once more. The cut into tasks has no influence on any row.
+    since between two tasks a worker waits: LEAST_DAYS_A_TASK, or a quarter of a worker's share where that is less. Two
+    tasks that share a group both read the files at the cut between them, so a task takes some more or less where that
+    makes it end with a group. The cut into tasks has no influence on any row.
     """
-    left = sum(_days(shard) for shard in plan.pending)
+    left = sum(map(_days, plan.pending))
     enough = min(LEAST_DAYS_A_TASK, left / (4 * num_workers))
     least = max(1.0, enough)
-    room = taken = 0.0
     task: list[BatchTask] = []
-    batch: list[Shard] = []
-    for shard in plan.pending:
-        full = room < _days(shard)
-        continues = bool(batch) and _continues(batch[-1], shard)
-        if batch and (full or not continues):
-            task.append(_batch(batch, plan))
-            batch = []
-        if task and not batch and (full or (room < least and taken > 0.999 * enough)):
-            yield tuple(task)
-            task = []
-        if not task and not batch:
-            room, taken = max(least, min(MOST_DAYS_A_TASK, left / (TASKS_AHEAD * num_workers))), 0.0
-        batch.append(shard)
-        room -= _days(shard)
-        taken += _days(shard)
-        left -= _days(shard)
-    if batch:
-        yield (*task, _batch(batch, plan))
+    room = taken = 0.0
+    for stretch in _stretches(plan.pending):
+        days = sum(map(_days, stretch))
+        while stretch:
+            if not task:
+                room, taken = max(least, min(MOST_DAYS_A_TASK, left / (TASKS_AHEAD * num_workers))), 0.0
+            whole = taken + days <= max(room, min(MORE_DAYS_A_TASK * room, MOST_DAYS_A_TASK))
+            if task and not whole and taken > 0.999 * max(enough, room / 2):
+                yield tuple(task)
+                task = []
+                continue
+            count = len(stretch) if whole else max(1, _count(stretch, room - taken))
+            part, stretch = stretch[:count], stretch[count:]
+            task.append(_batch(part, plan))
+            part_days = sum(map(_days, part))
+            taken, days, left = taken + part_days, days - part_days, left - part_days
+            if taken > 0.999 * room:
+                yield tuple(task)
+                task = []
+    if task:
+        yield tuple(task)
+
+
+def _stretches(shards: Sequence[Shard]) -> Iterator[list[Shard]]:
+    """Yield successive shards of one group that follow each other without a break."""
+    stretch: list[Shard] = []
+    for shard in shards:
+        if stretch and not _continues(stretch[-1], shard):
+            yield stretch
+            stretch = []
+        stretch.append(shard)
+    if stretch:
+        yield stretch
+
+
+def _count(shards: Sequence[Shard], days: float) -> int:
+    """Return how many of the first shards make up at most so many days."""
+    for index, shard in enumerate(shards):
+        days -= _days(shard)
+        if days < -1e-6:
+            return index
+    return len(shards)
 
 
 def _days(shard: Shard) -> float:
