@@ -407,7 +407,9 @@ def _results(
             memory=TASK_MEMORY_BYTES,
             compute=ray.data.TaskPoolStrategy(size=num_workers),
         )
-        yield from results.iter_rows()
+        # What a task gave is passed on at once; iter_rows would wait for the next task's.
+        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from batch.to_pylist()
 
 
 def _choose(

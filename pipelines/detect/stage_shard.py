@@ -42,7 +42,7 @@ ONSETS_AT_A_TIME = 128
 IO_THREADS = 8
 """Threads of a worker that wait for the store: files of the next day come and finished shards go meanwhile."""
 AHEAD_BYTES = 64 * 2**20
-"""Most bytes of files that a worker holds, or waits for, before they are needed."""
+"""Most bytes of files that a worker holds, or waits for, before they are read."""
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -83,7 +83,6 @@ class Group:
         rate_hz: sampling rate in Hz.
         channels: channel code by component row.
         segments: segments by component row.
-        found: the anchored pass.
         notes: what was done to get the segments, by channel.
     """
 
@@ -91,23 +90,38 @@ class Group:
     rate_hz: float
     channels: dict[int, str]
     segments: dict[int, list[Segment]]
-    found: Pass = field(default_factory=Pass)
     notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass
 class Day:
-    """All channel groups of a station's files on one day, and what could not be used."""
+    """All channel groups of a station's files on one day, and what could not be used.
 
-    groups: list[Group]
-    quarantined: dict[str, list[str]]
-    skipped: list[str]
+    Attributes:
+        anchor_ns: 00:00 UTC of the day.
+        groups: channel groups.
+        passes: of each group, the anchored pass, which goes on in another thread.
+        quarantined: by file, what could not be read in it and why.
+        skipped: groups and channels that nothing can be detected in, and why.
+    """
+
+    anchor_ns: int
+    groups: list[Group] = field(default_factory=list)
+    passes: list[Future[Pass]] = field(default_factory=list)
+    quarantined: dict[str, list[str]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
 
 
 @functools.cache
 def _io_threads() -> ThreadPoolExecutor:
     """Return the threads of this process that wait for stores."""
     return ThreadPoolExecutor(IO_THREADS, thread_name_prefix="firnline-store")
+
+
+@functools.cache
+def _scan_thread() -> ThreadPoolExecutor:
+    """Return the thread of this process that scans a day while the next one is decoded."""
+    return ThreadPoolExecutor(1, thread_name_prefix="firnline-scan")
 
 
 def _publish(
@@ -132,7 +146,11 @@ def destination(detection: DetectionSettings) -> tuple[str, str]:
 
 
 class BatchDetector:
-    """Runs a batch's shards one after the other; files and days that successive shards share are read once."""
+    """Runs a batch's shards one after the other; files and days that successive shards share are read once.
+
+    While a day is scanned in another thread, the next one is decoded in this one, whose arrays the C library can use
+    again (see `pipelines.memory`).
+    """
 
     def __init__(
         self, archive: Store, workspace: Store, config: Config, batch: BatchTask, responses: Responses
@@ -140,13 +158,19 @@ class BatchDetector:
         self.archive, self.workspace, self.config, self.batch = archive, workspace, config, batch
         self.responses = responses
         self.readers: dict[int, FileReader] = {}
-        self.day_start: int | None = None
         self.day: Day | None = None
+        self.next_day: Day | None = None
         before, after = context_seconds(config.detection, config.window)
         self.before_ns, self.after_ns = round(before * 1e9), round(after * 1e9)
         first, last = selection(config.archive)
         self.first_ns = first if first is not None else -(2**62)
         self.last_ns = last if last is not None else 2**62
+        self.owned: dict[int, tuple[int, int]] = {}
+        """By 00:00 UTC of each day, the (start, end) of all that the batch owns of it."""
+        for shard in batch.shards:
+            for anchor, start, end in split_days(shard.start_ns, shard.end_ns):
+                earliest, latest = self.owned.get(anchor, (start, end))
+                self.owned[anchor] = min(start, earliest), max(end, latest)
 
     def run(self, shard: ShardTask) -> dict[str, Any]:
         """Detect one shard: write its rows, then its marker; return the marker's content."""
@@ -194,8 +218,8 @@ class BatchDetector:
             self._record(day, anchor_ns, start_ns, end_ns, report)
             owned = [
                 (onset, _event_id(group, onset), group)
-                for group in day.groups
-                for onset in group.found.onsets
+                for group, found in zip(day.groups, day.passes, strict=True)
+                for onset in found.result().onsets
                 if start_ns <= onset.onset_ns < end_ns
             ]
             owned.sort(key=lambda item: item[:2])
@@ -217,26 +241,26 @@ class BatchDetector:
 
     def _day(self, anchor_ns: int) -> Day:
         """Return the pass of a day over all that this batch owns of it."""
-        if self.day is not None and self.day_start == anchor_ns:
+        if self.day is not None and self.day.anchor_ns == anchor_ns:
             return self.day
-        self.day = None
-        owned = [
-            (start, end)
-            for shard in self.batch.shards
-            for anchor, start, end in split_days(shard.start_ns, shard.end_ns)
-            if anchor == anchor_ns
-        ]
-        start_ns, end_ns = min(start for start, _ in owned), max(end for _, end in owned)
-        self.day = self._detect_day(anchor_ns, start_ns, end_ns)
-        self.day_start = anchor_ns
+        self.day, ahead, self.next_day = None, self.next_day, None
+        self.day = ahead if ahead is not None and ahead.anchor_ns == anchor_ns else self._begin_day(anchor_ns)
+        if anchor_ns + DAY_NS in self.owned:
+            try:
+                self.next_day = self._begin_day(anchor_ns + DAY_NS)
+            except Exception:
+                # Not this day's failure: the next one is read again, from its files, when its turn comes.
+                self.readers.clear()
         return self.day
 
-    def _detect_day(self, anchor_ns: int, start_ns: int, end_ns: int) -> Day:
+    def _begin_day(self, anchor_ns: int) -> Day:
+        """Read and assemble a day, and begin to scan it."""
+        start_ns, end_ns = self.owned[anchor_ns]
         low = max(anchor_ns - self.before_ns, self.first_ns)
         high = min(end_ns + self.after_ns, self.last_ns)
         next_high = min(high + DAY_NS, self.batch.shards[-1].end_ns + self.after_ns, self.last_ns)
         self._fetch_ahead(low, next_high)
-        runs, day = self._read(low, high)
+        runs, day = self._read(anchor_ns, low, high)
         by_group: dict[tuple[tuple[str, str, str, str], float], dict[str, list[Run]]] = {}
         for run in runs:
             codes = (run.channel.network, run.channel.station, run.channel.location, run.channel.channel[:2])
@@ -246,10 +270,11 @@ class BatchDetector:
             group = self._assemble(codes, rate_hz, channels, day)
             if group is None:
                 continue
-            group.found = find_onsets(
-                group.segments, self.config.detection, rate_hz, anchor_ns=anchor_ns, start_ns=start_ns, end_ns=end_ns
-            )
+            owned = {"anchor_ns": anchor_ns, "start_ns": start_ns, "end_ns": end_ns}
             day.groups.append(group)
+            day.passes.append(
+                _scan_thread().submit(find_onsets, group.segments, self.config.detection, rate_hz, **owned)
+            )
         return day
 
     def _fetch_ahead(self, low: int, high: int) -> None:
@@ -270,8 +295,8 @@ class BatchDetector:
             reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
         return reader
 
-    def _read(self, low: int, high: int) -> tuple[list[Run], Day]:
-        day = Day([], {}, [])
+    def _read(self, anchor_ns: int, low: int, high: int) -> tuple[list[Run], Day]:
+        day = Day(anchor_ns)
         runs: list[Run] = []
         for index, (begin, end) in enumerate(self.batch.spans):
             if end <= low or begin >= high:
@@ -416,9 +441,8 @@ def detect_batch(new_detector: Callable[[], BatchDetector]) -> Iterator[tuple[Sh
             try:
                 begun.append((shard, detector.begin(shard)))
             except Exception as error:
-                problem = describe(error)
+                problem = _describe(error)
             if problem:
-                # What failed holds a day's samples, and so does its traceback, which is gone by now.
                 detector = new_detector()
                 yield shard, _detect_again(new_detector, shard, problem)
         while begun:
@@ -433,7 +457,7 @@ def _published(
     try:
         return shard, future.result()
     except Exception as error:
-        problem = describe(error)
+        problem = _describe(error)
     del future
     return shard, _detect_again(new_detector, shard, problem)
 
@@ -445,8 +469,13 @@ def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, p
         try:
             return new_detector().run(shard)
         except Exception as error:
-            problem = describe(error)
+            problem = _describe(error)
     return {"error": problem}
+
+
+def _describe(error: Exception) -> str:
+    """Return an error on one line, and let go of its traceback, which holds a day's samples and may be held by them."""
+    return describe(error.with_traceback(None))
 
 
 def find_coverage(group: Group, start_ns: int, end_ns: int, lta_seconds: float) -> dict[int, dict[str, Any]]:

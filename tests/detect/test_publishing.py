@@ -175,3 +175,45 @@ def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp
     monkeypatch.undo()
     run(week, tmp_path / "disk")
     assert contents(tmp_path / "bucket") == contents(tmp_path / "disk")
+
+
+def test_the_next_day_is_decoded_while_one_is_scanned(week, tmp_path, monkeypatch):
+    read, scan = BatchDetector._read, stage_shard.find_onsets
+    days_read, waited = [], []
+    more = threading.Condition()
+
+    def remember(self, anchor_ns, *bounds):
+        result = read(self, anchor_ns, *bounds)
+        with more:
+            days_read.append(anchor_ns)
+            more.notify_all()
+        return result
+
+    def find_onsets(*args, anchor_ns, **keys):
+        with more:
+            if anchor_ns not in last_days:
+                waited.append(more.wait_for(lambda: days_read[-1] > anchor_ns, timeout=60))
+        return scan(*args, anchor_ns=anchor_ns, **keys)
+
+    monkeypatch.setattr(BatchDetector, "_read", remember)
+    monkeypatch.setattr(stage_shard, "find_onsets", find_onsets)
+    makers = batches(week, tmp_path)
+    last_days = {max(new_detector().owned) for new_detector in makers}
+    assert not any("error" in content for new_detector in makers for _, content in detect_batch(new_detector))
+    assert waited == [True] * (NUM_DAYS - len(makers))
+
+
+def test_a_day_that_could_not_be_read_ahead_is_read_again_and_costs_no_shard_an_attempt(week, tmp_path, monkeypatch):
+    run(week, tmp_path / "undisturbed")
+    read, calls = Store.read_checked, []
+
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 4:
+            raise OSError("the disk is away")
+        return read(*args)
+
+    monkeypatch.setattr(Store, "read_checked", fails_once)
+    monkeypatch.setattr(stage_shard, "_detect_again", lambda *_args: {"error": "tried again"})
+    assert not any("error" in content for content in run(week, tmp_path / "disturbed"))
+    assert contents(tmp_path / "disturbed") == contents(tmp_path / "undisturbed")
