@@ -408,8 +408,9 @@ def _results(
             compute=ray.data.TaskPoolStrategy(size=num_workers),
         )
         # What a task gave is passed on at once; iter_rows would wait for the next task's.
-        for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
+        given: Any = results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        for part in given:
+            yield from part.to_pylist()
 
 
 def _choose(

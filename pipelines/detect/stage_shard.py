@@ -24,6 +24,7 @@ from pipelines.detect.anchored import (
     COMPONENTS,
     Onset,
     Pass,
+    Windows,
     account,
     component_row,
     context_seconds,
@@ -379,21 +380,26 @@ class BatchDetector:
             return None
         return group if group.segments else None
 
+    def _cut(self, owned: Sequence[tuple[Onset, str, Group]]) -> Windows:
+        """Cut the windows of some onsets, in their order."""
+        order: list[int] = []
+        parts: list[Windows] = []
+        for number in dict.fromkeys(id(group) for _, _, group in owned):
+            places = [place for place, (_, _, group) in enumerate(owned) if id(group) == number]
+            onsets, group = [owned[place][0] for place in places], owned[places[0]][2]
+            factors = self.responses.factors(group.codes, group.channels, onsets[0].onset_ns)
+            cut = cut_windows(group.segments, onsets, self.config.detection, self.config.window, group.rate_hz, factors)
+            parts.append(self.responses.remove(cut, group.codes, group.channels, self.config.window))
+            order += places
+        if len(parts) == 1:
+            return parts[0]
+        back = np.argsort(order)
+        return Windows(*(np.concatenate(values)[back] for values in zip(*parts, strict=True)))
+
     def _rows(self, owned: Sequence[tuple[Onset, str, Group]], shard: str) -> pa.RecordBatch:
         window = self.config.window
         count = len(owned)
-        waveforms = np.full((count, 3, window.num_samples), np.nan, np.float32)
-        starts = np.zeros(count, np.int64)
-        snr_db, peak, missing = (np.zeros(count, np.float32) for _ in range(3))
-        for group in dict.fromkeys(id(item[2]) for item in owned):
-            places = [place for place, item in enumerate(owned) if id(item[2]) == group]
-            mine = owned[places[0]][2]
-            onsets = [owned[place][0] for place in places]
-            factors = self.responses.factors(mine.codes, mine.channels, onsets[0].onset_ns)
-            cut = cut_windows(mine.segments, onsets, self.config.detection, window, mine.rate_hz, factors)
-            cut = self.responses.remove(cut, mine.codes, mine.channels, window)
-            waveforms[places], starts[places] = cut.waveforms, cut.window_start_ns
-            snr_db[places], peak[places], missing[places] = cut.snr_db, cut.peak_amplitude, cut.missing_fraction
+        waveforms, starts, snr_db, peak, missing = self._cut(owned)
         present = np.asarray(np.isfinite(waveforms).any(axis=2))
         onset_ns = np.array([onset.onset_ns for onset, _, _ in owned], np.int64)
         end_ns = np.array([onset.end_ns for onset, _, _ in owned], np.int64)

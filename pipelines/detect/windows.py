@@ -37,7 +37,7 @@ def cut(out: Array, segments: Sequence[Segment], starts_ns: Array, source_hz: fl
     """Fill windows at the source rate from the sample nearest to a time on, where there is any.
 
     Args:
-        out: float64 (windows, samples).
+        out: float32 or float64 (windows, samples).
         segments: of one component, in order of time.
         starts_ns: (windows,) int64, times of the first samples, in order.
         source_hz: sampling rate in Hz.
