@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from pipelines.archive.manifest import build_manifest, write_manifest
 from pipelines.config import resolve
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Summary, _fold, make_plan, tasks_of
-from pipelines.detect.stage_shard import BatchDetector
+from pipelines.detect.stage_shard import BatchDetector, detect_batch
 from pipelines.memory import keep_freed_memory
 from pipelines.storage import Store, StoredObject, open_store
 from pipelines.workspace import Workspace
@@ -111,9 +112,8 @@ def worker(folder: Path, num_days: int, rate_hz: float) -> dict[str, float]:
     summary = Summary()
     began = time.perf_counter()
     for batch in chain.from_iterable(tasks_of(planned, 1)):
-        detector = BatchDetector(store, workspace, config, batch, Responses())
-        for shard in batch.shards:
-            marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": "", **detector.run(shard)}
+        for shard, content in detect_batch(partial(BatchDetector, store, workspace, config, Responses()), batch):
+            marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": "", **content}
             _fold(summary, json.loads(json.dumps(marker)))
     return {
         "days": num_days,

@@ -63,7 +63,7 @@ def detect(archive: str, workspace: str, station_days: int) -> float:
     plan = make_plan(build_manifest(store, config.archive), space, config, "")
     began = time.perf_counter()
     for batch in chain.from_iterable(tasks_of(plan, 1)):
-        for _, content in detect_batch(partial(BatchDetector, store, space.store, config, batch, Responses())):
+        for _, content in detect_batch(partial(BatchDetector, store, space.store, config, Responses()), batch):
             assert "error" not in content, content["error"]
     return (time.perf_counter() - began) / station_days
 

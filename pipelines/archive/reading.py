@@ -6,7 +6,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, decode, record_boundary
+from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, decode, record_boundary
 from pipelines.storage import Store, StoredObject
 
 PIECE_BYTES = 64 * 2**20
@@ -48,10 +48,12 @@ class FileReader:
     Attributes:
         archive: where the file is.
         item: the file as it was listed; a change since then is an error.
+        believed: the (start, end) in nanoseconds outside which its samples are not used, but reported.
     """
 
     archive: Store
     item: StoredObject
+    believed: tuple[int, int] = (_EVER, -_EVER)
     _whole: Decoded | None = field(default=None, repr=False)
     _kept_from: int = field(default=_EVER, repr=False)
     _pieces: list[_Piece] | None = field(default=None, repr=False)
@@ -89,18 +91,21 @@ class FileReader:
         self._whole.runs, self._kept_from = kept, time_ns
 
     def read(self, start_ns: int, end_ns: int) -> Decoded:
-        """Return what the file holds in `[start_ns, end_ns)`; a file of one piece is decoded once and kept."""
-        if self._whole is not None and start_ns >= self._kept_from:
-            return self._whole
-        if self._pieces is None or len(self._pieces) < 2:
-            self._index()
+        """Return what the file holds in `[start_ns, end_ns)`, perhaps more, and all that is wrong with the file.
+
+        A file of one piece is decoded once and kept.
+        """
+        runs: list[Run] = []
+        if self.may_hold(start_ns, end_ns):
+            if (self._whole is None or start_ns < self._kept_from) and (self._pieces is None or len(self._pieces) < 2):
+                self._index()
             if self._whole is not None:
-                return self._whole
-        result = Decoded(problems=self._problems.problems, num_problems=self._problems.num_problems)
-        for piece in self._pieces or []:
-            if piece.start_ns < end_ns and piece.end_ns > start_ns:
-                result.runs += decode(piece.load(), start_ns=start_ns, end_ns=end_ns).runs
-        return result
+                runs = self._whole.runs
+            else:
+                for piece in self._pieces or []:
+                    if piece.start_ns < end_ns and piece.end_ns > start_ns:
+                        runs += self._believe(decode(piece.load(), start_ns=start_ns, end_ns=end_ns))[0]
+        return Decoded(runs, self._problems.problems, self._problems.num_problems)
 
     def spans(self) -> Iterator[Span]:
         """Yield the time that the file holds of each channel, and what could not be read."""
@@ -113,7 +118,10 @@ class FileReader:
     def _index(self) -> None:
         """Decode all pieces once: note what each holds, and keep the samples where there is one piece only."""
         self._pieces, self._whole, self._kept_from, self._problems = [], None, _EVER, Decoded()
+        num_strays = 0
         for piece, decoded in self._decode_pieces():
+            decoded.runs, strays = self._believe(decoded)
+            num_strays += strays
             self._whole = decoded if not self._pieces else None
             for problem in decoded.problems:
                 self._problems.report(problem)
@@ -124,9 +132,17 @@ class FileReader:
                 first, last = self._extent or (begin, end)
                 self._extent = min(begin, first), max(end, last)
             self._pieces.append(replace(piece, start_ns=begin, end_ns=end))
-        # A damaged file stays in sight, so that every shard that it reaches tells of it.
-        if not self._problems.num_problems and self._extent is None:
+        if num_strays:
+            self._problems.report(
+                f"{num_strays} samples lie more than archive.spill_seconds from the time in the file's name"
+            )
+        if self._extent is None:
             self._extent = 0, 0
+
+    def _believe(self, decoded: Decoded) -> tuple[list[Run], int]:
+        """Return the parts of runs that are used, and how many samples are not."""
+        parts = [part for run in decoded.runs if (part := run.clip(*self.believed)) is not None]
+        return parts, sum(len(run.data) for run in decoded.runs) - sum(len(part.data) for part in parts)
 
     def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of the file in order, decoded."""

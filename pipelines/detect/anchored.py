@@ -218,7 +218,7 @@ def cut_windows(
     detection: DetectionSettings,
     window: WindowSettings,
     rate_hz: float,
-    factors: Mapping[int, float],
+    factors: Mapping[int, Array],
 ) -> Windows:
     """Cut and resample the windows of some onsets.
 
@@ -227,7 +227,7 @@ def cut_windows(
         onsets: events, in order of onset.
         detection, window: settings.
         rate_hz: source sampling rate in Hz.
-        factors: by component row, what samples are multiplied with (1 for counts, 1 / sensitivity for m/s).
+        factors: by component row, (onsets,) what each window is multiplied with: 1 / sensitivity. Empty for counts.
     """
     num_source = source_samples(window.num_samples, rate_hz, window.rate_hz)
     margin = resampling_margin(rate_hz, window.rate_hz)
@@ -235,13 +235,13 @@ def cut_windows(
     onset_ns = np.array([onset.onset_ns for onset in onsets], np.int64)
     starts = sample_times(onset_ns, np.full(len(onsets), -lead), rate_hz)
     # Samples that are neither scaled nor resampled need no more digits on their way.
-    plain = margin == 0 and all(factors.get(row, 1.0) == 1.0 for row in segments)
+    plain = margin == 0 and not factors
     source = np.full((len(onsets), 3, num_source), np.nan, np.float32 if plain else np.float64)
     firsts = sample_times(starts, np.full(len(starts), -margin), rate_hz)
     for row, pieces in segments.items():
         cut(source[:, row], pieces, firsts, rate_hz)
-        if factors.get(row, 1.0) != 1.0:
-            source[:, row] *= factors[row]
+        if factors:
+            source[:, row] *= factors[row][:, None]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32, copy=False)
     num_lead = window.lead_samples
     num_signal = np.array([ceil((o.end_ns - o.onset_ns) / 1e9 * window.rate_hz) for o in onsets], np.int64)

@@ -10,6 +10,8 @@ import numpy as np
 from pipelines.config.detection import WindowSettings
 from pipelines.detect.anchored import Windows
 
+Array = np.ndarray[Any, Any]
+
 
 @dataclass(frozen=True)
 class Responses:
@@ -27,47 +29,56 @@ class Responses:
             return ""
         return next((channel for channel in channels if not self._entries(codes, channel)), "")
 
-    def factors(self, codes: tuple[str, str, str, str], channels: Mapping[int, str], time_ns: int) -> dict[int, float]:
-        """Return by component row what counts are multiplied with: 1, or 1 / sensitivity at a time."""
+    def factors(
+        self, codes: tuple[str, str, str, str], channels: Mapping[int, str], times_ns: Array
+    ) -> dict[int, Array]:
+        """Return by component row what counts are multiplied with at (n,) times: 1 / sensitivity. Empty for counts."""
         if self.inventory is None:
             return {}
-        return {row: 1.0 / self._sensitivity(codes, channel, time_ns) for row, channel in channels.items()}
+        return {row: 1.0 / self._sensitivities(codes, channel, times_ns) for row, channel in channels.items()}
 
     def remove(
-        self, windows: Windows, codes: tuple[str, str, str, str], channels: Mapping[int, str], window: WindowSettings
+        self,
+        windows: Windows,
+        codes: tuple[str, str, str, str],
+        channels: Mapping[int, str],
+        window: WindowSettings,
+        times_ns: Array,
     ) -> Windows:
         """Return the windows with the full response removed where `window.remove_response` asks for it.
 
         The spectral division of ObsPy's `Trace.remove_response` (velocity), on windows that were already divided by the
-        sensitivity. A component with an absent sample stays as it is.
+        sensitivity, with the response at each one's (n,) time. A component with an absent sample stays as it is.
         """
         if self.inventory is None or not window.remove_response:
             return windows
         from obspy import Trace, UTCDateTime
 
         waveforms = windows.waveforms.copy()
-        for index, start_ns in enumerate(windows.window_start_ns.tolist()):
-            for row, channel in channels.items():
+        network, station, location, _ = codes
+        for row, channel in channels.items():
+            sensitivities = self._sensitivities(codes, channel, times_ns)
+            for index, time_ns in enumerate(times_ns.tolist()):
                 samples = waveforms[index, row]
                 if not np.isfinite(samples).all():
                     continue
-                network, station, location, _ = codes
                 header = {"network": network, "station": station, "location": location, "channel": channel}
                 trace = Trace(samples.astype(np.float64), header)
                 trace.stats.sampling_rate = window.rate_hz
-                trace.stats.starttime = UTCDateTime(ns=start_ns)
-                trace.data *= self._sensitivity(codes, channel, start_ns)
+                # It only chooses the response.
+                trace.stats.starttime = UTCDateTime(ns=time_ns)
+                trace.data *= sensitivities[index]
                 trace.remove_response(self.inventory, output="VEL", pre_filt=window.response_prefilt_hz)
                 waveforms[index, row] = trace.data
         return windows._replace(waveforms=waveforms)
 
-    def _sensitivity(self, codes: tuple[str, str, str, str], channel: str, time_ns: int) -> float:
+    def _sensitivities(self, codes: tuple[str, str, str, str], channel: str, times_ns: Array) -> Array:
+        """Return the sensitivity at (n,) times; the first one where no epoch holds a time."""
         entries = self._entries(codes, channel)
-        seconds = time_ns / 1e9
-        for begin, end, value in entries:
-            if begin <= seconds < end:
-                return value
-        return entries[0][2]
+        values = np.full(len(times_ns), entries[0][2])
+        for begin, end, value in reversed(entries):
+            values[(begin <= times_ns / 1e9) & (times_ns / 1e9 < end)] = value
+        return values
 
     def _entries(self, codes: tuple[str, str, str, str], channel: str) -> list[tuple[float, float, float]]:
         network, station, location, _ = codes

@@ -48,12 +48,12 @@ from pipelines.tracking import Tracking, stage_run
 from pipelines.workspace import Workspace
 
 # Raised by hand whenever the rows that the stage writes change.
-ALGORITHM_VERSION = 2
+ALGORITHM_VERSION = 3
 
 TASK_MEMORY_BYTES = 3 * 2**29
 LEAST_DAYS_A_TASK, MOST_DAYS_A_TASK = 15, 64
 MORE_DAYS_A_TASK = 1.25
-"""A task takes this many times its days where that makes it end with a group."""
+"""A task takes up to this many times its days where that makes it end with a group."""
 TASKS_AHEAD = 1.5
 """A task is the days that are left, divided by this many times the workers."""
 TASKS_A_ROUND = 10_000
@@ -312,7 +312,7 @@ def tasks_of(plan: Plan, num_workers: int) -> Iterator[tuple[BatchTask, ...]]:
             task.append(_batch(part, plan))
             part_days = sum(map(_days, part))
             taken, days, left = taken + part_days, days - part_days, left - part_days
-            if taken > 0.999 * room:
+            if stretch or taken > 0.999 * room:
                 yield tuple(task)
                 task = []
     if task:
@@ -476,8 +476,9 @@ class _Detector:
         keep_freed_memory()
         archive, workspace, config, responses = ray.get(self.shared)
         batches: tuple[BatchTask, ...] = pickle.loads(row["task"])
+        new_detector = partial(BatchDetector, archive, workspace, config, responses)
         for batch in batches:
-            for shard, content in detect_batch(partial(BatchDetector, archive, workspace, config, batch, responses)):
+            for shard, content in detect_batch(new_detector, batch):
                 marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": _station(shard.name)}
                 marker |= content | {"fingerprint": shard.name.fingerprint}
                 yield {"marker": json.dumps({key: marker[key] for key in marker if key not in ("inputs", "onsets_ns")})}

@@ -5,8 +5,9 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,7 +42,7 @@ ATTEMPTS = 2
 SHARDS_UNPUBLISHED = 4
 ONSETS_AT_A_TIME = 128
 IO_THREADS = 8
-"""Threads of a worker that wait for the store: files of the next day come and finished shards go meanwhile."""
+"""Threads of a worker that wait for the store: files of the next days come and finished shards go meanwhile."""
 AHEAD_BYTES = 64 * 2**20
 """Most bytes of files that a worker holds, or waits for, before they are read."""
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
@@ -102,14 +103,14 @@ class Day:
         anchor_ns: 00:00 UTC of the day.
         groups: channel groups.
         passes: of each group, the anchored pass, which goes on in another thread.
-        quarantined: by file, what could not be read in it and why.
+        quarantined: by file of the batch, what could not be read in it and why.
         skipped: groups and channels that nothing can be detected in, and why.
     """
 
     anchor_ns: int
     groups: list[Group] = field(default_factory=list)
     passes: list[Future[Pass]] = field(default_factory=list)
-    quarantined: dict[str, list[str]] = field(default_factory=dict)
+    quarantined: dict[int, list[str]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -154,7 +155,7 @@ class BatchDetector:
     """
 
     def __init__(
-        self, archive: Store, workspace: Store, config: Config, batch: BatchTask, responses: Responses
+        self, archive: Store, workspace: Store, config: Config, responses: Responses, batch: BatchTask
     ) -> None:
         self.archive, self.workspace, self.config, self.batch = archive, workspace, config, batch
         self.responses = responses
@@ -172,10 +173,6 @@ class BatchDetector:
             for anchor, start, end in split_days(shard.start_ns, shard.end_ns):
                 earliest, latest = self.owned.get(anchor, (start, end))
                 self.owned[anchor] = min(start, earliest), max(end, latest)
-
-    def run(self, shard: ShardTask) -> dict[str, Any]:
-        """Detect one shard: write its rows, then its marker; return the marker's content."""
-        return self.begin(shard).result()
 
     def begin(self, shard: ShardTask) -> Future[dict[str, Any]]:
         """Detect one shard; what makes its rows durable and then writes the marker goes on in the background."""
@@ -216,7 +213,7 @@ class BatchDetector:
     def _batches(self, shard: ShardTask, report: dict[str, Any]) -> Iterator[pa.RecordBatch]:
         for anchor_ns, start_ns, end_ns in split_days(shard.start_ns, shard.end_ns):
             day = self._day(anchor_ns)
-            self._record(day, anchor_ns, start_ns, end_ns, report)
+            self._record(day, shard, start_ns, end_ns, report)
             owned = [
                 (onset, _event_id(group, onset), group)
                 for group, found in zip(day.groups, day.passes, strict=True)
@@ -227,21 +224,25 @@ class BatchDetector:
             report["onsets"] += [onset.onset_ns for onset, _, _ in owned]
             for first in range(0, len(owned), ONSETS_AT_A_TIME):
                 yield self._rows(owned[first : first + ONSETS_AT_A_TIME], shard.name.shard)
+            # They would hold this day's samples until two more are read.
+            del day, owned
 
-    def _record(self, day: Day, anchor_ns: int, start_ns: int, end_ns: int, report: dict[str, Any]) -> None:
-        date = _iso(anchor_ns)[:10]
+    def _record(self, day: Day, shard: ShardTask, start_ns: int, end_ns: int, report: dict[str, Any]) -> None:
+        date = _iso(day.anchor_ns)[:10]
         for group in day.groups:
             seen = find_coverage(group, start_ns, end_ns, self.config.detection.lta_seconds)
             for row, values in seen.items():
                 if values["seconds"] > 0:
                     code = f"{group.codes[2]}.{group.channels[row]}.{group.rate_hz:g}"
                     report["coverage"][(date, code)] = values | group.notes.get(group.channels[row], {})
-        for key, reasons in day.quarantined.items():
-            report["quarantined"][key] = reasons
+        for index, reasons in day.quarantined.items():
+            # The day may have been read for more shards than this one.
+            if index in shard.files:
+                report["quarantined"][self.batch.files[index].path] = reasons
         report["skipped"].update(day.skipped)
 
     def _day(self, anchor_ns: int) -> Day:
-        """Return the pass of a day over all that this batch owns of it."""
+        """Return the pass of a day over all that this batch owns of it, and begin that of the day after it."""
         if self.day is not None and self.day.anchor_ns == anchor_ns:
             return self.day
         self.day, ahead, self.next_day = None, self.next_day, None
@@ -249,8 +250,9 @@ class BatchDetector:
         if anchor_ns + DAY_NS in self.owned:
             try:
                 self.next_day = self._begin_day(anchor_ns + DAY_NS)
-            except Exception:
+            except Exception as error:
                 # Not this day's failure: the next one is read again, from its files, when its turn comes.
+                _describe(error)
                 self.readers.clear()
         return self.day
 
@@ -293,7 +295,8 @@ class BatchDetector:
     def _reader(self, index: int) -> FileReader:
         reader = self.readers.get(index)
         if reader is None:
-            reader = self.readers[index] = FileReader(self.archive, self.batch.files[index])
+            batch = self.batch
+            reader = self.readers[index] = FileReader(self.archive, batch.files[index], batch.spans[index])
         return reader
 
     def _read(self, anchor_ns: int, low: int, high: int) -> tuple[list[Run], Day]:
@@ -307,23 +310,13 @@ class BatchDetector:
                 continue
             reader = self._reader(index)
             reader.forget_before(low)
-            if not reader.may_hold(low, high):
-                continue
             decoded = reader.read(low, high)
+            runs += [part for run in filter(self._wanted, decoded.runs) if (part := run.clip(low, high)) is not None]
             problems = list(decoded.problems)
             if decoded.num_problems > len(problems):
                 problems.append(f"and {decoded.num_problems - len(problems)} more")
-            strays = 0
-            for run in filter(self._wanted, decoded.runs):
-                believed = run.clip(begin, end)
-                strays += len(run.data) - (0 if believed is None else len(believed.data))
-                clipped = None if believed is None else believed.clip(low, high)
-                if clipped is not None:
-                    runs.append(clipped)
-            if strays:
-                problems.append(f"{strays} samples lie more than archive.spill_seconds from the time in its name")
             if problems:
-                day.quarantined[reader.item.path] = problems
+                day.quarantined[index] = problems
         return runs, day
 
     def _wanted(self, run: Run) -> bool:
@@ -387,9 +380,10 @@ class BatchDetector:
         for number in dict.fromkeys(id(group) for _, _, group in owned):
             places = [place for place, (_, _, group) in enumerate(owned) if id(group) == number]
             onsets, group = [owned[place][0] for place in places], owned[places[0]][2]
-            factors = self.responses.factors(group.codes, group.channels, onsets[0].onset_ns)
+            times_ns = np.array([onset.onset_ns for onset in onsets], np.int64)
+            factors = self.responses.factors(group.codes, group.channels, times_ns)
             cut = cut_windows(group.segments, onsets, self.config.detection, self.config.window, group.rate_hz, factors)
-            parts.append(self.responses.remove(cut, group.codes, group.channels, self.config.window))
+            parts.append(self.responses.remove(cut, group.codes, group.channels, self.config.window, times_ns))
             order += places
         if len(parts) == 1:
             return parts[0]
@@ -431,41 +425,43 @@ class BatchDetector:
         return pa.RecordBatch.from_arrays([*arrays, tables.tensor_array(waveforms)], schema=schema)
 
 
-def detect_batch(new_detector: Callable[[], BatchDetector]) -> Iterator[tuple[ShardTask, dict[str, Any]]]:
+def detect_batch(
+    new_detector: Callable[[BatchTask], BatchDetector], batch: BatchTask
+) -> Iterator[tuple[ShardTask, dict[str, Any]]]:
     """Detect a batch's shards, each tried twice; yield each, once it is durable, and its marker's content, or `error`.
 
     Shards become durable while the next ones are detected, SHARDS_UNPUBLISHED of them at most.
     """
-    detector = new_detector()
-    shards = detector.batch.shards
+    detector = new_detector(batch)
     begun: deque[tuple[ShardTask, Future[dict[str, Any]]]] = deque()
+
+    def again(shard: ShardTask, problem: str) -> tuple[ShardTask, dict[str, Any]]:
+        return shard, _detect_again(partial(new_detector, replace(batch, shards=(shard,))), shard, problem)
+
+    def published() -> tuple[ShardTask, dict[str, Any]]:
+        shard, future = begun.popleft()
+        try:
+            return shard, future.result()
+        except Exception as error:
+            problem = _describe(error)
+        return again(shard, problem)
+
     try:
-        for shard in shards:
+        for shard in batch.shards:
             while len(begun) >= SHARDS_UNPUBLISHED:
-                yield _published(new_detector, *begun.popleft())
+                yield published()
             problem = ""
             try:
                 begun.append((shard, detector.begin(shard)))
             except Exception as error:
                 problem = _describe(error)
             if problem:
-                detector = new_detector()
-                yield shard, _detect_again(new_detector, shard, problem)
+                detector = new_detector(batch)
+                yield again(shard, problem)
         while begun:
-            yield _published(new_detector, *begun.popleft())
+            yield published()
     finally:
         wait([future for _, future in begun])
-
-
-def _published(
-    new_detector: Callable[[], BatchDetector], shard: ShardTask, future: Future[dict[str, Any]]
-) -> tuple[ShardTask, dict[str, Any]]:
-    try:
-        return shard, future.result()
-    except Exception as error:
-        problem = _describe(error)
-    del future
-    return shard, _detect_again(new_detector, shard, problem)
 
 
 def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, problem: str) -> dict[str, Any]:
@@ -473,7 +469,7 @@ def _detect_again(new_detector: Callable[[], BatchDetector], shard: ShardTask, p
     for attempt in range(1, ATTEMPTS):
         time.sleep(attempt)
         try:
-            return new_detector().run(shard)
+            return new_detector().begin(shard).result()
         except Exception as error:
             problem = _describe(error)
     return {"error": problem}

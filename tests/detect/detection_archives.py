@@ -71,16 +71,21 @@ def make_trace(
 
 
 def detect(
-    archive: Path | str, workspace: Path | str, flags: dict[str, Any], cut: Callable[[Plan], Plan] | None = None
+    archive: Path | str,
+    workspace: Path | str,
+    flags: dict[str, Any],
+    cut: Callable[[Plan], Plan] | None = None,
+    responses: Responses | None = None,
 ) -> Config:
     """Detect an archive in this process."""
     config = resolve({section: dict(values) for section, values in flags.items()})
+    responses = responses or Responses()
     store, space = open_store(str(archive)), Workspace(open_store(str(workspace)))
     manifest = build_manifest(store, config.archive)
     plan = make_plan(manifest, space, config, "")
     remove_stale(space.store, *destination(config.detection), plan.stale, [shard.name for shard in plan.pending])
     for batch in chain.from_iterable(tasks_of(cut(plan) if cut else plan, 2)):
-        for _, content in detect_batch(partial(BatchDetector, store, space.store, config, batch, Responses())):
+        for _, content in detect_batch(partial(BatchDetector, store, space.store, config, responses), batch):
             assert "error" not in content, content["error"]
     if config.detection.coincidence_stations > 1:
         choices = plan_choices(space.store, config.detection, plan.interval, [])

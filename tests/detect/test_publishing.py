@@ -42,20 +42,20 @@ def week(tmp_path_factory):
     return root
 
 
-def batches(archive, workspace):
-    """Return what makes a detector for each batch of the archive's one task."""
+def batches(archive, workspace, interval="day"):
+    """Return what makes a detector, and a batch, for each batch of the archive's tasks."""
     store, space = open_store(str(archive)), Workspace(open_store(str(workspace)))
-    config = resolve(FLAGS)
+    config = resolve(FLAGS | {"shards": {"interval": interval}})
     plan = make_plan(build_manifest(store, config.archive), space, config, "")
     return [
-        partial(BatchDetector, store, space.store, config, batch, Responses())
+        (partial(BatchDetector, store, space.store, config, Responses()), batch)
         for task in tasks_of(plan, 1)
         for batch in task
     ]
 
 
 def run(archive, workspace):
-    return [content for new_detector in batches(archive, workspace) for _, content in detect_batch(new_detector)]
+    return [content for made in batches(archive, workspace) for _, content in detect_batch(*made)]
 
 
 def contents(workspace):
@@ -134,8 +134,8 @@ def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, fa
     gc.collect()
     gc.disable()
     try:
-        for new_detector in batches(week, tmp_path):
-            for _, content in detect_batch(new_detector):
+        for made in batches(week, tmp_path):
+            for _, content in detect_batch(*made):
                 assert content["error"] == "OSError: no"
                 assert sum(detector() is not None for detector in detectors) <= 2
     finally:
@@ -165,10 +165,10 @@ def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp
     monkeypatch.setattr(stage_shard, "find_onsets", find_onsets)
     makers = batches(bucket.url, tmp_path / "bucket")
     events.clear()
-    for new_detector in makers:
-        assert not any("error" in content for _, content in detect_batch(new_detector))
+    for made in makers:
+        assert not any("error" in content for _, content in detect_batch(*made))
     fetched = [path for kind, path in events if kind == "fetch"]
-    files_of_batches = sum(len(new_detector().batch.files) for new_detector in makers)
+    files_of_batches = sum(len(batch.files) for _, batch in makers)
     assert len(fetched) == files_of_batches
     first_scan = events.index(("scan", ""))
     assert len([kind for kind, _ in events[:first_scan] if kind == "fetch"]) >= 3
@@ -198,8 +198,8 @@ def test_the_next_day_is_decoded_while_one_is_scanned(week, tmp_path, monkeypatc
     monkeypatch.setattr(BatchDetector, "_read", remember)
     monkeypatch.setattr(stage_shard, "find_onsets", find_onsets)
     makers = batches(week, tmp_path)
-    last_days = {max(new_detector().owned) for new_detector in makers}
-    assert not any("error" in content for new_detector in makers for _, content in detect_batch(new_detector))
+    last_days = {max(new_detector(batch).owned) for new_detector, batch in makers}
+    assert not any("error" in content for made in makers for _, content in detect_batch(*made))
     assert waited == [True] * (NUM_DAYS - len(makers))
 
 
@@ -217,3 +217,59 @@ def test_a_day_that_could_not_be_read_ahead_is_read_again_and_costs_no_shard_an_
     monkeypatch.setattr(stage_shard, "_detect_again", lambda *_args: {"error": "tried again"})
     assert not any("error" in content for content in run(week, tmp_path / "disturbed"))
     assert contents(tmp_path / "disturbed") == contents(tmp_path / "undisturbed")
+
+
+@pytest.mark.parametrize("interval", ["hour", "day", "month"])
+def test_a_worker_holds_two_days_at_most(week, tmp_path, monkeypatch, interval):
+    days, held = [], []
+    read = BatchDetector._read
+
+    def remember(self, *args):
+        held.append(sum(day() is not None for day in days))
+        runs, day = read(self, *args)
+        days.append(weakref.ref(day))
+        return runs, day
+
+    monkeypatch.setattr(BatchDetector, "_read", remember)
+    gc.collect()
+    gc.disable()
+    try:
+        for made in batches(week, tmp_path, interval):
+            assert not any("error" in content for _, content in detect_batch(*made))
+    finally:
+        gc.enable()
+    assert len(held) >= NUM_DAYS
+    assert max(held) == 1
+
+
+def test_a_day_that_could_not_be_fetched_ahead_leaves_nothing_in_memory(week, tmp_path, moto_s3, monkeypatch):
+    storage._s3.cache_clear()
+    bucket = open_store(f"{moto_s3.url}/fetched-ahead")
+    for path in week.rglob("*.D.*"):
+        bucket.write(path.relative_to(week).as_posix(), path.read_bytes())
+    fetch, failed, detectors = Store.read_checked, [], []
+    whole = BatchDetector.__init__
+
+    def fails_once_a_file(self, item, *rest):
+        if item.path not in failed:
+            failed.append(item.path)
+            raise OSError("the bucket is away")
+        return fetch(self, item, *rest)
+
+    def remember(self, *args):
+        whole(self, *args)
+        detectors.append(weakref.ref(self))
+
+    makers = batches(bucket.url, tmp_path / "bucket")
+    monkeypatch.setattr(Store, "read_checked", fails_once_a_file)
+    monkeypatch.setattr(BatchDetector, "__init__", remember)
+    monkeypatch.setattr(stage_shard.time, "sleep", lambda _seconds: None)
+    gc.collect()
+    gc.disable()
+    try:
+        for made in makers:
+            list(detect_batch(*made))
+        assert len(failed) > NUM_DAYS - len(makers)
+        assert not any(detector() is not None for detector in detectors)
+    finally:
+        gc.enable()

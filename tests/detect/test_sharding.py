@@ -11,12 +11,15 @@ import pytest
 from detection_archives import DAY, detect, make_noise, make_trace, read_events, write_sds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from obspy.core.inventory import Channel, Inventory, Network, Response, Station
+from obspy.core.inventory.response import InstrumentSensitivity
 from obspy.signal.filter import bandpass
 from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 
 from pipelines import tables
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
+from pipelines.detect.response import Responses
 from pipelines.detect.stage import Plan, tasks_of
 from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
 from pipelines.ledger import MarkerName, list_markers, read_marker
@@ -203,9 +206,27 @@ def test_a_shards_name_says_its_interval(interval):
     assert obspy.UTCDateTime(ns=interval_bounds("week", time_ns)[0]).weekday == 0
 
 
+def test_tasks_end_with_a_station_where_they_can():
+    shards = [
+        Shard(MarkerName("XX", f"S{station:02d}", f"day{day}", "f"), "", "HH", day * DAY_NS, (day + 1) * DAY_NS, ())
+        for station, days in enumerate([30, 31, 62, 29, 33, 70, 20, 25])
+        for day in range(days)
+    ]
+    files = pa.table({name: [] for name in ("key", "size", "etag")})
+    plan = Plan(Manifest("sds", files), "day", files, np.zeros((0, 2), np.int64), shards, len(shards), [])
+    tasks = [[len(batch.shards) for batch in task] for task in tasks_of(plan, 2)]
+    assert tasks[:3] == [[30, 31], [62], [29, 33]]
+    assert sum(map(sum, tasks)) == 300
+    # Eight stations; the one of 70 days is cut, and one or two at the end, where tasks become small.
+    assert sum(map(len, tasks)) <= 8 + 3
+
+
 @pytest.mark.parametrize(
     ("stations", "days", "workers"),
-    [(1, 1, 2), (3, 3, 2), (10, 30, 2), (1, 400, 2), (20, 365, 64), (2, 40, 1), (1000, 1, 2), (2000, 3, 64)],
+    [
+        *[(1, 1, 2), (3, 3, 2), (10, 30, 2), (1, 400, 2), (20, 365, 64), (2, 40, 1), (1000, 1, 2), (2000, 3, 64)],
+        *[(1, 365, 8), (10, 30, 8), (100, 30, 64)],
+    ],
 )
 def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations, days, workers):
     shards = [
@@ -220,6 +241,11 @@ def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations
     for batch in (batch for task in tasks for batch in task):
         assert len({shard.name.station for shard in batch.shards}) == 1
         assert all(before.end_ns == after.start_ns for before, after in pairwise(batch.shards))
+    for task in tasks:
+        # A station that is cut between two batches is read there twice.
+        assert len({batch.shards[0].name.station for batch in task}) == len(task)
+    cut_stations = sum(map(len, tasks)) - stations
+    assert cut_stations <= max(len(tasks) - 1, 0)
     sizes = [sum(len(batch.shards) for batch in task) for task in tasks]
     assert max(sizes) <= 64
     # Workers wait between tasks: few of them, but four a worker where there is enough to do, however short the groups.
@@ -229,3 +255,85 @@ def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations
     if len(shards) >= 40 * workers:
         # What one worker may have left to do when the others have ended is a small part of each one's share.
         assert max(sizes[-workers:]) <= max(15, 0.1 * len(shards) / workers)
+
+
+def test_two_channel_groups_in_one_shard_give_the_rows_of_two_archives_of_one_each(tmp_path):
+    bands = {"HHZ": 40.0, "BHZ": 20.0}
+    traces = [
+        make_trace(make_noise(DAY, rate, seed, 80), "2021-03-01", rate, channel)
+        for seed, (channel, rate) in enumerate(bands.items())
+    ]
+    for trace in traces:
+        write_sds(tmp_path / "apart", [trace])
+    (tmp_path / "together").mkdir()
+    obspy.Stream(traces).write(tmp_path / "together/all.mseed", format="MSEED", encoding="STEIM2", reclen=4096)
+    apart, together = (with_flags(archive={"layout": layout}, shards={"interval": "day"}) for layout in ("sds", "flat"))
+    detect(tmp_path / "apart", tmp_path / "one-each", apart)
+    detect(tmp_path / "together", tmp_path / "both", together)
+    both = read_events(tmp_path / "both")
+    assert set(both["source_sampling_rate"].to_pylist()) == {20.0, 40.0}
+    # In each file rows are in order of onset, so those of the two groups alternate.
+    assert both.sort_by("onset")["source_sampling_rate"].to_pylist() != sorted(both["source_sampling_rate"].to_pylist())
+    assert_same_bits(both, read_events(tmp_path / "one-each"))
+
+
+@pytest.mark.parametrize("interval", ["hour", "day", "month"])
+def test_a_change_of_sensitivity_within_a_day_is_that_of_each_onset_whatever_the_cut(tmp_path, interval):
+    noon = obspy.UTCDateTime("2021-03-01T12:00:00")
+    write_sds(tmp_path / "archive", [make_trace(make_noise(DAY, 20.0, 3, 120), "2021-03-01", 20.0, "HHZ")])
+    flags = with_flags(shards={"interval": interval})
+    detect(tmp_path / "archive", tmp_path / "counts", flags)
+    detect(tmp_path / "archive", tmp_path / "velocity", flags, responses=Responses(two_epochs(noon, 4.0, 8.0)))
+    counts, velocity = read_events(tmp_path / "counts"), read_events(tmp_path / "velocity")
+    assert counts["event_id"].to_pylist() == velocity["event_id"].to_pylist()
+    late = counts["onset"].cast("int64").to_numpy() >= noon.ns
+    assert 20 < late.sum() < len(late) - 20
+    ratio = counts["peak_amplitude"].to_numpy() / velocity["peak_amplitude"].to_numpy()
+    np.testing.assert_allclose(ratio, np.where(late, 8.0, 4.0), rtol=1e-5)
+
+
+def two_epochs(change, before, after):
+    """Return an inventory of XX.0101..HHZ whose sensitivity changes at a time."""
+    place = {"latitude": 0.0, "longitude": 0.0, "elevation": 0.0}
+    channels = [
+        Channel(
+            "HHZ",
+            "",
+            depth=0.0,
+            start_date=start,
+            end_date=end,
+            response=Response(instrument_sensitivity=InstrumentSensitivity(value, 1.0, "M/S", "COUNTS")),
+            **place,
+        )
+        for start, end, value in ((None, change, before), (change, None, after))
+    ]
+    return Inventory([Network("XX", [Station("0101", **place, channels=channels)])], source="test")
+
+
+@pytest.mark.parametrize("interval", ["hour", "day"])
+def test_markers_say_the_same_whatever_the_cut_into_tasks(tmp_path, interval):
+    for day in range(1, 5):
+        noise = make_noise(DAY, 20.0, day, 30)
+        write_sds(tmp_path / "archive", [make_trace(noise, f"2021-03-0{day}", 20.0, "HHZ")])
+    _, second, third, _ = sorted((tmp_path / "archive").rglob("*.D.*"))
+    stray = make_trace(make_noise(2000, 20.0, 9, 3), "2021-02-27T03:00:00", 20.0, "HHZ")
+    with third.open("ab") as file:
+        stray.write(file, format="MSEED", reclen=4096, encoding="STEIM2")
+    # The second ends early, and in rubbish.
+    second.write_bytes(second.read_bytes()[: 4096 * 40] + b"\xff" * 4096)
+    flags = with_flags(shards={"interval": interval})
+    detect(tmp_path / "archive", tmp_path / "together", flags)
+    # Every second shard, then the others: none follows another of its run.
+    detect(tmp_path / "archive", tmp_path / "alone", flags, lambda plan: replace(plan, pending=plan.pending[::2]))
+    detect(tmp_path / "archive", tmp_path / "alone", flags)
+    together, alone = (
+        {
+            name.shard: {key: value for key, value in read_marker(store, "detect", name).items() if key != "seconds"}
+            for name in list_markers(store, "detect")
+        }
+        for store in (open_store(str(tmp_path / workspace)) for workspace in ("together", "alone"))
+    )
+    assert len(together) >= (96 if interval == "hour" else 4)
+    assert alone == together
+    reasons = [reason for marker in together.values() for item in marker["quarantined"] for reason in item["reasons"]]
+    assert {reason.split()[0] for reason in reasons} == {"40000", "bytes"}
