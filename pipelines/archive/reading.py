@@ -9,7 +9,7 @@ from functools import partial
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, decode, record_boundary
 from pipelines.storage import Store, StoredObject
 
-PIECE_BYTES = 64 * 2**20
+PIECE_BYTES = 32 * 2**20
 AHEAD_BYTES = 16 * 2**20
 """Larger files are not fetched before they are needed."""
 

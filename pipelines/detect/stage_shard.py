@@ -45,6 +45,8 @@ IO_THREADS = 8
 """Threads of a worker that wait for the store: files of the next days come and finished shards go meanwhile."""
 AHEAD_BYTES = 64 * 2**20
 """Most bytes of files that a worker holds, or waits for, before they are read."""
+DAY_BYTES_AHEAD = 2**27
+"""Most bytes of samples of a day with which the next one is decoded meanwhile; three components at 125 Hz and less."""
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -112,6 +114,12 @@ class Day:
     passes: list[Future[Pass]] = field(default_factory=list)
     quarantined: dict[int, list[str]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return how much memory the samples take."""
+        segments = (part for group in self.groups for parts in group.segments.values() for part in parts)
+        return sum(piece.nbytes for part in segments for piece in part.pieces)
 
 
 @functools.cache
@@ -247,7 +255,7 @@ class BatchDetector:
             return self.day
         self.day, ahead, self.next_day = None, self.next_day, None
         self.day = ahead if ahead is not None and ahead.anchor_ns == anchor_ns else self._begin_day(anchor_ns)
-        if anchor_ns + DAY_NS in self.owned:
+        if anchor_ns + DAY_NS in self.owned and self.day.num_bytes <= DAY_BYTES_AHEAD:
             try:
                 self.next_day = self._begin_day(anchor_ns + DAY_NS)
             except Exception as error:

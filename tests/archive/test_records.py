@@ -13,7 +13,7 @@ import pytest
 
 from pipelines.archive.records import Run, decode, index_at, record_boundary, sample_time, sample_times, whole_records
 
-NUM_MUTATIONS = int(os.environ.get("FIRNLINE_MUTATIONS", "300"))
+NUM_MUTATIONS = int(os.environ.get("FIRNLINE_MUTATIONS", "2000"))
 # ObsPy knows less than libmseed, or reads these otherwise: what it gives is no reference.
 NOT_A_REFERENCE = ("oddrate", "invalid-blockette", "detection.record", "SRO", "GEOSCOPE", "CDSN", "DWWSSN")
 

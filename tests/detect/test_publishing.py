@@ -219,8 +219,13 @@ def test_a_day_that_could_not_be_read_ahead_is_read_again_and_costs_no_shard_an_
     assert contents(tmp_path / "disturbed") == contents(tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("interval", ["hour", "day", "month"])
-def test_a_worker_holds_two_days_at_most(week, tmp_path, monkeypatch, interval):
+@pytest.mark.parametrize(
+    ("interval", "day_bytes", "others"), [("hour", 2**27, 1), ("day", 2**27, 1), ("month", 2**27, 1), ("day", 2**20, 0)]
+)
+def test_a_worker_holds_two_days_at_most_and_one_where_days_are_large(
+    week, tmp_path, monkeypatch, interval, day_bytes, others
+):
+    monkeypatch.setattr(stage_shard, "DAY_BYTES_AHEAD", day_bytes)
     days, held = [], []
     read = BatchDetector._read
 
@@ -239,7 +244,7 @@ def test_a_worker_holds_two_days_at_most(week, tmp_path, monkeypatch, interval):
     finally:
         gc.enable()
     assert len(held) >= NUM_DAYS
-    assert max(held) == 1
+    assert max(held) == others
 
 
 def test_a_day_that_could_not_be_fetched_ahead_leaves_nothing_in_memory(week, tmp_path, moto_s3, monkeypatch):
