@@ -49,11 +49,13 @@ class FileReader:
         archive: where the file is.
         item: the file as it was listed; a change since then is an error.
         believed: the (start, end) in nanoseconds outside which its samples are not used, but reported.
+        wanted: whether the samples of a channel are asked for; all others are passed over.
     """
 
     archive: Store
     item: StoredObject
     believed: tuple[int, int] = (_EVER, -_EVER)
+    wanted: Callable[[Channel], bool] = lambda _: True
     _whole: Decoded | None = field(default=None, repr=False)
     _kept_from: int = field(default=_EVER, repr=False)
     _pieces: list[_Piece] | None = field(default=None, repr=False)
@@ -91,7 +93,7 @@ class FileReader:
         self._whole.runs, self._kept_from = kept, time_ns
 
     def read(self, start_ns: int, end_ns: int) -> Decoded:
-        """Return what the file holds in `[start_ns, end_ns)`, perhaps more, and all that is wrong with the file.
+        """Return what the file holds in `[start_ns, end_ns)`, perhaps more, and what is wrong with it anywhere.
 
         A file of one piece is decoded once and kept.
         """
@@ -117,32 +119,36 @@ class FileReader:
 
     def _index(self) -> None:
         """Decode all pieces once: note what each holds, and keep the samples where there is one piece only."""
-        self._pieces, self._whole, self._kept_from, self._problems = [], None, _EVER, Decoded()
+        pieces: list[_Piece] = []
+        told = Decoded()
+        whole: Decoded | None = None
+        extent: tuple[int, int] | None = None
         num_strays = 0
         for piece, decoded in self._decode_pieces():
             decoded.runs, strays = self._believe(decoded)
             num_strays += strays
-            self._whole = decoded if not self._pieces else None
             for problem in decoded.problems:
-                self._problems.report(problem)
-            self._problems.num_problems += decoded.num_problems - len(decoded.problems)
+                told.report(problem)
+            told.num_problems += decoded.num_problems - len(decoded.problems)
             begin = end = 0
             if decoded.runs:
                 begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
-                first, last = self._extent or (begin, end)
-                self._extent = min(begin, first), max(end, last)
-            self._pieces.append(replace(piece, start_ns=begin, end_ns=end))
+                extent = (begin, end) if extent is None else (min(begin, extent[0]), max(end, extent[1]))
+            whole = decoded if not pieces else None
+            pieces.append(replace(piece, start_ns=begin, end_ns=end))
         if num_strays:
-            self._problems.report(
-                f"{num_strays} samples lie more than archive.spill_seconds from the time in the file's name"
+            told.problems.insert(
+                0, f"{num_strays} samples lie more than archive.spill_seconds from the time in its name"
             )
-        if self._extent is None:
-            self._extent = 0, 0
+            told.num_problems += 1
+        self._pieces, self._whole, self._kept_from, self._problems = pieces, whole, _EVER, told
+        self._extent = extent or (0, 0)
 
     def _believe(self, decoded: Decoded) -> tuple[list[Run], int]:
-        """Return the parts of runs that are used, and how many samples are not."""
-        parts = [part for run in decoded.runs if (part := run.clip(*self.believed)) is not None]
-        return parts, sum(len(run.data) for run in decoded.runs) - sum(len(part.data) for part in parts)
+        """Return the parts of wanted runs that are used, and how many of their samples are not."""
+        runs = [run for run in decoded.runs if self.wanted(run.channel)]
+        parts = [part for run in runs if (part := run.clip(*self.believed)) is not None]
+        return parts, sum(len(run.data) for run in runs) - sum(len(part.data) for part in parts)
 
     def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of the file in order, decoded."""
@@ -158,13 +164,14 @@ class FileReader:
                 yield from self._unpack_pieces(partial(_part, content) if whole else fetch)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
-            yield _Piece(partial(fetch, offset, length)), decode(content[:length])
+            yield _Piece(partial(fetch, offset, length)), decode(content[:length], offset=offset)
             offset += max(length, 1)
 
     def _unpack_pieces(self, fetch: Callable[[int, int], bytes]) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
         stream = _Unpacking(fetch, self.item.size)
         carried = b""
+        offset = 0
         first = True
         while True:
             here = stream.copy()
@@ -172,11 +179,11 @@ class FileReader:
             if not content and not first and not stream.problem:
                 return
             length = _piece_length(content, last=stream.ended)
-            decoded = decode(content[:length]) if content or first else Decoded()
+            decoded = decode(content[:length], offset=offset) if content or first else Decoded()
             if stream.ended and length == len(content) and stream.problem:
                 decoded.report(stream.problem)
             yield _Piece(_UnpackingLoader(here, carried, length)), decoded
-            carried, first = content[length:], False
+            carried, offset, first = content[length:], offset + length, False
             if stream.ended and not carried:
                 return
 

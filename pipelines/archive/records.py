@@ -67,19 +67,28 @@ class Run:
     data: np.ndarray[Any, Any]
 
     @property
+    def _num_before(self) -> int:
+        """Return how many samples of the whole run come before the first one."""
+        return round((self.start_ns - self.origin_ns) * (self.rate_hz / 1e9))
+
+    @property
     def end_ns(self) -> int:
         """Return the time one sample interval after the last sample."""
-        return sample_time(self.start_ns, len(self.data), self.rate_hz)
+        return sample_time(self.origin_ns, self._num_before + len(self.data), self.rate_hz)
 
     def clip(self, start_ns: int, end_ns: int) -> "Run | None":
-        """Return the part in `[start_ns, end_ns)`, sharing memory; None where there is none."""
-        first = max(index_at(self.start_ns, self.rate_hz, start_ns), 0)
-        last = min(index_at(self.start_ns, self.rate_hz, end_ns), len(self.data))
+        """Return the part in `[start_ns, end_ns)`, sharing memory; None where there is none.
+
+        Times are counted from the start of the whole run, so that clipping twice rounds no time twice.
+        """
+        before = self._num_before
+        first = max(index_at(self.origin_ns, self.rate_hz, start_ns) - before, 0)
+        last = min(index_at(self.origin_ns, self.rate_hz, end_ns) - before, len(self.data))
         if last <= first:
             return None
         if first == 0 and last == len(self.data):
             return self
-        begin = sample_time(self.start_ns, first, self.rate_hz)
+        begin = sample_time(self.origin_ns, before + first, self.rate_hz)
         return Run(self.channel, self.rate_hz, self.version, begin, self.origin_ns, self.data[first:last])
 
 
@@ -124,11 +133,12 @@ def nominal_rate(rate_hz: float) -> float:
     return float(f"{rate_hz:.6g}")
 
 
-def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = None) -> Decoded:
-    """Decode a whole file, gzipped or not.
+def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = None, offset: int = 0) -> Decoded:
+    """Decode a whole file, gzipped or not, or a part of one.
 
     Args:
         buffer: its bytes.
+        offset: where in the file they begin, for what is said of damaged ones.
         start_ns: samples before this time are dropped.
         end_ns: samples at or after this time are dropped.
     """
@@ -141,7 +151,7 @@ def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = N
     with _trace_list() as traces:
         if not _read_all(traces, buffer):
             traces.clear()
-            _read_record_by_record(traces, buffer, decoded)
+            _read_record_by_record(traces, buffer, decoded, offset)
         decoded.runs.extend(_runs(traces.head, start_ns, end_ns, decoded))
     if not decoded.runs and not decoded.num_problems and start_ns is None and end_ns is None:
         decoded.report("no samples in it")
@@ -252,7 +262,7 @@ def _read_all(traces: _TraceList, buffer: bytes) -> bool:
     return bool(count * length == len(buffer) or whole_records(buffer) == len(buffer))
 
 
-def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded) -> None:
+def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded, begin: int) -> None:
     """Read what is readable of a damaged buffer, going on at the next header after each damaged part."""
     # At the end of the file a record without a length of its own reaches to the end.
     flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC | clibmseed.MSF_ATENDOFFILE
@@ -266,7 +276,7 @@ def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded) 
             code = clibmseed.msr3_parse(pointer + offset, size - offset, record, flags, 0)
             if code == clibmseed.MS_NOERROR and record[0].reclen > 0:
                 if damaged_from is not None:
-                    decoded.report(f"bytes {damaged_from} to {offset}: {reason}")
+                    decoded.report(f"bytes {begin + damaged_from} to {begin + offset}: {reason}")
                     damaged_from = None
                 clibmseed.mstl3_addmsr_recordptr(traces.head[0], record[0], ffi.NULL, 1, 1, flags, _TOLERANCE)
                 offset += record[0].reclen
@@ -276,7 +286,7 @@ def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded) 
             following = _HEADER.search(buffer, offset + 1)
             offset = following.start() if following else size
         if damaged_from is not None:
-            decoded.report(f"bytes {damaged_from} to {size}: {reason}")
+            decoded.report(f"bytes {begin + damaged_from} to {begin + size}: {reason}")
     finally:
         clibmseed.msr3_free(record)
 

@@ -12,6 +12,8 @@ from pipelines.detect.anchored import Windows
 
 Array = np.ndarray[Any, Any]
 
+_FIRST_NS, _LAST_NS = -(2**63), 2**63 - 1
+
 
 @dataclass(frozen=True)
 class Responses:
@@ -76,17 +78,17 @@ class Responses:
         """Return the sensitivity at (n,) times; the first one where no epoch holds a time."""
         entries = self._entries(codes, channel)
         values = np.full(len(times_ns), entries[0][2])
-        for begin, end, value in reversed(entries):
-            values[(begin <= times_ns / 1e9) & (times_ns / 1e9 < end)] = value
+        for begin_ns, end_ns, value in reversed(entries):
+            values[(begin_ns <= times_ns) & (times_ns < end_ns)] = value
         return values
 
-    def _entries(self, codes: tuple[str, str, str, str], channel: str) -> list[tuple[float, float, float]]:
+    def _entries(self, codes: tuple[str, str, str, str], channel: str) -> list[tuple[int, int, float]]:
         network, station, location, _ = codes
         found = self.inventory.select(network=network, station=station, location=location, channel=channel)
         return [
             (
-                entry.start_date.timestamp if entry.start_date else -np.inf,
-                entry.end_date.timestamp if entry.end_date else np.inf,
+                entry.start_date.ns if entry.start_date else _FIRST_NS,
+                entry.end_date.ns if entry.end_date else _LAST_NS,
                 float(entry.response.instrument_sensitivity.value),
             )
             for net in found

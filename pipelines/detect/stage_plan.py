@@ -109,8 +109,8 @@ def plan_shards(
     Args:
         table: usable rows of the manifest.
         interval: hour, day, week or month.
-        before_ns: context that is read before the first 00:00 UTC of a shard.
-        after_ns: context that is read after its end.
+        before_ns: context that is read before the first day of a shard.
+        after_ns: context that is read after its last day.
         settings: what the fingerprint holds besides the files (output keys, algorithm version).
         start_ns, end_ns: archive.start and archive.end.
     """
@@ -140,7 +140,9 @@ def plan_shards(
             for begin, end in sorted(owned):
                 anchor = begin - begin % DAY_NS
                 low = int(np.searchsorted(ends, anchor - before_ns, "right"))
-                high = int(np.searchsorted(starts, end + after_ns, "left"))
+                # A day is read in whole, also for a part of it.
+                day_end = end + -end % DAY_NS
+                high = int(np.searchsorted(starts, day_end + after_ns, "left"))
                 places = [place for place in range(low, high) if ends_all[rows[place]] > anchor - before_ns]
                 files = tuple(int(rows[place]) for place in places)
                 name = shard_name(location, band, interval, begin)

@@ -18,8 +18,9 @@ from pipelines.archive.continuity import Segment, assemble
 from pipelines.archive.layouts import DAY_NS, code_matcher
 from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
-from pipelines.archive.records import Run, nominal_rate
+from pipelines.archive.records import Channel, Run, nominal_rate
 from pipelines.config import Config
+from pipelines.config.archive import ArchiveSettings
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import (
     COMPONENTS,
@@ -46,7 +47,7 @@ IO_THREADS = 8
 AHEAD_BYTES = 64 * 2**20
 """Most bytes of files that a worker holds, or waits for, before they are read."""
 DAY_BYTES_AHEAD = 2**27
-"""Most bytes of samples of a day with which the next one is decoded meanwhile; three components at 125 Hz and less."""
+"""Most bytes of a day's samples with which the next day is decoded meanwhile: three of integers at 125 Hz."""
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -134,6 +135,18 @@ def _scan_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="firnline-scan")
 
 
+def _is_wanted(name: MarkerName, location: str, band: str, archive: ArchiveSettings, codes: Channel) -> bool:
+    """Return whether a channel belongs to a shard's group and is selected."""
+    return (
+        codes.network == name.network
+        and codes.station == name.station
+        and location in (ANY, codes.location)
+        and band in (ANY, codes.channel[:2])
+        and code_matcher(archive.location)(codes.location)
+        and code_matcher(archive.channel)(codes.channel)
+    )
+
+
 def _publish(
     workspace: Store,
     empty: str | None,
@@ -167,6 +180,8 @@ class BatchDetector:
     ) -> None:
         self.archive, self.workspace, self.config, self.batch = archive, workspace, config, batch
         self.responses = responses
+        # A function of its own: readers that refer to what holds them would outlive their last use.
+        self.wanted = partial(_is_wanted, batch.shards[0].name, batch.location, batch.band, config.archive)
         self.readers: dict[int, FileReader] = {}
         self.day: Day | None = None
         self.next_day: Day | None = None
@@ -260,16 +275,18 @@ class BatchDetector:
                 self.next_day = self._begin_day(anchor_ns + DAY_NS)
             except Exception as error:
                 # Not this day's failure: the next one is read again, from its files, when its turn comes.
-                _describe(error)
+                # It is not told, but its traceback would hold what was read.
+                error.with_traceback(None)
                 self.readers.clear()
         return self.day
 
     def _begin_day(self, anchor_ns: int) -> Day:
         """Read and assemble a day, and begin to scan it."""
         start_ns, end_ns = self.owned[anchor_ns]
+        # All of the day, whatever part is owned: which channels it has, and what they are like, hangs on no cut.
         low = max(anchor_ns - self.before_ns, self.first_ns)
-        high = min(end_ns + self.after_ns, self.last_ns)
-        next_high = min(high + DAY_NS, self.batch.shards[-1].end_ns + self.after_ns, self.last_ns)
+        high = min(anchor_ns + DAY_NS + self.after_ns, self.last_ns)
+        next_high = min(high + DAY_NS, max(self.owned) + DAY_NS + self.after_ns, self.last_ns)
         self._fetch_ahead(low, next_high)
         runs, day = self._read(anchor_ns, low, high)
         by_group: dict[tuple[tuple[str, str, str, str], float], dict[str, list[Run]]] = {}
@@ -304,7 +321,8 @@ class BatchDetector:
         reader = self.readers.get(index)
         if reader is None:
             batch = self.batch
-            reader = self.readers[index] = FileReader(self.archive, batch.files[index], batch.spans[index])
+            reader = FileReader(self.archive, batch.files[index], batch.spans[index], self.wanted)
+            self.readers[index] = reader
         return reader
 
     def _read(self, anchor_ns: int, low: int, high: int) -> tuple[list[Run], Day]:
@@ -319,26 +337,13 @@ class BatchDetector:
             reader = self._reader(index)
             reader.forget_before(low)
             decoded = reader.read(low, high)
-            runs += [part for run in filter(self._wanted, decoded.runs) if (part := run.clip(low, high)) is not None]
+            runs += [part for run in decoded.runs if (part := run.clip(low, high)) is not None]
             problems = list(decoded.problems)
             if decoded.num_problems > len(problems):
                 problems.append(f"and {decoded.num_problems - len(problems)} more")
             if problems:
                 day.quarantined[index] = problems
         return runs, day
-
-    def _wanted(self, run: Run) -> bool:
-        archive, batch = self.config.archive, self.batch
-        name = batch.shards[0].name
-        codes = run.channel
-        return (
-            codes.network == name.network
-            and codes.station == name.station
-            and (batch.location in (ANY, codes.location))
-            and (batch.band in (ANY, codes.channel[:2]))
-            and code_matcher(archive.location)(codes.location)
-            and code_matcher(archive.channel)(codes.channel)
-        )
 
     def _assemble(
         self, codes: tuple[str, str, str, str], rate_hz: float, channels: dict[str, list[Run]], day: Day

@@ -1,9 +1,11 @@
 """The same rows whatever the cut: every sharding, other packings, and ObsPy's endless pass."""
 
+import gzip
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import detection_archives
 import numpy as np
 import obspy
 import pyarrow as pa
@@ -17,8 +19,11 @@ from obspy.signal.filter import bandpass
 from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 
 from pipelines import tables
+from pipelines.archive import reading
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
+from pipelines.archive.records import Run
+from pipelines.detect import stage
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Plan, tasks_of
 from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
@@ -310,30 +315,81 @@ def two_epochs(change, before, after):
     return Inventory([Network("XX", [Station("0101", **place, channels=channels)])], source="test")
 
 
-@pytest.mark.parametrize("interval", ["hour", "day"])
-def test_markers_say_the_same_whatever_the_cut_into_tasks(tmp_path, interval):
-    for day in range(1, 5):
-        noise = make_noise(DAY, 20.0, day, 30)
-        write_sds(tmp_path / "archive", [make_trace(noise, f"2021-03-0{day}", 20.0, "HHZ")])
-    _, second, third, _ = sorted((tmp_path / "archive").rglob("*.D.*"))
-    stray = make_trace(make_noise(2000, 20.0, 9, 3), "2021-02-27T03:00:00", 20.0, "HHZ")
+def write_awkward_days(root, layout):
+    """Write five days whose channels change, with a gap, an overlap, strays, damage, and a large and a gzipped file."""
+    rate = 20.0
+    for day in range(1, 6):
+        noise = make_noise(DAY, rate, day, 60)
+        write_sds(root / "sds", [make_trace(noise, f"2021-03-0{day}", rate, "HHZ")])
+    other = make_noise(3 * 3600, rate, 7, 20)
+    # The same component under two codes, one in the morning, one in the afternoon; and another channel group.
+    write_sds(root / "sds", [make_trace(other, "2021-03-04", rate, "HH1")])
+    write_sds(root / "sds", [make_trace(other, "2021-03-04T15:00:00", rate, "HHE")])
+    write_sds(root / "sds", [make_trace(other, "2021-03-02", 2 * rate, "BHZ")])
+    _, second, third, fourth, fifth = sorted((root / "sds").rglob("*HHZ.D.*"))
+    stream = obspy.read(fifth)
+    data = stream[0].data.copy()
+    begin = stream[0].stats.starttime
+    stream = obspy.Stream([stream.slice(begin, begin + 12600)[0], stream.slice(begin + 36000, begin + 72000)[0]])
+    stream += make_trace(data[70200 * 20 : 72000 * 20].copy(), str(begin + 70200), rate, "HHZ")
+    stream.write(fifth, format="MSEED", reclen=4096, encoding="STEIM2")
+    stray = make_trace(make_noise(2000, rate, 9, 3), "2021-02-26T03:00:00", rate, "HHZ")
     with third.open("ab") as file:
         stray.write(file, format="MSEED", reclen=4096, encoding="STEIM2")
     # The second ends early, and in rubbish.
     second.write_bytes(second.read_bytes()[: 4096 * 40] + b"\xff" * 4096)
-    flags = with_flags(shards={"interval": interval})
-    detect(tmp_path / "archive", tmp_path / "together", flags)
-    # Every second shard, then the others: none follows another of its run.
-    detect(tmp_path / "archive", tmp_path / "alone", flags, lambda plan: replace(plan, pending=plan.pending[::2]))
-    detect(tmp_path / "archive", tmp_path / "alone", flags)
-    together, alone = (
-        {
+    fourth.write_bytes(gzip.compress(fourth.read_bytes()))
+    if layout == "flat":
+        (root / "flat").mkdir()
+        content = b"".join(path.read_bytes() for path in sorted((root / "sds").rglob("*.D.*")) if path != fourth)
+        (root / "flat/all.mseed").write_bytes(content)
+        (root / "flat/fourth.mseed.gz").write_bytes(fourth.read_bytes())
+    return root / layout
+
+
+@pytest.mark.parametrize("piece_bytes", [2**25, 200_000])
+@pytest.mark.parametrize(
+    ("layout", "interval"), [("sds", "hour"), ("sds", "day"), ("flat", "day"), ("flat", "hour"), ("sds", "week")]
+)
+def test_rows_and_markers_are_the_same_in_one_task_and_in_many(tmp_path, monkeypatch, layout, interval, piece_bytes):
+    monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
+    archive = write_awkward_days(tmp_path, layout)
+    flags = with_flags(shards={"interval": interval}, archive={"layout": layout})
+    found = {}
+    for way in ("one task", "many"):
+        with monkeypatch.context() as patch:
+            if way == "one task":
+                patch.setattr(detection_archives, "tasks_of", lambda plan, _: one_batch_a_group(plan))
+            else:
+                # Every second shard, then the others: none follows another of its run.
+                detect(archive, tmp_path / way, flags, lambda plan: replace(plan, pending=plan.pending[::2]))
+            detect(archive, tmp_path / way, flags)
+        store = open_store(str(tmp_path / way))
+        markers = {
             name.shard: {key: value for key, value in read_marker(store, "detect", name).items() if key != "seconds"}
             for name in list_markers(store, "detect")
         }
-        for store in (open_store(str(tmp_path / workspace)) for workspace in ("together", "alone"))
-    )
-    assert len(together) >= (96 if interval == "hour" else 4)
+        found[way] = read_events(tmp_path / way), markers
+    (rows, together), (others, alone) = found["one task"], found["many"]
+    assert rows.num_rows > 150
+    assert_same_bits(rows, others)
     assert alone == together
+    assert len(together) >= {"hour": 96, "day": 5, "week": 2}[interval]
     reasons = [reason for marker in together.values() for item in marker["quarantined"] for reason in item["reasons"]]
-    assert {reason.split()[0] for reason in reasons} == {"40000", "bytes"}
+    # A flat file's times are read from its headers: nothing in it is astray.
+    assert {reason.split()[0] for reason in reasons} == ({"40000", "bytes"} if layout == "sds" else {"bytes"})
+
+
+def one_batch_a_group(plan):
+    return [(stage._batch(stretch, plan),) for stretch in stage._stretches(plan.pending)]
+
+
+def test_clipping_twice_gives_the_times_of_clipping_once():
+    rng = np.random.default_rng(2)
+    for rate in (64.1026, 99.9998, 100.0, 33.333333):
+        run = Run(("XX", "A", "", "HHZ"), rate, 1, 45_938_271, 45_938_271, np.arange(10**6))
+        for _ in range(50):
+            first, second = np.sort(rng.integers(0, int(5e5 / rate * 1e9), 2)).tolist()
+            once, twice = run.clip(second, 10**18), run.clip(first, 10**18).clip(second, 10**18)
+            assert (once.start_ns, once.end_ns, len(once.data)) == (twice.start_ns, twice.end_ns, len(twice.data))
+            assert once.end_ns == run.end_ns
