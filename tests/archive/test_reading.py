@@ -11,7 +11,7 @@ from pipelines.archive import reading
 from pipelines.archive.continuity import assemble
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import decode
-from pipelines.storage import open_store
+from pipelines.storage import Store, open_store
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,51 @@ def test_a_damaged_record_of_a_large_file_costs_its_own_samples_only(recording, 
     damaged[512 * 31 : 512 * 31 + 64] = b"\xff" * 64
     found = reader(tmp_path, bytes(damaged), monkeypatch).read(0, 10**12)
     assert_same_samples(found.runs, decode(bytes(damaged)).runs)
-    assert found.num_problems >= 1
+    # Counted from the beginning of the file, whatever the pieces.
+    assert found.problems == decode(bytes(damaged)).problems
+    assert found.problems[0].startswith(f"bytes {512 * 31} to {512 * 32}: ")
+
+
+def test_a_file_that_could_be_read_in_part_only_is_read_again_in_whole(recording, tmp_path, monkeypatch):
+    mine = reader(tmp_path, recording, monkeypatch)
+    read, calls = Store.read_checked, []
+
+    def fails_once(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise OSError("the disk is away")
+        return read(*args)
+
+    monkeypatch.setattr(Store, "read_checked", fails_once)
+    with pytest.raises(OSError, match="away"):
+        mine.read(0, 10**12)
+    assert_same_samples(mine.read(0, 10**12).runs, decode(recording).runs)
+
+
+def test_samples_of_other_channels_and_far_from_the_time_in_the_name_are_left_out_and_the_latter_told(tmp_path):
+    traces = [
+        obspy.Trace(
+            np.arange(6000, dtype=np.int32),
+            {
+                "network": "XX",
+                "station": "A",
+                "channel": channel,
+                "sampling_rate": 10.0,
+                "starttime": obspy.UTCDateTime(start),
+            },
+        )
+        for channel, start in (("HHZ", 0), ("HHZ", 5000), ("LOG", 90_000))
+    ]
+    obspy.Stream(traces).write(tmp_path / "file", format="MSEED", encoding="STEIM2", reclen=512)
+    store = open_store(str(tmp_path))
+    believed = (0, 300 * 10**9)
+    mine = FileReader(store, next(store.walk()), believed, lambda codes: codes.channel == "HHZ")
+    found = mine.read(0, 10**12)
+    assert [(run.channel.channel, len(run.data)) for run in found.runs] == [("HHZ", 3000)]
+    assert found.problems == ["9000 samples lie more than archive.spill_seconds from the time in its name"]
+    mine.forget_before(200 * 10**9)
+    assert mine.read(200 * 10**9, 10**12).problems == found.problems
+    assert mine.read(10**13, 10**14).problems == found.problems
 
 
 def test_a_file_that_changed_since_it_was_listed_is_an_error(recording, tmp_path, monkeypatch):
