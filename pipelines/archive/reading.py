@@ -56,7 +56,7 @@ class FileReader:
     item: StoredObject
     believed: tuple[int, int] = (_EVER, -_EVER)
     wanted: Callable[[Channel], bool] = lambda _: True
-    _whole: Decoded | None = field(default=None, repr=False)
+    _whole: list[Run] | None = field(default=None, repr=False)
     _kept_from: int = field(default=_EVER, repr=False)
     _pieces: list[_Piece] | None = field(default=None, repr=False)
     _problems: Decoded = field(default_factory=Decoded, repr=False)
@@ -85,12 +85,12 @@ class FileReader:
             self._whole = None
             return
         kept = []
-        for run in self._whole.runs:
+        for run in self._whole:
             part = run.clip(time_ns, run.end_ns)
             if part is not None:
                 # A view of a part would hold the memory of all.
                 kept.append(run if part is run else replace(part, data=part.data.copy()))
-        self._whole.runs, self._kept_from = kept, time_ns
+        self._whole, self._kept_from = kept, time_ns
 
     def read(self, start_ns: int, end_ns: int) -> Decoded:
         """Return what the file holds in `[start_ns, end_ns)`, perhaps more, and what is wrong with it anywhere.
@@ -102,7 +102,7 @@ class FileReader:
             if (self._whole is None or start_ns < self._kept_from) and (self._pieces is None or len(self._pieces) < 2):
                 self._index()
             if self._whole is not None:
-                runs = self._whole.runs
+                runs = self._whole
             else:
                 for piece in self._pieces or []:
                     if piece.start_ns < end_ns and piece.end_ns > start_ns:
@@ -121,7 +121,7 @@ class FileReader:
         """Decode all pieces once: note what each holds, and keep the samples where there is one piece only."""
         pieces: list[_Piece] = []
         told = Decoded()
-        whole: Decoded | None = None
+        whole: list[Run] | None = None
         extent: tuple[int, int] | None = None
         num_strays = 0
         for piece, decoded in self._decode_pieces():
@@ -134,7 +134,7 @@ class FileReader:
             if decoded.runs:
                 begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
                 extent = (begin, end) if extent is None else (min(begin, extent[0]), max(end, extent[1]))
-            whole = decoded if not pieces else None
+            whole = decoded.runs if not pieces else None
             pieces.append(replace(piece, start_ns=begin, end_ns=end))
         if num_strays:
             told.problems.insert(

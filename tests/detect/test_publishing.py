@@ -58,6 +58,15 @@ def run(archive, workspace):
     return [content for made in batches(archive, workspace) for _, content in detect_batch(*made)]
 
 
+def uploaded(archive, url, *, packed=False):
+    """Return a bucket with the archive's files, gzipped if asked for."""
+    bucket = open_store(url)
+    for path in archive.rglob("*.D.*"):
+        content = path.read_bytes()
+        bucket.write(path.relative_to(archive).as_posix(), gzip.compress(content) if packed else content)
+    return bucket
+
+
 def contents(workspace):
     store = open_store(str(workspace))
     return {item.path: store.read(item.path) for item in store.walk("events")}
@@ -146,10 +155,7 @@ def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, fa
 @pytest.mark.parametrize("packed", [False, True])
 def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp_path, moto_s3, monkeypatch, packed):
     storage._s3.cache_clear()
-    bucket = open_store(f"{moto_s3.url}/archive")
-    for path in week.rglob("*.D.*"):
-        content = path.read_bytes()
-        bucket.write(path.relative_to(week).as_posix(), gzip.compress(content) if packed else content)
+    bucket = uploaded(week, f"{moto_s3.url}/archive", packed=packed)
     events = []
     fetch, scan = Store.read_checked, stage_shard.find_onsets
 
@@ -249,9 +255,7 @@ def test_a_worker_holds_two_days_at_most_and_one_where_days_are_large(
 
 def test_a_day_that_could_not_be_fetched_ahead_leaves_nothing_in_memory(week, tmp_path, moto_s3, monkeypatch):
     storage._s3.cache_clear()
-    bucket = open_store(f"{moto_s3.url}/fetched-ahead")
-    for path in week.rglob("*.D.*"):
-        bucket.write(path.relative_to(week).as_posix(), path.read_bytes())
+    bucket = uploaded(week, f"{moto_s3.url}/fetched-ahead")
     fetch, failed, detectors = Store.read_checked, [], []
     whole = BatchDetector.__init__
 

@@ -211,14 +211,19 @@ def test_a_shards_name_says_its_interval(interval):
     assert obspy.UTCDateTime(ns=interval_bounds("week", time_ns)[0]).weekday == 0
 
 
-def test_tasks_end_with_a_station_where_they_can():
+def plan_of(days_by_station):
+    """Return a plan of day shards, none of them done, of so many days for each station."""
     shards = [
         Shard(MarkerName("XX", f"S{station:02d}", f"day{day}", "f"), "", "HH", day * DAY_NS, (day + 1) * DAY_NS, ())
-        for station, days in enumerate([30, 31, 62, 29, 33, 70, 20, 25])
+        for station, days in enumerate(days_by_station)
         for day in range(days)
     ]
     files = pa.table({name: [] for name in ("key", "size", "etag")})
-    plan = Plan(Manifest("sds", files), "day", files, np.zeros((0, 2), np.int64), shards, len(shards), [])
+    return Plan(Manifest("sds", files), "day", files, np.zeros((0, 2), np.int64), shards, len(shards), [])
+
+
+def test_tasks_end_with_a_station_where_they_can():
+    plan = plan_of([30, 31, 62, 29, 33, 70, 20, 25])
     tasks = [[len(batch.shards) for batch in task] for task in tasks_of(plan, 2)]
     assert tasks[:3] == [[30, 31], [62], [29, 33]]
     assert sum(map(sum, tasks)) == 300
@@ -234,13 +239,8 @@ def test_tasks_end_with_a_station_where_they_can():
     ],
 )
 def test_tasks_hold_every_shard_once_and_become_smaller_towards_the_end(stations, days, workers):
-    shards = [
-        Shard(MarkerName("XX", f"S{station:02d}", f"day{day}", "f"), "", "HH", day * DAY_NS, (day + 1) * DAY_NS, ())
-        for station in range(stations)
-        for day in range(days)
-    ]
-    files = pa.table({name: [] for name in ("key", "size", "etag")})
-    plan = Plan(Manifest("sds", files), "day", files, np.zeros((0, 2), np.int64), shards, len(shards), [])
+    plan = plan_of([days] * stations)
+    shards = plan.pending
     tasks = list(tasks_of(plan, workers))
     assert [shard.name for task in tasks for batch in task for shard in batch.shards] == [item.name for item in shards]
     for batch in (batch for task in tasks for batch in task):
