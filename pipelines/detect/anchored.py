@@ -88,22 +88,20 @@ def find_onsets(
     rate_hz: float,
     *,
     anchor_ns: int,
-    start_ns: int,
-    end_ns: int,
 ) -> Pass:
-    """Return the events of the anchor's pass with an onset in `[start_ns, end_ns)`.
+    """Return the events of the anchor's pass: those with an onset in its day.
 
     Args:
-        segments: segments by component row, from the anchor's warm-up to the end of the context after `end_ns`.
+        segments: segments by component row, from the anchor's warm-up to the end of the context after its day.
         detection: settings.
         rate_hz: sampling rate of the channel group in Hz.
         anchor_ns: 00:00 UTC of the day.
-        start_ns, end_ns: the owned interval, inside the day.
 
     Raises:
         ValueError: the band does not fit the sampling rate.
     """
     result = Pass()
+    end_ns = anchor_ns + DAY_NS
     sections = design_bandpass(*detection.band_hz, detection.corners, rate_hz)
     num_sta, num_lta = detection.average_samples(rate_hz)
     warmup_ns = round(detection.warmup_seconds * 1e9)
@@ -130,7 +128,7 @@ def find_onsets(
         for onset in _merge(triggers, segment, first, row, detection, rate_hz)
     ]
     events = _unite(spans, round(follow_seconds(detection) * 1e9))
-    result.onsets = [event for event in events if start_ns <= event.onset_ns < end_ns]
+    result.onsets = [event for event in events if anchor_ns <= event.onset_ns < end_ns]
     return result
 
 

@@ -190,12 +190,8 @@ class BatchDetector:
         first, last = selection(config.archive)
         self.first_ns = first if first is not None else -(2**62)
         self.last_ns = last if last is not None else 2**62
-        self.owned: dict[int, tuple[int, int]] = {}
-        """By 00:00 UTC of each day, the (start, end) of all that the batch owns of it."""
-        for shard in batch.shards:
-            for anchor, start, end in split_days(shard.start_ns, shard.end_ns):
-                earliest, latest = self.owned.get(anchor, (start, end))
-                self.owned[anchor] = min(start, earliest), max(end, latest)
+        self.owned = {anchor for shard in batch.shards for anchor, _, _ in split_days(shard.start_ns, shard.end_ns)}
+        """00:00 UTC of each day of which the batch owns something."""
 
     def begin(self, shard: ShardTask) -> Future[dict[str, Any]]:
         """Detect one shard; what makes its rows durable and then writes the marker goes on in the background."""
@@ -265,7 +261,7 @@ class BatchDetector:
         report["skipped"].update(day.skipped)
 
     def _day(self, anchor_ns: int) -> Day:
-        """Return the pass of a day over all that this batch owns of it, and begin that of the day after it."""
+        """Return the pass of a day, and begin that of the day after it."""
         if self.day is not None and self.day.anchor_ns == anchor_ns:
             return self.day
         self.day, ahead, self.next_day = None, self.next_day, None
@@ -282,7 +278,6 @@ class BatchDetector:
 
     def _begin_day(self, anchor_ns: int) -> Day:
         """Read and assemble a day, and begin to scan it."""
-        start_ns, end_ns = self.owned[anchor_ns]
         # All of the day, whatever part is owned: which channels it has, and what they are like, hangs on no cut.
         low = max(anchor_ns - self.before_ns, self.first_ns)
         high = min(anchor_ns + DAY_NS + self.after_ns, self.last_ns)
@@ -298,10 +293,9 @@ class BatchDetector:
             group = self._assemble(codes, rate_hz, channels, day)
             if group is None:
                 continue
-            owned = {"anchor_ns": anchor_ns, "start_ns": start_ns, "end_ns": end_ns}
             day.groups.append(group)
             day.passes.append(
-                _scan_thread().submit(find_onsets, group.segments, self.config.detection, rate_hz, **owned)
+                _scan_thread().submit(find_onsets, group.segments, self.config.detection, rate_hz, anchor_ns=anchor_ns)
             )
         return day
 

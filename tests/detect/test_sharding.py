@@ -380,6 +380,30 @@ def test_rows_and_markers_are_the_same_in_one_task_and_in_many(tmp_path, monkeyp
     assert {reason.split()[0] for reason in reasons} == ({"40000", "bytes"} if layout == "sds" else {"bytes"})
 
 
+def test_an_event_goes_on_in_a_segment_that_begins_after_its_shard(tmp_path):
+    rate, hour = 20.0, 3600
+    rng = np.random.default_rng(5)
+    vertical, north = (rng.normal(0, 50, round(2 * hour * rate)) for _ in range(2))
+    # On the vertical before and over the full hour; on the north in a segment that begins after it.
+    first, again = round((hour - 2) * rate), round((hour + 9) * rate)
+    vertical[first : first + 400] += rng.normal(0, 600, 400) * np.exp(np.linspace(0, 9, 400))
+    north[again : again + 400] += rng.normal(0, 20_000, 400)
+    begin = round((hour + 2) * rate)
+    traces = [make_trace(vertical.astype(np.int32), "2021-03-01", rate, "HHZ")]
+    start = str(obspy.UTCDateTime("2021-03-01") + begin / rate)
+    traces.append(make_trace(north[begin:].astype(np.int32), start, rate, "HHN"))
+    write_sds(tmp_path / "archive", traces)
+    flags = with_flags(detection=FLAGS["detection"] | {"sta_seconds": 0.5, "lta_seconds": 5.0})
+    detect(tmp_path / "archive", tmp_path / "day", flags | {"shards": {"interval": "day"}})
+    hours = flags | {"shards": {"interval": "hour"}}
+    detect(tmp_path / "archive", tmp_path / "hour", hours, lambda plan: replace(plan, pending=plan.pending[::2]))
+    detect(tmp_path / "archive", tmp_path / "hour", hours)
+    mine, theirs = read_events(tmp_path / "hour"), read_events(tmp_path / "day")
+    onsets, ends = theirs["onset"].cast("int64").to_numpy() / 1e9 % DAY, theirs["duration_s"].to_numpy()
+    assert ((onsets < hour) & (onsets + ends > hour + 9)).any()
+    assert_same_bits(mine, theirs)
+
+
 def one_batch_a_group(plan):
     return [(stage._batch(stretch, plan),) for stretch in stage._stretches(plan.pending)]
 
