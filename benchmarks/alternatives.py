@@ -25,12 +25,12 @@ from recipe import COLUMNS, events_once, labelled
 from torch import Tensor
 
 import jobs.train
-from pipelines.association import associate
 from pipelines.config import resolve
 from pipelines.contrastive import step
-from pipelines.event_sample import choose_events
-from pipelines.storage import open_store
+from pipelines.metrics.association import associate
 from pipelines.train import loop
+from pipelines.workspace.event_sample import choose_events
+from pipelines.workspace.storage import open_store
 
 ALTERNATIVES = ("decoupled", "lars", "stations")
 EVENT_SECONDS = 60.0

@@ -155,7 +155,7 @@ def ceiling_process(paths: list[str], components: str, barrier: Any, results: An
     """Decode three components and scan those that trigger for some station-days, alone in a process."""
     from pipelines.archive.records import decode
     from pipelines.detect.kernel import design_bandpass, scan_all
-    from pipelines.memory import keep_freed_memory
+    from pipelines.runtime.allocator import keep_freed_memory
 
     keep_freed_memory()
     sections = design_bandpass(*BAND, 4, RATE_HZ)

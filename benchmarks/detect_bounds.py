@@ -38,9 +38,9 @@ from pipelines.config import resolve
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Summary, _fold, make_plan, tasks_of
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
-from pipelines.memory import keep_freed_memory
-from pipelines.storage import Store, StoredObject, open_store
-from pipelines.workspace import Workspace
+from pipelines.runtime.allocator import keep_freed_memory
+from pipelines.workspace.storage import Store, StoredObject, open_store
+from pipelines.workspace.workspace import Workspace
 
 GIB = 2**30
 FIRST_DAY = datetime(2022, 1, 1, tzinfo=UTC)

@@ -26,16 +26,16 @@ import boto3
 from detect import machine, make_archive
 from detect_bounds import peak_bytes
 
-from pipelines import storage
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import resolve
 from pipelines.detect import stage_shard
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import make_plan, tasks_of
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
-from pipelines.memory import keep_freed_memory
-from pipelines.storage import open_store
-from pipelines.workspace import Workspace
+from pipelines.runtime.allocator import keep_freed_memory
+from pipelines.workspace import storage
+from pipelines.workspace.storage import open_store
+from pipelines.workspace.workspace import Workspace
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
 PROXY = """

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import obspy
 
-from pipelines import tables
-from pipelines.storage import open_store
+from pipelines.workspace import tables
+from pipelines.workspace.storage import open_store
 
 FAR = 20.0
 """Least distance of a dropout from its neighbours, in median steps between samples."""

@@ -99,13 +99,13 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
     """Time our fit over Ray actors that read their rows from Parquet."""
     import pyarrow as pa
 
-    from pipelines import tables
-    from pipelines.cluster import ray_session
     from pipelines.config.label import KMeansSettings
     from pipelines.label.kmeans import count_rows
     from pipelines.label.stage_kmeans import _ActorGather, _fit, _start_partitions, survey_embeddings
     from pipelines.label.stage_shards import Shard
-    from pipelines.storage import open_store
+    from pipelines.runtime.ray_session import ray_session
+    from pipelines.workspace import tables
+    from pipelines.workspace.storage import open_store
 
     rows = np.load(folder / "rows.npy", mmap_mode="r")
     store = open_store(str(folder / "workspace"))

@@ -53,14 +53,14 @@ def _ancestors(process: int) -> set[str]:
 
 def work(folder: Path, dim: int, k: int, iterations: int) -> None:
     """Survey, cluster, count and label what lies in a folder."""
-    from pipelines.cluster import ray_session
     from pipelines.config.label import KMeansSettings
     from pipelines.label.naming import numbers_by_size
     from pipelines.label.stage_kmeans import fit_model, survey_embeddings
     from pipelines.label.stage_labels import Naming, count_clusters, write_labels
     from pipelines.label.stage_shards import Shard
-    from pipelines.storage import open_store
-    from pipelines.tables import list_shards
+    from pipelines.runtime.ray_session import ray_session
+    from pipelines.workspace.storage import open_store
+    from pipelines.workspace.tables import list_shards
 
     store = open_store(str(folder))
     shards = [
@@ -89,8 +89,8 @@ def write_events(folder: Path, gigabytes: float, dim: int) -> None:
     """Write files of embeddings, and of the columns of events that labels repeat, of a total size."""
     import pyarrow as pa
 
-    from pipelines import tables
-    from pipelines.storage import open_store
+    from pipelines.workspace import tables
+    from pipelines.workspace.storage import open_store
 
     store = open_store(str(folder))
     random = np.random.default_rng(3)

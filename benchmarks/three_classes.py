@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.csv
 from recipe import job
 
-from pipelines import tables
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.workspace import tables
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ, NUM_SAMPLES, LEAD = 100.0, 3000, 500
 CLASSES, SHARES = ("icequake", "earthquake", "spike"), (0.6, 0.3, 0.1)

@@ -25,16 +25,16 @@ import torch.distributed
 import torch.distributed.nn  # before a group is open: the defaults of its functions would keep the group
 import torch.multiprocessing
 
-from pipelines.cluster import ray_session
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.train import TrainSettings
 from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.step import TrainPlan, new_state, train_step
 from pipelines.encoders import NetworkConfig
 from pipelines.encoders.preparation import prepare
-from pipelines.storage import open_store
+from pipelines.runtime.ray_session import ray_session
 from pipelines.train.loop import Training, train_rank
 from pipelines.train.stage import write_checkpoint
+from pipelines.workspace.storage import open_store
 
 RATE_HZ, NUM_SAMPLES, LEAD_SAMPLES = 100.0, 3000, 500
 

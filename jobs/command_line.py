@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 from pipelines import __version__
 from pipelines import config as configuration
-from pipelines.errors import InputError, StageFailed
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 JOBS = {
     "synthesize": "write a synthetic archive with its truth",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, run_job
 from pipelines.label.compare import compare_runs
-from pipelines.tracking import open_tracking
+from pipelines.tracking.server import open_tracking
 
 
 def main(argv: Sequence[str] | None = None) -> int:

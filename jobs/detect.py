@@ -8,9 +8,9 @@ firnline detect runs/demo-archive runs/demo --detection.on 4 --detection.trigger
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.cluster import ray_session
 from pipelines.detect.stage import detect_events, open_archive
-from pipelines.tracking import open_tracking
+from pipelines.runtime.ray_session import ray_session
+from pipelines.tracking.server import open_tracking
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, run_job
 from pipelines.config.label import LabelsSettings
-from pipelines.report.explore import ExplorerServer, is_loopback, open_explorer
+from pipelines.explore.server import ExplorerServer, is_loopback, open_explorer
 
 
 def main(argv: Sequence[str] | None = None) -> int:

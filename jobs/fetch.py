@@ -9,8 +9,8 @@ come since. No Ray: a data centre is asked by one machine, with few connections.
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.fdsn import fetch_recordings
-from pipelines.storage import open_store
+from pipelines.archive.fdsn import fetch_recordings
+from pipelines.workspace.storage import open_store
 
 
 def main(argv: Sequence[str] | None = None) -> int:

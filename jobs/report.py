@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.cluster import in_ray_job, ray_session
 from pipelines.report.stage import wants_ray, write_report
-from pipelines.tracking import open_tracking
+from pipelines.runtime.ray_session import in_ray_job, ray_session
+from pipelines.tracking.server import open_tracking
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,17 +14,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.cluster import ray_session
 from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events, open_archive
+from pipelines.handlabels.table import read_label_table
 from pipelines.label.stage import check_events, check_labelling, label_events
-from pipelines.label_table import read_label_table
 from pipelines.report.stage import PAGE_PATH, write_report
-from pipelines.tables import list_shards
-from pipelines.tracking import Tracking, open_tracking
+from pipelines.runtime.ray_session import ray_session
+from pipelines.tracking.server import Tracking, open_tracking
 from pipelines.train.stage import check_resources, check_training, train_encoder
 from pipelines.tune.stage import check_search, tune_augmentations
-from pipelines.workspace import Workspace
+from pipelines.workspace.tables import list_shards
+from pipelines.workspace.workspace import Workspace
 
 CHAIN = ("detect", "tune", "train", "label", "report")
 

@@ -27,9 +27,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.command_line import JOBS, leave, read_config_file, run_job
-from pipelines.cluster import use_token_if_available
 from pipelines.config import describe_keys, flatten
-from pipelines.errors import InputError, StageFailed
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.ray_session import use_token_if_available
 
 NOT_SUBMITTED = {"submit": "it is this command", "explore": "it is a page for the person at this machine"}
 PACKAGES = ("pipelines", "jobs")

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.cluster import ray_session
-from pipelines.storage import open_store
+from pipelines.runtime.ray_session import ray_session
 from pipelines.synthesize.stage import TRUTH, check_archive, synthesize_archive
+from pipelines.workspace.storage import open_store
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,9 +10,9 @@ import contextlib
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.cluster import ray_session
-from pipelines.errors import InputError
-from pipelines.tracking import open_tracking
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.ray_session import ray_session
+from pipelines.tracking.server import open_tracking
 from pipelines.train.stage import train_encoder
 
 

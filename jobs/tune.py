@@ -9,8 +9,8 @@ Then `firnline train WORKSPACE --train.augment_from tune`.
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.cluster import ray_session
-from pipelines.tracking import open_tracking
+from pipelines.runtime.ray_session import ray_session
+from pipelines.tracking.server import open_tracking
 from pipelines.tune.stage import tune_augmentations
 
 

@@ -16,7 +16,7 @@ import botocore.exceptions  # noqa: F401
 import pytest
 from loopback_servers import S3Server, free_port, point_to_s3, server_process
 
-from pipelines.cluster import RaySession, ray_session
+from pipelines.runtime.ray_session import RaySession, ray_session
 
 # The tests start their own servers; those of the shell they run in are not theirs.
 for _name in (

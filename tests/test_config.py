@@ -4,7 +4,7 @@ import pytest
 
 from pipelines import config as configuration
 from pipelines.config import Config, read_flags, read_yaml, resolve, stage_config, stage_output_keys, to_yaml
-from pipelines.errors import InputError
+from pipelines.runtime.errors import InputError
 
 
 def test_flags_win_over_the_file_over_the_workspace_over_defaults():

@@ -20,8 +20,8 @@ from pipelines.archive.layouts import PathInfo, code_matcher, detect_layout, fol
 from pipelines.archive.reading import spans
 from pipelines.archive.records import decode
 from pipelines.config.archive import ArchiveSettings
-from pipelines.errors import InputError
-from pipelines.storage import Store, StoredObject
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.storage import Store, StoredObject
 
 MANIFEST_PATH = "plan/manifest.parquet"
 LAYOUT_KEY = b"firnline.layout"

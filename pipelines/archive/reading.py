@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, decode, record_boundary
-from pipelines.storage import Store, StoredObject
+from pipelines.workspace.storage import Store, StoredObject
 
 PIECE_BYTES = 32 * 2**20
 AHEAD_BYTES = 16 * 2**20

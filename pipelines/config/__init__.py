@@ -24,7 +24,7 @@ from pipelines.config.run import RunSettings
 from pipelines.config.synthesize import SynthesizeSettings
 from pipelines.config.train import TrainSettings
 from pipelines.config.tune import TuneSettings
-from pipelines.errors import InputError
+from pipelines.runtime.errors import InputError
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": ("synthesize",),

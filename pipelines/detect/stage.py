@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import tables
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import (
     MANIFEST_PATH,
@@ -38,14 +37,16 @@ from pipelines.detect.stage_shard import (
     destination,
     detect_batch,
 )
-from pipelines.errors import InputError, StageFailed, describe
-from pipelines.event_sample import events_fingerprint
-from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, remove_stale
-from pipelines.memory import keep_freed_memory
-from pipelines.progress import progress_bar
-from pipelines.storage import Store, StoredObject, check_readable, content_hash, open_store, read_file
-from pipelines.tracking import Tracking, stage_run
-from pipelines.workspace import Workspace
+from pipelines.runtime.allocator import keep_freed_memory
+from pipelines.runtime.errors import InputError, StageFailed, describe
+from pipelines.runtime.progress import progress_bar
+from pipelines.tracking.runs import stage_run
+from pipelines.tracking.server import Tracking
+from pipelines.workspace import tables
+from pipelines.workspace.event_sample import events_fingerprint
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, remove_stale
+from pipelines.workspace.storage import Store, StoredObject, check_readable, content_hash, open_store, read_file
+from pipelines.workspace.workspace import Workspace
 
 # Raised by hand whenever the rows that the stage writes change.
 ALGORITHM_VERSION = 3

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import tables
 from pipelines.archive.layouts import DAY_NS
-from pipelines.association import NANOSECONDS, coincident
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import split_days
 from pipelines.detect.stage_plan import HOUR_NS, interval_bounds, intervals, shard_bounds
-from pipelines.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
-from pipelines.storage import Store
+from pipelines.metrics.association import NANOSECONDS, coincident
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
+from pipelines.workspace.storage import Store
 
 # Raised by hand whenever the choice of triggers changes.
 ALGORITHM_VERSION = 1

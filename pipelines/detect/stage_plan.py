@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import ANY
-from pipelines.ledger import MarkerName, fingerprint
+from pipelines.workspace.ledger import MarkerName, fingerprint
 
 HOUR_NS = DAY_NS // 24
 WEEK_NS = 7 * DAY_NS

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines import __version__, tables
+from pipelines import __version__
 from pipelines.archive.continuity import Segment, assemble
 from pipelines.archive.layouts import DAY_NS, code_matcher
 from pipelines.archive.manifest import ANY, selection
@@ -35,9 +35,10 @@ from pipelines.detect.anchored import (
     split_days,
 )
 from pipelines.detect.response import Responses
-from pipelines.errors import describe
-from pipelines.ledger import MarkerName, write_marker
-from pipelines.storage import Store, StoredObject
+from pipelines.runtime.errors import describe
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import MarkerName, write_marker
+from pipelines.workspace.storage import Store, StoredObject
 
 ATTEMPTS = 2
 SHARDS_UNPUBLISHED = 4
@@ -172,7 +173,7 @@ class BatchDetector:
     """Runs a batch's shards one after the other; files and days that successive shards share are read once.
 
     While a day is scanned in another thread, the next one is decoded in this one, whose arrays the C library can use
-    again (see `pipelines.memory`).
+    again (see `pipelines.runtime.allocator`).
     """
 
     def __init__(

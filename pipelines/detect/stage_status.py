@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.detect.stage import PROGRESS_PATH
-from pipelines.ledger import MarkerName, list_markers, read_marker
-from pipelines.storage import Store
+from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
+from pipelines.workspace.storage import Store
 
 READING_THREADS = 16
 ALIVE_SECONDS = 60.0

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from pipelines.label.scores import PER_CLASS, PROTOCOL, class_of
-from pipelines.tracking import RunRecord, Tracking, finished_runs
+from pipelines.tracking.runs import RunRecord, finished_runs
+from pipelines.tracking.server import Tracking
 
 COLUMNS = {
     "hungarian": "test.hungarian_accuracy",

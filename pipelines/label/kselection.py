@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 
 from pipelines.config.label import KMeansSettings
-from pipelines.evaluation import adjusted_rand_index
 from pipelines.label.draws import uniform
 from pipelines.label.kmeans import gather_local, label_rows, local_partitions
 from pipelines.label.merging import fit_to_merge, merge
+from pipelines.metrics.evaluation import adjusted_rand_index
 
 SILHOUETTE_ROWS = 4000
 STABLE = 0.05

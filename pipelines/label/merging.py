@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.label import KMeansSettings
-from pipelines.evaluation import adjusted_rand_index_of
 from pipelines.label.draws import uniform
 from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit, label_rows
+from pipelines.metrics.evaluation import adjusted_rand_index_of
 
 OVERLAP_SCALES = (0.2, 0.3, 0.45, 0.7)
 """Squared distances over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared

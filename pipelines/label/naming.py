@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from pipelines.evaluation import Labels, contingency
+from pipelines.metrics.evaluation import Labels, contingency
 
 
 @dataclass(frozen=True, kw_only=True)

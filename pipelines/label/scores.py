@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.evaluation import (
+from pipelines.metrics.evaluation import (
     ClassScores,
     Interval,
     Probe,

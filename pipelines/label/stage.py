@@ -14,13 +14,11 @@ import ray
 import yaml
 from numpy.typing import NDArray
 
-from pipelines import tables
-from pipelines.cluster import CLUSTER_CPUS_VARIABLE, ray_session
 from pipelines.config import Config, stage_config, stage_output_keys
 from pipelines.config.detection import WindowSettings
 from pipelines.config.label import KMeansSettings
-from pipelines.errors import InputError
-from pipelines.event_sample import events_fingerprint
+from pipelines.handlabels.matching import HandLabels
+from pipelines.handlabels.table import LabelTable, read_label_table
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia, draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
 from pipelines.label.naming import ClusterName, names_by_majority, numbers_by_reference, numbers_by_size
@@ -46,13 +44,16 @@ from pipelines.label.stage_inputs import match_on_ray, read_cluster_names
 from pipelines.label.stage_kmeans import Model, check_enough_events, fit_model, survey_embeddings
 from pipelines.label.stage_labels import Count, Labelled, Naming, count_clusters, write_labels
 from pipelines.label.stage_shards import Shard, list_event_shards
-from pipelines.label_matching import HandLabels
-from pipelines.label_table import LabelTable, read_label_table
-from pipelines.ledger import fingerprint, list_markers
-from pipelines.progress import progress_bar
-from pipelines.storage import Store, content_hash
-from pipelines.tracking import StageRun, Tracking, stage_run
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.ray_session import CLUSTER_CPUS_VARIABLE, ray_session
+from pipelines.tracking.runs import StageRun, stage_run
+from pipelines.tracking.server import Tracking
+from pipelines.workspace import tables
+from pipelines.workspace.event_sample import events_fingerprint
+from pipelines.workspace.ledger import fingerprint, list_markers
+from pipelines.workspace.storage import Store, content_hash
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 ALGORITHM_VERSION = 3
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""

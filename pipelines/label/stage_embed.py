@@ -17,18 +17,19 @@ import pyarrow as pa
 import ray
 import torch
 
-from pipelines import __version__, tables
+from pipelines import __version__
 from pipelines.config import Config
 from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
-from pipelines.errors import InputError, StageFailed
-from pipelines.event_sample import window_shape
 from pipelines.label.stage_shards import Shard
-from pipelines.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
-from pipelines.model_registry import model_version
-from pipelines.progress import progress_bar
-from pipelines.storage import Store
-from pipelines.tracking import Tracking, download_artifact, last_trained_version
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.progress import progress_bar
+from pipelines.tracking.models import download_artifact, last_trained_version, model_version
+from pipelines.tracking.server import Tracking
+from pipelines.workspace import tables
+from pipelines.workspace.event_sample import window_shape
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
+from pipelines.workspace.storage import Store
 
 ALGORITHM_VERSION = 1
 """Raised by hand when the same events and encoder give other embeddings."""

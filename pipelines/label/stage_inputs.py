@@ -5,15 +5,15 @@ from typing import Any
 
 import ray
 
-from pipelines.cluster import task_results
 from pipelines.config import load_yaml
 from pipelines.config.label import LabelsSettings
-from pipelines.errors import InputError
+from pipelines.handlabels.matching import HandLabels, match_hand_labels
+from pipelines.handlabels.table import LabelTable
 from pipelines.label.naming import read_names
 from pipelines.label.stage_shards import Shard
-from pipelines.label_matching import HandLabels, match_hand_labels
-from pipelines.label_table import LabelTable
-from pipelines.storage import Store, content_hash, read_file
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.ray_session import task_results
+from pipelines.workspace.storage import Store, content_hash, read_file
 
 
 def match_on_ray(store: Store, shards: Sequence[Shard], settings: LabelsSettings, known: LabelTable) -> HandLabels:

@@ -12,18 +12,18 @@ import ray
 from numpy.typing import NDArray
 from ray.exceptions import RayActorError
 
-from pipelines import tables
-from pipelines.cluster import task_results
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
-from pipelines.errors import InputError, StageFailed
 from pipelines.label import kmeans
 from pipelines.label.draws import event_keys, uniform
 from pipelines.label.kmeans import Partition, block_rows, fit_space, partition_edges, sample_rows
 from pipelines.label.merging import fit_to_merge, merge
 from pipelines.label.space import Space
 from pipelines.label.stage_shards import Shard
-from pipelines.storage import Store
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.ray_session import task_results
+from pipelines.workspace import tables
+from pipelines.workspace.storage import Store
 
 T = TypeVar("T")
 

@@ -10,17 +10,18 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from pipelines import __version__, tables
-from pipelines.cluster import task_results
-from pipelines.errors import InputError, StageFailed
+from pipelines import __version__
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
 from pipelines.label.space import to_space
 from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_shards import Shard
-from pipelines.ledger import MarkerName, list_markers, remove_stale, write_marker
-from pipelines.progress import progress_bar
-from pipelines.storage import Store
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.ray_session import task_results
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import MarkerName, list_markers, remove_stale, write_marker
+from pipelines.workspace.storage import Store
 
 MEMORY_A_TASK = 1 << 29
 NEAREST_A_CLUSTER = 6

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-from pipelines import tables
-from pipelines.errors import InputError
-from pipelines.ledger import list_markers
-from pipelines.storage import Store
+from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import list_markers
+from pipelines.workspace.storage import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """The catalogue: detections of several stations become events, written as QuakeML, CSV and Parquet.
 
 A detection is one row of `events/` with its row of `labels/`. Detections belong together by
-`pipelines.association.associate`. No location is computed, so an event has picks and no origin, which QuakeML 1.2
-allows. QuakeML is written event by event as text: ObsPy's writer holds a month's catalogue as objects, some 20 kB an
-event.
+`pipelines.metrics.association.associate`. No location is computed, so an event has picks and no origin, which QuakeML
+1.2 allows. QuakeML is written event by event as text: ObsPy's writer holds a month's catalogue as objects, some 20 kB
+an event.
 """
 
 import itertools
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from pipelines import association
+from pipelines.metrics import association
 
 EVENT_TYPES: Mapping[str, str] = {
     "icequake": "ice quake",

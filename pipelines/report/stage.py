@@ -20,14 +20,24 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines import __version__, tables
+from pipelines import __version__
 from pipelines import config as configuration
-from pipelines.cluster import task_results
 from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import CatalogSettings, ReportSettings
-from pipelines.errors import InputError
-from pipelines.ledger import (
+from pipelines.report import catalogue, embedding_map
+from pipelines.report.activity import activity_figure, coverage_figure
+from pipelines.report.confusion import confusion_rows
+from pipelines.report.figures import cluster_colour, drawing, to_svg
+from pipelines.report.gallery import choose_gallery, event_figure
+from pipelines.report.page import ClusterCard, ConfusionTable, GalleryItem, Page, Statement, percent, render
+from pipelines.report.summary import LabelSummary, SummarySize, merge_all, summarise
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.ray_session import task_results
+from pipelines.tracking.runs import finished_runs, stage_run
+from pipelines.tracking.server import Tracking
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import (
     MarkerName,
     fingerprint,
     list_markers,
@@ -36,16 +46,8 @@ from pipelines.ledger import (
     stage_fingerprint,
     write_marker,
 )
-from pipelines.report import catalogue, embedding_map
-from pipelines.report.activity import activity_figure, coverage_figure
-from pipelines.report.confusion import confusion_rows
-from pipelines.report.figures import cluster_colour, drawing, to_svg
-from pipelines.report.gallery import choose_gallery, event_figure
-from pipelines.report.page import ClusterCard, ConfusionTable, GalleryItem, Page, Statement, percent, render
-from pipelines.report.summary import LabelSummary, SummarySize, merge_all, summarise
-from pipelines.storage import Store
-from pipelines.tracking import Tracking, finished_runs, stage_run
-from pipelines.workspace import Workspace
+from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import Workspace
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -23,15 +23,15 @@ from pymseed import MS3TraceList
 
 from pipelines.config import flatten
 from pipelines.config.synthesize import SynthesizeSettings
-from pipelines.errors import InputError, StageFailed, describe
-from pipelines.progress import progress_bar
-from pipelines.storage import Store
+from pipelines.runtime.errors import InputError, StageFailed, describe
+from pipelines.runtime.progress import progress_bar
 from pipelines.synthesize.flaws import DayFlaws, Stretch, day_flaws
 from pipelines.synthesize.plan import Arrival, Station, day_number, day_of, num_slots, render, stations, truth_arrivals
 from pipelines.synthesize.records import pack, source_id
 from pipelines.synthesize.stationxml import station_xml
 from pipelines.synthesize.streams import VERSION
 from pipelines.synthesize.windows import COUNTS_PER_M_S, onset_sample, recording, sample_ns, to_counts
+from pipelines.workspace.storage import Store
 
 LOCATION = "00"
 MANIFEST = "synthetic.json"

@@ -19,7 +19,7 @@ from pipelines.contrastive.step import (
     steps_per_epoch,
 )
 from pipelines.encoders import NetworkConfig
-from pipelines.memory import keep_freed_memory
+from pipelines.runtime.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipelines import encoders
-from pipelines.cluster import local_cores
 from pipelines.config import Config, flatten, stage_config
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.detection import WindowSettings
@@ -35,8 +34,31 @@ from pipelines.contrastive.step import new_state
 from pipelines.contrastive.whitening import whiten_by_views
 from pipelines.encoders import Encoder, NetworkConfig
 from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
-from pipelines.errors import InputError, StageFailed
-from pipelines.event_sample import (
+from pipelines.handlabels.sampling import SampleLabels, label_sample, validation_scores
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.ray_session import local_cores
+from pipelines.tracking.models import (
+    CANDIDATE,
+    CHAMPION,
+    alias_version,
+    download_artifact,
+    log_encoder,
+    register_model,
+    set_alias,
+)
+from pipelines.tracking.runs import StageRun, stage_run
+from pipelines.tracking.server import Tracking
+from pipelines.train.baselines import autoencoder_epoch, fit_features, fit_pca
+from pipelines.train.figures import augmentation_gallery, embedding_map
+from pipelines.train.loop import StuckTraining, Training, train_rank
+from pipelines.train.setup import (
+    effective_augmentation,
+    network_config,
+    prepare_windows,
+    torch_threads,
+    train_plan,
+)
+from pipelines.workspace.event_sample import (
     EventSample,
     choose_events,
     events_fingerprint,
@@ -44,32 +66,9 @@ from pipelines.event_sample import (
     read_sample,
     read_windows,
 )
-from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
-from pipelines.ledger import fingerprint
-from pipelines.model_registry import log_encoder
-from pipelines.storage import Store
-from pipelines.tracking import (
-    CANDIDATE,
-    CHAMPION,
-    StageRun,
-    Tracking,
-    alias_version,
-    download_artifact,
-    register_model,
-    set_alias,
-    stage_run,
-)
-from pipelines.train.baselines import autoencoder_epoch, fit_features, fit_pca
-from pipelines.train.figures import augmentation_gallery, embedding_map
-from pipelines.train.loop import StuckTraining, Training, train_rank
-from pipelines.training_setup import (
-    effective_augmentation,
-    network_config,
-    prepare_windows,
-    torch_threads,
-    train_plan,
-)
-from pipelines.workspace import Workspace
+from pipelines.workspace.ledger import fingerprint
+from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import Workspace
 
 ALGORITHM_VERSION = 1
 

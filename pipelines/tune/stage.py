@@ -18,7 +18,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
-from pipelines.cluster import SPARE_CPUS
 from pipelines.config import Config, stage_config, with_keys
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.augmentations import Augmenter, build_augmenter
@@ -26,15 +25,17 @@ from pipelines.contrastive.objective import cluster_stability
 from pipelines.contrastive.step import TrainPlan, new_state, run_epoch
 from pipelines.contrastive.whitening import whiten_by_views
 from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
-from pipelines.errors import InputError, StageFailed
-from pipelines.event_sample import choose_events, events_fingerprint, read_sample
-from pipelines.hand_labels import SampleLabels, label_sample, validation_scores
-from pipelines.ledger import fingerprint
-from pipelines.memory import keep_freed_memory
-from pipelines.tracking import StageRun, Tracking, stage_run
-from pipelines.training_setup import BEST_AUGMENTATION, network_config, prepare_windows, train_plan
+from pipelines.handlabels.sampling import SampleLabels, label_sample, validation_scores
+from pipelines.runtime.allocator import keep_freed_memory
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.ray_session import SPARE_CPUS
+from pipelines.tracking.runs import StageRun, stage_run
+from pipelines.tracking.server import Tracking
+from pipelines.train.setup import BEST_AUGMENTATION, network_config, prepare_windows, train_plan
 from pipelines.tune.space import apply_point, dimensions_of
-from pipelines.workspace import Workspace
+from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
+from pipelines.workspace.ledger import fingerprint
+from pipelines.workspace.workspace import Workspace
 
 SCORED_WINDOWS = 1000
 """Windows that the label-free score of a trial is computed on."""

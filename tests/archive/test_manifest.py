@@ -11,8 +11,8 @@ import pytest
 
 from pipelines import config as configuration
 from pipelines.archive.manifest import MANIFEST_PATH, build_manifest, read_manifest, write_manifest
-from pipelines.errors import InputError
-from pipelines.storage import check_readable, open_store
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.storage import check_readable, open_store
 
 SDS = "2022/XX/0101/HHZ.D/XX.0101..HHZ.D.2022.001"
 

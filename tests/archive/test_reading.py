@@ -11,7 +11,7 @@ from pipelines.archive import reading
 from pipelines.archive.continuity import assemble
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import decode
-from pipelines.storage import Store, open_store
+from pipelines.workspace.storage import Store, open_store
 
 
 @pytest.fixture(scope="module")

@@ -10,16 +10,16 @@ import numpy as np
 import obspy
 import pyarrow as pa
 
-from pipelines import tables
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Plan, make_plan, tasks_of
 from pipelines.detect.stage_coincidence import choose, plan_choices
 from pipelines.detect.stage_shard import BatchDetector, destination, detect_batch
-from pipelines.ledger import remove_stale
-from pipelines.storage import open_store
-from pipelines.workspace import Workspace
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import remove_stale
+from pipelines.workspace.storage import open_store
+from pipelines.workspace.workspace import Workspace
 
 DAY = 86400
 

@@ -11,10 +11,10 @@ import pytest
 from detection_archives import DAY, detect, make_noise, make_trace, write_sds
 from faultproxy import Fault, FaultProxy
 
-from pipelines import storage
-from pipelines.errors import InputError
-from pipelines.ledger import list_markers
-from pipelines.storage import check_readable, open_store
+from pipelines.runtime.errors import InputError
+from pipelines.workspace import storage
+from pipelines.workspace.ledger import list_markers
+from pipelines.workspace.storage import check_readable, open_store
 
 FLAGS = {
     "detection": {"band_hz": [1, 8], "max_seconds": 20},

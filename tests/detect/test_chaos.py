@@ -17,8 +17,8 @@ import obspy
 import psutil
 import pytest
 
-from pipelines.ledger import list_markers
-from pipelines.storage import open_store
+from pipelines.workspace.ledger import list_markers
+from pipelines.workspace.storage import open_store
 
 KILLS = os.environ.get("FIRNLINE_CHAOS_ROUNDS")
 pytestmark = [pytest.mark.timeout(900), *([pytest.mark.chaos] if KILLS else [])]
@@ -189,7 +189,7 @@ def test_a_driver_killed_in_either_half_of_a_network_coincidence(archive, undist
 def test_a_lost_node_changes_no_byte(archive, undisturbed, tmp_path, number):
     from ray.cluster_utils import Cluster
 
-    from pipelines.cluster import _apply_environment, private_ray_environment
+    from pipelines.runtime.ray_session import _apply_environment, private_ray_environment
 
     _apply_environment(private_ray_environment())
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})

@@ -7,9 +7,9 @@ import obspy
 import pytest
 from detection_archives import DAY, detect, make_trace, read_events, write_sds
 
-from pipelines import tables
-from pipelines.ledger import list_markers, read_marker
-from pipelines.storage import open_store
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import list_markers, read_marker
+from pipelines.workspace.storage import open_store
 
 RATE = 20.0
 START = obspy.UTCDateTime("2021-03-01")

@@ -9,16 +9,16 @@ from functools import partial
 import pytest
 from detection_archives import DAY, make_noise, make_trace, write_sds
 
-from pipelines import storage, tables
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import resolve
 from pipelines.detect import stage_shard
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import make_plan, tasks_of
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
-from pipelines.ledger import list_markers, marker_path
-from pipelines.storage import Store, open_store
-from pipelines.workspace import Workspace
+from pipelines.workspace import storage, tables
+from pipelines.workspace.ledger import list_markers, marker_path
+from pipelines.workspace.storage import Store, open_store
+from pipelines.workspace.workspace import Workspace
 
 NUM_DAYS = 7
 FLAGS = {

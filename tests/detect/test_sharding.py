@@ -18,7 +18,6 @@ from obspy.core.inventory.response import InstrumentSensitivity
 from obspy.signal.filter import bandpass
 from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 
-from pipelines import tables
 from pipelines.archive import reading
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
@@ -27,8 +26,9 @@ from pipelines.detect import stage
 from pipelines.detect.response import Responses
 from pipelines.detect.stage import Plan, tasks_of
 from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
-from pipelines.ledger import MarkerName, list_markers, read_marker
-from pipelines.storage import open_store
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
+from pipelines.workspace.storage import open_store
 
 FLAGS = {
     "detection": {"band_hz": [1, 8], "max_seconds": 20, "merge_seconds": 2, "trigger_components": "ZNE"},

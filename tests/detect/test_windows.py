@@ -6,10 +6,10 @@ import pytest
 from detection_archives import detect, make_trace, read_events, write_sds
 from scipy.signal import resample_poly
 
-from pipelines import tables
 from pipelines.archive.continuity import assemble
 from pipelines.archive.records import Channel, Run
 from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
+from pipelines.workspace import tables
 
 CODES = Channel("XX", "A", "", "HHZ")
 

@@ -16,15 +16,16 @@ import pytest
 from jobs import detect as detect_job
 from jobs import status as status_job
 from pipelines import config as configuration
-from pipelines import storage, tables
 from pipelines.archive.manifest import build_manifest
 from pipelines.detect.stage import open_archive
 from pipelines.detect.stage_status import read_status
-from pipelines.errors import InputError
-from pipelines.ledger import list_markers, read_marker
-from pipelines.storage import open_store
-from pipelines.tracking import finished_runs, open_tracking
-from pipelines.workspace import open_workspace
+from pipelines.runtime.errors import InputError
+from pipelines.tracking.runs import finished_runs
+from pipelines.tracking.server import open_tracking
+from pipelines.workspace import storage, tables
+from pipelines.workspace.ledger import list_markers, read_marker
+from pipelines.workspace.storage import open_store
+from pipelines.workspace.workspace import open_workspace
 
 FLAGS = [
     *("--detection.band_hz", "[1, 8]", "--detection.max_seconds", "20"),

@@ -11,7 +11,7 @@ from loopback_servers import S3Server
 from obspy.core.inventory import Channel, Inventory, Network, Response, Site, Station
 
 from jobs import fetch
-from pipelines.storage import open_store
+from pipelines.workspace.storage import open_store
 
 FIRST = obspy.UTCDateTime(2019, 1, 1)
 DAYS = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jobs import label, report, status, train, tune
-from pipelines.workspace import open_workspace
+from pipelines.workspace.workspace import open_workspace
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import pytest
 from jobs import run as run_job
 from jobs import synthesize as synthesize_job
 from pipelines import config as configuration
-from pipelines import storage, tables
-from pipelines.ledger import MarkerName, write_marker
-from pipelines.storage import open_store
-from pipelines.tracking import Tracking
-from pipelines.workspace import open_workspace
+from pipelines.tracking.server import Tracking
+from pipelines.workspace import storage, tables
+from pipelines.workspace.ledger import MarkerName, write_marker
+from pipelines.workspace.storage import open_store
+from pipelines.workspace.workspace import open_workspace
 
 FLAGS = [
     *("--detection.band_hz", "[1, 15]", "--detection.on", "4"),

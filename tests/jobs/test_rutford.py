@@ -12,9 +12,9 @@ import pytest
 from obspy.signal.filter import bandpass
 from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 
-from pipelines import tables
 from pipelines.config import read_yaml, resolve
-from pipelines.storage import open_store
+from pipelines.workspace import tables
+from pipelines.workspace.storage import open_store
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STATIONS = {"ZZ.ST01", "ZZ.ST04", "YG.ST08"}

@@ -18,9 +18,9 @@ import pytest
 from loopback_servers import free_port
 
 from jobs import submit
-from pipelines.cluster import private_ray_environment
 from pipelines.config import describe_keys
-from pipelines.errors import InputError
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.ray_session import private_ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

@@ -8,11 +8,13 @@ import pandas as pd
 import pyarrow as pa
 import torch
 
-from pipelines import tables
 from pipelines.config import Config, resolve
 from pipelines.encoders import Encoder, NetworkConfig, build_network
-from pipelines.tracking import Tracking, open_tracking, register_model, stage_run
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.tracking.models import register_model
+from pipelines.tracking.runs import stage_run
+from pipelines.tracking.server import Tracking, open_tracking
+from pipelines.workspace import tables
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ = 50.0
 NUM_SAMPLES = 256

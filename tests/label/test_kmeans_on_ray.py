@@ -9,13 +9,13 @@ import psutil
 import pyarrow as pa
 import pytest
 
-from pipelines import tables
 from pipelines.config.label import KMeansSettings
-from pipelines.errors import InputError, StageFailed
 from pipelines.label.kmeans import block_edges
 from pipelines.label.stage_kmeans import fit_model, plan_partitions, survey_embeddings
 from pipelines.label.stage_shards import Shard
-from pipelines.storage import Store, open_store
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.workspace import tables
+from pipelines.workspace.storage import Store, open_store
 
 NUM_ROWS = 9000
 DIM = 6

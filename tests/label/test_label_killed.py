@@ -16,7 +16,7 @@ import psutil
 import pytest
 from made_up_events import Example, write_example
 
-from pipelines.storage import open_store
+from pipelines.workspace.storage import open_store
 
 pytestmark = pytest.mark.chaos
 

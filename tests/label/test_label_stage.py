@@ -21,21 +21,22 @@ from made_up_events import (
 )
 
 from jobs import compare, label
-from pipelines import tables
 from pipelines.config import resolve
 from pipelines.encoders import Encoder, NetworkConfig, build_network
-from pipelines.errors import InputError, StageFailed
-from pipelines.event_sample import choose_events
-from pipelines.hand_labels import label_sample
+from pipelines.handlabels.sampling import label_sample
+from pipelines.handlabels.table import LabelTable, read_label_table
 from pipelines.label.stage import SUMMARY, label_events
 from pipelines.label.stage_embed import embed_shards, load_encoder
 from pipelines.label.stage_inputs import match_on_ray
 from pipelines.label.stage_kmeans import Model
 from pipelines.label.stage_labels import count_clusters
 from pipelines.label.stage_shards import list_event_shards
-from pipelines.label_table import LabelTable, read_label_table
-from pipelines.tracking import finished_runs, open_tracking, stage_run
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.tracking.runs import finished_runs, stage_run
+from pipelines.tracking.server import open_tracking
+from pipelines.workspace import tables
+from pipelines.workspace.event_sample import choose_events
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 
 def read_all(workspace: Workspace, table: str) -> pa.Table:

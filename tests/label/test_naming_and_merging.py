@@ -10,7 +10,6 @@ from scipy.special import softmax
 from sklearn.decomposition import PCA
 
 from pipelines.config.label import KMeansSettings
-from pipelines.evaluation import adjusted_rand_index
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import best, fit, fit_space, gather_local, label_rows, local_partitions
 from pipelines.label.kselection import score_k, suggest_k
@@ -26,6 +25,7 @@ from pipelines.label.scores import (
     score_labelling,
 )
 from pipelines.label.space import to_space
+from pipelines.metrics.evaluation import adjusted_rand_index
 
 
 def keys_of(num_rows: int) -> np.ndarray:

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pytest
 
 from jobs import report
-from pipelines import tables
-from pipelines.ledger import MarkerName, write_marker
-from pipelines.storage import Store
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import MarkerName, write_marker
+from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 STATIONS = (("AW", "VNA1", ""), ("AW", "VNA2", "00"), ("XX", "0101", ""))
 CLASSES = ("icequake", "earthquake", "spike")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obspy.io.quakeml.core import _validate
 
-from pipelines import association
+from pipelines.metrics import association
 from pipelines.report import catalogue
 
 START = pd.Timestamp("2020-12-31T23:00:00", tz="UTC")

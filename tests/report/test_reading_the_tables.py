@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.workspace import Workspace
+from pipelines.workspace.workspace import Workspace
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "reading-the-tables.md"
 Rows = tuple[Workspace, pd.DataFrame]

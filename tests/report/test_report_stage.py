@@ -11,14 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import report as job
-from pipelines import association, config, tables
+from pipelines import config
 from pipelines.config.report import CatalogSettings
-from pipelines.errors import InputError
-from pipelines.ledger import list_markers, marker_path
+from pipelines.metrics import association
 from pipelines.report import stage
 from pipelines.report.stage import ReportResult, summarise_files, write_report
 from pipelines.report.summary import LabelSummary, SummarySize, merge
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import list_markers, marker_path
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 Make = Callable[..., tuple[Workspace, pd.DataFrame]]
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}

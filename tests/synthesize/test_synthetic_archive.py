@@ -10,11 +10,10 @@ import pytest
 from loopback_servers import S3Server
 from obspy.clients.filesystem.sds import Client
 
-from pipelines.cluster import RaySession
 from pipelines.config import resolve
 from pipelines.config.synthesize import SynthesizeSettings
-from pipelines.errors import InputError
-from pipelines.storage import Store, open_store
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.ray_session import RaySession
 from pipelines.synthesize.plan import day_number, stations
 from pipelines.synthesize.stage import (
     check_archive,
@@ -25,6 +24,7 @@ from pipelines.synthesize.stage import (
 )
 from pipelines.synthesize.streams import VERSION
 from pipelines.synthesize.windows import recording, to_counts
+from pipelines.workspace.storage import Store, open_store
 
 CLEAN = SynthesizeSettings(
     num_stations=1,

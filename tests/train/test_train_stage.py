@@ -18,11 +18,12 @@ from jobs import train as train_job
 from pipelines import config as configuration
 from pipelines import encoders
 from pipelines.contrastive.checkpoint import read_facts
-from pipelines.errors import InputError, StageFailed
-from pipelines.event_sample import choose_events, read_sample
-from pipelines.tracking import Tracking, _as_default, alias_version, download_artifact
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.tracking.models import alias_version, download_artifact
+from pipelines.tracking.server import Tracking, as_default
 from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, read_training, train_encoder
-from pipelines.workspace import open_workspace
+from pipelines.workspace.event_sample import choose_events, read_sample
+from pipelines.workspace.workspace import open_workspace
 
 SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16, "num_threads": 1}
 
@@ -114,7 +115,7 @@ def test_a_training_leaves_mlflow_addresses_of_its_process_alone(undisturbed, mo
     assert not {"MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID"} & set(os.environ)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://127.0.0.1:10")
-    with _as_default(tracking_of(workspace)):
+    with as_default(tracking_of(workspace)):
         assert mlflow.get_registry_uri() == mlflow.get_tracking_uri() == tracking_of(workspace).uri
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == ("http://127.0.0.1:9", "http://127.0.0.1:10")
 

@@ -15,10 +15,10 @@ from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import network_state, read_facts, restore_state, state_to_bytes
 from pipelines.contrastive.objective import adjusted_rand, cluster_stability, kmeans
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
-from pipelines.contrastive.sampling import lowest_hashes, quotas
 from pipelines.contrastive.step import TrainPlan, epoch_order, learning_rate, new_state, run_epoch
 from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
 from pipelines.encoders.preparation import prepare
+from pipelines.workspace.event_sample import lowest_hashes, quotas
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines import tables
-from pipelines.workspace import Workspace, open_workspace
+from pipelines.workspace import tables
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ = 50.0
 NUM_SAMPLES = 256

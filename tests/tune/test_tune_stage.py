@@ -9,9 +9,9 @@ import yaml
 from pipelines import config as configuration
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.augmentations import PRESETS, build_augmenter
-from pipelines.errors import InputError
-from pipelines.tracking import Tracking
-from pipelines.training_setup import effective_augmentation
+from pipelines.runtime.errors import InputError
+from pipelines.tracking.server import Tracking
+from pipelines.train.setup import effective_augmentation
 from pipelines.tune.space import DIMENSIONS, apply_point, dimensions_of
 from pipelines.tune.stage import tune_augmentations
 

@@ -1,0 +1,150 @@
+"""Hand labels matched to the whole events table: one half of validation or test for each, whichever stage asks."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from pipelines.config.label import LabelsSettings
+from pipelines.handlabels.table import LabelTable
+from pipelines.metrics.association import NANOSECONDS, event_names, in_validation, match_event_ids, match_times
+from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
+from pipelines.workspace.storage import Store
+
+DAY_NS = 86_400 * NANOSECONDS
+
+Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
+"""Calls a function with each of some tuples of arguments, anywhere, and returns the results in their order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HandLabels:
+    """Hand labels matched to events."""
+
+    label_of: dict[str, str]
+    """By event_id."""
+    event_of: dict[str, str]
+    """Name of the associated event that each labelled trigger belongs to, by event_id."""
+    validation: dict[str, bool]
+    """Whether it is in the validation half, by event_id."""
+    num_rows: int
+    num_unmatched: int
+    num_ambiguous: int
+    content_hash: str
+
+
+def match_hand_labels(
+    store: Store, paths: Sequence[str], settings: LabelsSettings, known: LabelTable, run: Run
+) -> HandLabels:
+    """Match a label table to the events of all files of the events table (`paths`), a station a call of `run`.
+
+    Raises:
+        InputError: it matches no event.
+    """
+    table = known.rows
+    by_station: dict[tuple[str, str], list[str]] = {}
+    for path in paths:
+        by_station.setdefault(tables.station_of(path), []).append(path)
+    has_ids = "event_id" in table
+    tasks = []
+    for (network, station), group in by_station.items():
+        rows = table if has_ids else table[(table["network"] == network) & (table["station"] == station)]
+        if len(rows):
+            tasks.append((store, group, rows, settings.tolerance_seconds))
+    results = run(_match_station, tasks)
+    label_of = {event_id: label for matched, _ in results for event_id, label, _ in matched}
+    onset_of = {event_id: onset for matched, _ in results for event_id, _, onset in matched}
+    row_of = {event_id: row for _, rows in results for event_id, row in rows[0].items()}
+    ambiguous = {row for _, rows in results for row in rows[1]}
+    attributed = {row for _, rows in results for row in rows[2]}
+    if not label_of:
+        tolerance = f"labels.tolerance_seconds = {settings.tolerance_seconds:g} s"
+        near = "its event_ids are no events" if has_ids else f"no time lies within {tolerance} of its station's onsets"
+        raise InputError(f"labels.path {settings.path} matches no event: {near}")
+    events = _associate_labelled(store, paths, onset_of, settings.association_seconds, run)
+    halves = dict(zip(events, in_validation(list(events.values())).tolist(), strict=True))
+    if "split" in table:
+        halves |= _given_halves(events, {event_id: table["split"].get(row) for event_id, row in row_of.items()})
+    return HandLabels(
+        label_of=label_of,
+        event_of=events,
+        validation=halves,
+        num_rows=len(table),
+        num_unmatched=len(table) - len(attributed),
+        num_ambiguous=len(ambiguous),
+        content_hash=known.content_hash,
+    )
+
+
+def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -> dict[str, bool]:
+    """Return whether each trigger is in the validation half, for the events whose rows name one half.
+
+    An event lies in one half with all its triggers; where its rows name both, it is said, and the hash decides.
+    """
+    named: dict[str, set[str]] = {}
+    for event_id, split in split_of.items():
+        if isinstance(split, str) and split:
+            named.setdefault(event_of[event_id], set()).add(split)
+    both = sum(len(splits) > 1 for splits in named.values())
+    if both:
+        print(
+            f"hand labels: {both} events have triggers in both splits; a hash of their name puts each in one half",
+            flush=True,
+        )
+    clear = {event: splits == {"validation"} for event, splits in named.items() if len(splits) == 1}
+    return {event_id: clear[event] for event_id, event in event_of.items() if event in clear}
+
+
+def _read_triggers(store: Store, paths: Iterable[str]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+    """Return onsets (ns) and ids of all events of some files."""
+    parts = [tables.read_table(store, path, ["event_id", "onset"]) for path in paths]
+    events = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
+    onsets = np.asarray(events["onset"].dt.as_unit("ns").astype("int64"), dtype=np.int64)
+    return onsets, events["event_id"].to_numpy(dtype=object)
+
+
+def _match_station(store: Store, paths: list[str], rows: pd.DataFrame, tolerance_seconds: float) -> Any:
+    onsets, event_ids = _read_triggers(store, paths)
+    if "event_id" in rows:
+        found = match_event_ids(event_ids.tolist(), rows["event_id"].tolist(), rows["label"].tolist())
+    else:
+        found = match_times(
+            [("", "")] * len(event_ids),
+            onsets,
+            [("", "")] * len(rows),
+            rows["time_ns"].to_numpy(),
+            rows["label"].tolist(),
+            tolerance_seconds,
+        )
+    ids = event_ids[found.event_rows]
+    numbers = rows.index.to_numpy()
+    matched = list(zip(ids.tolist(), found.labels.tolist(), onsets[found.event_rows].tolist(), strict=True))
+    attributed = set(numbers.tolist()) - set(numbers[found.unmatched].tolist())
+    return matched, (
+        dict(zip(ids.tolist(), numbers[found.label_rows].tolist(), strict=True)),
+        numbers[found.ambiguous].tolist(),
+        attributed,
+    )
+
+
+def _associate_labelled(
+    store: Store, paths: Sequence[str], onset_of: dict[str, int], within_seconds: float, run: Run
+) -> dict[str, str]:
+    """Name the associated event of each labelled trigger, from all triggers of its day and the days around it."""
+    days = {onset // DAY_NS for onset in onset_of.values()}
+    wanted = sorted({day + offset for day in days for offset in (-1, 0, 1)})
+    parts = run(_triggers_of_days, [(store, group, wanted) for group in tables.by_task(paths)])
+    onsets = np.concatenate([part[0] for part in parts])
+    ids = np.concatenate([part[1] for part in parts])
+    names = dict(zip(ids.tolist(), event_names(onsets, ids, within_seconds).tolist(), strict=True))
+    return {event_id: names[event_id] for event_id in sorted(onset_of)}
+
+
+def _triggers_of_days(store: Store, paths: list[str], days: list[int]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+    onsets, event_ids = _read_triggers(store, paths)
+    inside = np.isin(onsets // DAY_NS, days)
+    return onsets[inside], event_ids[inside]

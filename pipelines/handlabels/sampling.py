@@ -1,0 +1,79 @@
+"""Hand labels on a sample of events, for the scores that choose between trainings; validation half only."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.config.label import LabelsSettings
+from pipelines.handlabels.matching import match_hand_labels
+from pipelines.handlabels.table import read_label_table
+from pipelines.metrics.association import in_validation
+from pipelines.metrics.evaluation import balanced_accuracy, knn_predict, linear_predict
+from pipelines.workspace.event_sample import READERS, EventSample
+from pipelines.workspace.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleLabels:
+    """The labelled events of a sample that lie in the validation half."""
+
+    places: NDArray[np.int64]
+    """Places in the sample."""
+    labels: NDArray[np.object_]
+    """Their labels."""
+    folds: NDArray[np.int64]
+    """0 or 1: one fold teaches, the other is scored; the triggers of one event share a fold."""
+
+
+def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) -> SampleLabels | None:
+    """Return the validation half of the configured labels on a sample; None where none is configured or in it.
+
+    Labels are matched, and events associated, over the whole table that the sample is of: a sample without an event's
+    first trigger would give the event another name, and perhaps the other half.
+
+    Raises:
+        InputError: the label table cannot be read, lacks columns or matches no event.
+    """
+    if settings.path is None:
+        return None
+    hand = match_hand_labels(store, sample.paths, settings, read_label_table(settings.path), _run_on_threads)
+    places = [place for place, event_id in enumerate(sample.event_ids) if hand.validation.get(event_id, False)]
+    if not places:
+        return None
+    ids = [sample.event_ids[place] for place in places]
+    return SampleLabels(
+        places=np.array(places, dtype=np.int64),
+        labels=np.array([hand.label_of[event_id] for event_id in ids], dtype=object),
+        folds=in_validation([f"fold {hand.event_of[event_id]}" for event_id in ids]).astype(np.int64),
+    )
+
+
+def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> dict[str, float]:
+    """Return balanced accuracies of nearest neighbours and of a linear probe, each fold scored by the other.
+
+    Args:
+        embeddings: of the labelled events, in the order of `labels.places`.
+        labels: of the sample's validation half.
+
+    Returns:
+        validation_knn and validation_linear; empty where a fold is empty.
+    """
+    if len(np.unique(labels.folds)) < 2:
+        return {}
+    scores = {}
+    for name, predict in (("validation_knn", knn_predict), ("validation_linear", linear_predict)):
+        guess = np.empty(len(embeddings), dtype=object)
+        for fold in (0, 1):
+            learn, score = labels.folds != fold, labels.folds == fold
+            guess[score] = predict(embeddings[learn], labels.labels[learn], embeddings[score])
+        scores[name] = balanced_accuracy(labels.labels, guess)
+    return scores
+
+
+def _run_on_threads(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda arguments: work(*arguments), tasks))

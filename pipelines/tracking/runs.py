@@ -1,0 +1,165 @@
+"""MLflow runs: one for each stage, with its configuration, its inputs' fingerprints, its figures and artifacts.
+
+Stages call it from the driver or from rank 0 only.
+"""
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pipelines import __version__
+from pipelines.config import flatten
+from pipelines.tracking.server import Tracking, as_default, missing_database
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """An MLflow run that a stage writes to."""
+
+    tracking: Tracking
+    run_id: str
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a step, in one request."""
+        import time
+
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        entries = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        for start in range(0, len(entries), 1000):
+            self.tracking.client().log_batch(self.run_id, metrics=entries[start : start + 1000])
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Log parameters, 100 a request; values longer than MLflow takes are cut."""
+        from mlflow.entities import Param
+
+        entries = [Param(name, str(value)[:6000]) for name, value in params.items()]
+        for start in range(0, len(entries), 100):
+            self.tracking.client().log_batch(self.run_id, params=entries[start : start + 100])
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Set tags, 100 a request."""
+        from mlflow.entities import RunTag
+
+        entries = [RunTag(name, str(value)[:8000]) for name, value in tags.items()]
+        for start in range(0, len(entries), 100):
+            self.tracking.client().log_batch(self.run_id, tags=entries[start : start + 100])
+
+    def log_text(self, text: str, path: str) -> None:
+        """Log a text artifact under a path."""
+        self.tracking.client().log_text(self.run_id, text, path)
+
+    def log_bytes(self, content: bytes, path: str) -> None:
+        """Log a binary artifact (a figure) under a path."""
+        folder, _, name = path.rpartition("/")
+        with tempfile.TemporaryDirectory(prefix="firnline-") as temporary:
+            file = Path(temporary) / name
+            file.write_bytes(content)
+            self.tracking.client().log_artifact(self.run_id, str(file), folder or None)
+
+    def log_table(self, rows: Mapping[str, Sequence[Any]], path: str) -> None:
+        """Log columns as a JSON table artifact that MLflow's compare view shows."""
+        self.tracking.client().log_table(self.run_id, {name: list(values) for name, values in rows.items()}, path)
+
+
+@contextlib.contextmanager
+def stage_run(
+    tracking: Tracking,
+    stage: str,
+    config: Mapping[str, Any],
+    *,
+    inputs: Mapping[str, str],
+    parent: StageRun | None = None,
+    name: str | None = None,
+) -> Iterator[StageRun]:
+    """Open a run for a stage, with its resolved configuration as parameters and its inputs' fingerprints as tags.
+
+    Args:
+        tracking: where the run goes.
+        stage: detect, tune, train, label, report.
+        config: resolved sections ({"train": {...}}), logged flat.
+        inputs: fingerprints of what the stage reads; logged as `firnline.input.<name>`, so lineage can be walked back.
+        parent: the run that this one is nested in.
+        name: the run's name; default: the stage's.
+
+    The run ends FINISHED, FAILED where the body raised, KILLED where it was interrupted.
+    """
+    tags = {
+        "mlflow.runName": name or stage,
+        "mlflow.source.name": f"firnline {stage}",
+        "firnline.stage": stage,
+        "firnline.version": __version__,
+        **{f"firnline.input.{key}": value for key, value in inputs.items()},
+    }
+    if parent is not None:
+        tags["mlflow.parentRunId"] = parent.run_id
+    client = tracking.client()
+    run = StageRun(tracking, client.create_run(tracking.experiment_id(), tags=tags).info.run_id)
+    run.log_params(dict(flatten(config)))
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        client.set_terminated(run.run_id, status=status)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """A finished run as MLflow holds it."""
+
+    run_id: str
+    experiment: str
+    started: datetime
+    params: dict[str, str]
+    metrics: dict[str, float]
+    tags: dict[str, str]
+
+
+def finished_runs(tracking: Tracking, stage: str) -> list[RunRecord]:
+    """Return the finished runs of a stage in the experiment, oldest first, children left out."""
+    if missing_database(tracking) is not None:
+        return []
+    client = tracking.client()
+    experiment = client.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        return []
+    found = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [experiment.experiment_id],
+            filter_string=f"tags.`firnline.stage` = '{stage}' and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time ASC"],
+            page_token=token,
+        )
+        found += [run for run in page if "mlflow.parentRunId" not in run.data.tags]
+        token = page.token
+        if not token:
+            break
+    return [
+        RunRecord(
+            run_id=run.info.run_id,
+            experiment=tracking.experiment,
+            started=datetime.fromtimestamp(run.info.start_time / 1000, tz=UTC),
+            params=dict(run.data.params),
+            metrics=dict(run.data.metrics),
+            tags=dict(run.data.tags),
+        )
+        for run in found
+    ]
+
+
+@contextlib.contextmanager
+def fluent_run(run: StageRun) -> Iterator[Any]:
+    """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module."""
+    with as_default(run.tracking) as mlflow, mlflow.start_run(run_id=run.run_id):
+        yield mlflow

@@ -1,0 +1,201 @@
+"""Where MLflow is: a database in the workspace, or a server; checked before work starts.
+
+`mlflow` is imported late, in this package alone: it takes seconds, and workers need none.
+"""
+
+import contextlib
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.workspace import Workspace
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracking:
+    """Where runs go: the tracking URI and the experiment's name."""
+
+    uri: str
+    experiment: str
+    artifact_location: str | None = None
+
+    def client(self) -> Any:
+        """Return an MlflowClient for the URI."""
+        from mlflow import MlflowClient
+
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+
+    def experiment_id(self) -> str:
+        """Return the experiment's id; it is created where it does not exist."""
+        from mlflow.exceptions import MlflowException
+
+        client = self.client()
+        found = client.get_experiment_by_name(self.experiment)
+        if found is None:
+            try:
+                return str(client.create_experiment(self.experiment, artifact_location=self.artifact_location))
+            except MlflowException:
+                found = client.get_experiment_by_name(self.experiment)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
+
+
+def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None) -> Tracking:
+    """Return the tracking for a workspace and check that it answers.
+
+    Args:
+        workspace: gives the default: `mlflow.db` and `mlartifacts/` inside a local workspace.
+        uri: the --mlflow flag; else MLFLOW_TRACKING_URI.
+        experiment: its name; default: firnline and the workspace's URL, or its folder's name in its own database.
+
+    Raises:
+        InputError: no URI for a bucket workspace, or the server does not answer or refuses our credentials, or the
+            database cannot be opened, is none, or has a schema that MLflow refuses.
+    """
+    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
+    if uri is None:
+        if not workspace.store.is_local:
+            raise InputError(f"the workspace {workspace.url} is a bucket: give --mlflow URI or MLFLOW_TRACKING_URI")
+        root = Path(workspace.url)
+        database = f"sqlite:///{root / 'mlflow.db'}"
+        if workspace.store.exists("mlflow.db"):
+            _check_database(database)
+        name = experiment or f"firnline {root.name}"
+        return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
+    _check_answers(uri)
+    # Many workspaces share a server, and several of them are called "workspace".
+    name = experiment or f"firnline {workspace.url}"
+    # A database keeps no artifacts, and MLflow's own default for them is the folder that one happens to be in.
+    artifacts = None if uri.startswith("http") else _artifact_location(workspace)
+    tracking = Tracking(uri=uri, experiment=name, artifact_location=artifacts)
+    if uri.startswith("http"):
+        _check_admits(tracking)
+    return tracking
+
+
+def _artifact_location(workspace: Workspace) -> str:
+    if workspace.store.is_local:
+        return (Path(workspace.url) / "mlartifacts").as_uri()
+    return workspace.store.full("mlartifacts")
+
+
+def _check_answers(uri: str) -> None:
+    import requests
+
+    try:
+        scheme = urlparse(uri).scheme
+    except ValueError as error:
+        raise InputError(f"MLflow URI {_without_password(uri)!r} is none: {error}") from None
+    if scheme in ("http", "https"):
+        try:
+            answer = requests.get(f"{uri.rstrip('/')}/health", timeout=10)
+        except requests.RequestException as error:
+            raise InputError(f"MLflow at {_without_password(uri)} does not answer: {type(error).__name__}") from None
+        if answer.status_code != 200:
+            raise InputError(f"MLflow at {_without_password(uri)} answers {answer.status_code} to /health")
+    elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        _check_database(uri)
+    else:
+        raise InputError(f"MLflow URI {_without_password(uri)!r}: give http(s)://, sqlite:/// or another database URI")
+
+
+def _check_admits(tracking: Tracking) -> None:
+    """Raise InputError where a server that is well refuses to look up the experiment for us; nothing is made."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        tracking.client().get_experiment_by_name(tracking.experiment)
+    except MlflowException as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"MLflow at {_without_password(tracking.uri)} refuses to look up the experiment {tracking.experiment!r} "
+            f"({reason}); are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, right?"
+        ) from None
+
+
+def _check_database(uri: str) -> None:
+    """Raise InputError where MLflow could not use a database, at once; it would try for half a minute."""
+    from sqlalchemy import create_engine, exc
+
+    sqlite_file = _sqlite_file(uri)
+    if sqlite_file is not None and not sqlite_file.parent.is_dir():
+        raise InputError(f"MLflow's database {uri} cannot be opened: {sqlite_file.parent} is no folder; make it first")
+    made = sqlite_file if sqlite_file is not None and not sqlite_file.exists() else None
+    try:
+        engine = create_engine(uri)
+        _check_schema(engine, uri)
+        engine.dispose()
+    except (exc.SQLAlchemyError, ImportError) as error:
+        reason = " ".join(str(getattr(error, "orig", None) or error).split())
+        raise InputError(f"MLflow's database {_without_password(uri)} cannot be opened: {reason}") from None
+    finally:
+        if made is not None:
+            made.unlink(missing_ok=True)
+
+
+def _check_schema(engine: Any, uri: str) -> None:
+    """Raise InputError where MLflow would refuse a database's schema; nothing is made or upgraded."""
+    import mlflow
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from mlflow.store.db.utils import _all_tables_exist
+
+    with engine.connect() as connection:
+        revision = MigrationContext.configure(connection).get_current_revision()
+    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    newest = migrations.get_current_head()
+    if revision in (None, newest):
+        return
+    database = f"MLflow's database {_without_password(uri)}"
+    if revision not in {script.revision for script in migrations.walk_revisions()}:
+        raise InputError(f"{database} has the schema {revision}, which MLflow {mlflow.__version__} does not know")
+    # Where tables are missing MLflow upgrades by itself.
+    if _all_tables_exist(engine):  # type: ignore[no-untyped-call]
+        raise InputError(f"{database} has the old schema {revision}: run mlflow db upgrade on it, for {newest}")
+
+
+def _sqlite_file(uri: str) -> Path | None:
+    """Return the file of a sqlite URI; None for another URI or a database in memory."""
+    name = urlparse(uri).path[1:] if uri.startswith("sqlite") else ""
+    return Path(name) if name else None
+
+
+def missing_database(tracking: Tracking) -> Path | None:
+    """Return the sqlite file that is not there: a reader's MLflow would make it, in a workspace that it only reads."""
+    database = _sqlite_file(tracking.uri)
+    return database if database is not None and not database.exists() else None
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", uri)
+
+
+@contextlib.contextmanager
+def as_default(tracking: Tracking) -> Iterator[Any]:
+    """Make an address MLflow's own default, which parts of it use whatever the client's, for a while."""
+    import mlflow
+
+    before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
+    try:
+        mlflow.set_tracking_uri(tracking.uri)
+        mlflow.set_registry_uri(tracking.uri)
+        yield mlflow
+    finally:
+        mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
+        mlflow.set_registry_uri(None)  # type: ignore[arg-type]
+        # MLflow writes both to the environment, for child processes, and takes only the first of them back.
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,100 @@
+"""Markers: a stage's shard is done when, and only when, its marker is in the workspace's ledger.
+
+    ledger/<stage>/network=NN/station=SSSS/<shard>.<fingerprint>.json
+
+A marker is written after the shard's data is durable. The fingerprint in its name covers all that changes the shard's
+output, so one listing decides what is left to do.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.workspace import tables
+from pipelines.workspace.storage import Store
+
+
+@dataclass(frozen=True)
+class MarkerName:
+    """What a marker's path says."""
+
+    network: str
+    station: str
+    shard: str
+    fingerprint: str
+
+    @property
+    def partition(self) -> str:
+        """Return `network=NN/station=SSSS`."""
+        return f"network={self.network}/station={self.station}"
+
+
+def fingerprint(values: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits that change with any value (SHA-256 of the canonical JSON)."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def marker_path(stage: str, name: MarkerName) -> str:
+    """Return the marker's path in the workspace."""
+    return f"ledger/{stage}/{name.partition}/{name.shard}.{name.fingerprint}.json"
+
+
+def write_marker(store: Store, stage: str, name: MarkerName, content: Mapping[str, Any]) -> None:
+    """Write a marker; call it only when the shard's data is durable."""
+    body = {"shard": name.shard, "network": name.network, "station": name.station, "fingerprint": name.fingerprint}
+    text = json.dumps(body | dict(content), indent=1, sort_keys=True)
+    store.write(marker_path(stage, name), (text + "\n").encode())
+
+
+def list_markers(store: Store, stage: str) -> Iterator[MarkerName]:
+    """Yield the name of every marker of a stage, from the listing alone."""
+    for item in store.walk(f"ledger/{stage}"):
+        name = parse_marker_path(item.path)
+        if name is not None:
+            yield name
+
+
+def parse_marker_path(path: str) -> MarkerName | None:
+    """Return what a marker's path says; None for a path that is no marker's."""
+    parts = path.split("/")
+    if len(parts) != 5 or not parts[4].endswith(".json"):
+        return None
+    shard, _, digits = parts[4].removesuffix(".json").rpartition(".")
+    if not parts[2].startswith("network=") or not parts[3].startswith("station=") or not shard:
+        return None
+    return MarkerName(parts[2].removeprefix("network="), parts[3].removeprefix("station="), shard, digits)
+
+
+def read_marker(store: Store, stage: str, name: MarkerName) -> dict[str, Any]:
+    """Return a marker's content."""
+    content: dict[str, Any] = json.loads(store.read(marker_path(stage, name)))
+    return content
+
+
+def stage_has_markers(store: Store, stage: str) -> bool:
+    """Whether any shard of a stage is done."""
+    ledgers = {"label": ("embed", "label"), "detect": ("trigger", "detect")}.get(stage, (stage,))
+    return any(next(list_markers(store, ledger), None) is not None for ledger in ledgers)
+
+
+def stage_fingerprint(store: Store, stage: str) -> str:
+    """Return one fingerprint for all that a stage has done: what a later stage logs as its input."""
+    names = sorted((name.partition, name.shard, name.fingerprint) for name in list_markers(store, stage))
+    return fingerprint({"stage": stage, "shards": names})
+
+
+def remove_stale(
+    store: Store, table: str, stage: str, stale: Iterable[MarkerName], current: Iterable[MarkerName]
+) -> None:
+    """Remove the markers that no longer hold, then the files of shards that are not among the current ones.
+
+    Call it before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
+    """
+    kept = {(name.partition, name.shard) for name in current}
+    for name in stale:
+        store.remove(marker_path(stage, name))
+        if (name.partition, name.shard) not in kept:
+            store.remove(tables.shard_path(table, name.network, name.station, name.shard))

@@ -1,0 +1,141 @@
+"""The workspace: where a run's configuration, plan, markers and tables lie, on a disk or in a bucket.
+
+`workspace.json` holds the layout version and the shard interval; `config/<stage>.yaml` what each stage ran with.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines import config as configuration
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.ledger import stage_has_markers
+from pipelines.workspace.storage import Store, check_readable, open_store
+
+LAYOUT_VERSION = 1
+
+# The folders that a stage's --replace removes: its own tables, state and markers and those derived from them.
+STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
+    "detect": ("events", "triggers", "ledger/detect", "ledger/trigger"),
+    "train": ("train",),
+    "label": ("embeddings", "labels", "clustering", "ledger/embed", "ledger/label"),
+    "report": ("catalog", "report", "ledger/report"),
+}
+DERIVED_STAGES: dict[str, tuple[str, ...]] = {
+    "detect": ("train", "label", "report"),
+    "train": ("label", "report"),
+    "label": ("report",),
+    "report": (),
+}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """An opened workspace."""
+
+    store: Store
+
+    @property
+    def url(self) -> str:
+        """Return the workspace's absolute path or URL."""
+        return self.store.url
+
+    def read_state(self) -> dict[str, Any]:
+        """Return the content of workspace.json ({} in a new workspace)."""
+        name = self.store.full("workspace.json")
+        try:
+            state = json.loads(self.store.read("workspace.json"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            raise InputError(f"{name} is not valid JSON") from None
+        if not isinstance(state, dict):
+            raise InputError(f'{name} must hold an object such as {{"layout_version": {LAYOUT_VERSION}}}')
+        return state
+
+    def update_state(self, **values: Any) -> None:
+        """Add values to workspace.json."""
+        state = {"layout_version": LAYOUT_VERSION} | self.read_state() | values
+        self.store.write("workspace.json", (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+
+    def stored_config(self, stage: str) -> dict[str, Any]:
+        """Return the configuration a stage ran with here ({} if it never ran)."""
+        path = f"config/{stage}.yaml"
+        try:
+            content = self.store.read(path)
+        except FileNotFoundError:
+            return {}
+        return configuration.read_yaml(content, name=self.store.full(path))
+
+    def store_config(self, stage: str, config: configuration.Config) -> None:
+        """Write the resolved configuration of a stage."""
+        text = configuration.to_yaml(configuration.stage_config(config, stage))
+        self.store.write(f"config/{stage}.yaml", text.encode())
+
+    def refuse_conflict(self, stage: str, config: configuration.Config) -> None:
+        """Raise InputError, naming the key, where the stage has results made with another configuration."""
+        stored = self.stored_config(stage)
+        if not stored or not stage_has_markers(self.store, stage):
+            return
+        was = configuration.stage_output_keys(configuration.resolve(stored), stage)
+        now = configuration.stage_output_keys(config, stage)
+        for key, value in now.items():
+            if value != was.get(key):
+                raise InputError(
+                    f"{key} is {value!r} but {self.url} holds {stage} results made with {was.get(key)!r}; "
+                    "use another workspace, the stored value, or --replace"
+                )
+
+    def claim(self, stage: str, config: configuration.Config, *, replace: bool) -> None:
+        """Make the workspace ready for a stage: check for a conflicting configuration, then store the new one.
+
+        Raises:
+            InputError: the stage has results made with another configuration and `replace` is False; names the key.
+        """
+        if replace:
+            self.remove_stage(stage)
+        else:
+            self.refuse_conflict(stage, config)
+        self.update_state()
+        self.store_config(stage, config)
+
+    def remove_stage(self, stage: str) -> None:
+        """Remove a stage's tables and markers and those derived from them (markers first: no marker without data)."""
+        for name in (*reversed(DERIVED_STAGES.get(stage, ())), stage):
+            for folder in sorted(STAGE_FOLDERS.get(name, ()), key=lambda folder: not folder.startswith("ledger/")):
+                self.store.remove_folder(folder)
+
+
+def open_workspace(url: str, *, create: bool, write: bool = True) -> Workspace:
+    """Open a workspace, check its layout version and, with `write`, that it can be written.
+
+    Args:
+        url: a folder or a bucket's prefix.
+        create: take one that is new as well.
+        write: the caller means to write; False opens what is read-only.
+
+    Raises:
+        InputError: it does not exist (without `create`), cannot be written, or was written by a newer Firnline.
+    """
+    store = open_store(url)
+    workspace = Workspace(store)
+    if create:
+        if store.is_local and Path(store.url).is_file():
+            raise InputError(f"the workspace {store.url} is a file; name a folder")
+        store.check_writable()
+    elif not store.is_local:
+        check_readable(store, what="workspace")
+    state = workspace.read_state()
+    if not state and not create:
+        raise InputError(f"{store.url} is not a workspace: it has no workspace.json")
+    version = state.get("layout_version", LAYOUT_VERSION)
+    if not isinstance(version, int):
+        raise InputError(f"{store.full('workspace.json')} has the layout_version {version!r}, which is no whole number")
+    if version > LAYOUT_VERSION:
+        raise InputError(
+            f"{store.url} has layout version {version}, newer than the {LAYOUT_VERSION} this program knows"
+        )
+    if write and not create:
+        store.check_writable()
+    return workspace

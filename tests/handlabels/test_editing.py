@@ -1,0 +1,52 @@
+"""Hand labels as text: what is written is read back, and nothing dangerous gets in."""
+
+import io
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.handlabels import editing
+
+words = st.text("abcäö1 ._-", min_size=1, max_size=12).filter(lambda text: text.strip() and text.strip()[0].isalnum())
+
+
+@given(st.dictionaries(st.text('AW.VNA1-:é",\n', min_size=1, max_size=9), words, max_size=8))
+def test_labels_written_are_read_back_by_pandas_and_by_us(labels: dict[str, str]) -> None:
+    def possible(label: str) -> bool:
+        try:
+            return bool(editing.check_label(label))
+        except ValueError:
+            return False
+
+    labels = {event_id: label for event_id, label in labels.items() if possible(label)}
+    rows = editing.with_labels({}, labels)
+    text = editing.write_labels(rows)
+    assert editing.read_labels(text) == rows
+    read = pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False)
+    assert dict(zip(read["event_id"], read["label"], strict=True)) == {key: labels[key].strip() for key in labels}
+
+
+def test_a_changed_label_keeps_other_columns_and_a_removed_one_goes() -> None:
+    rows = editing.read_labels("event_id,label,split,who\na,icequake,test,NP\nb,spike,,NP\n")
+    rows = editing.with_labels(rows, {"a": "tremor", "b": None, "c": "noise"})
+    assert editing.write_labels(rows) == "event_id,label,split,who\na,tremor,test,NP\nc,noise,,\n"
+
+
+@pytest.mark.parametrize("label", ["", "  ", "=1+1", "@x", "-a", "a\nb", "<b>", 'a"b', "x" * 65])
+def test_labels_that_a_spreadsheet_or_a_page_could_mistake_are_refused(label: str) -> None:
+    with pytest.raises(ValueError, match="label"):
+        editing.check_label(label)
+
+
+def test_a_table_of_times_is_not_a_table_of_event_ids() -> None:
+    with pytest.raises(ValueError, match="event_id"):
+        editing.read_labels("network,station,time,label\nAW,VNA1,2020-01-01,icequake\n")
+
+
+def test_names_written_are_read_back() -> None:
+    names = {3: "icequake", 0: "on", 1: "Eisbeben"}
+    assert editing.read_names(editing.write_names(names)) == names
+    with pytest.raises(ValueError, match="numbers"):
+        editing.read_names("icequake: 3")

@@ -1,0 +1,119 @@
+"""The workspace: layout version, conflicts, --replace; markers; the tables' bytes."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipelines.config import read_flags, resolve
+from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
+from pipelines.workspace.storage import open_store
+from pipelines.workspace.workspace import open_workspace
+
+
+def config(**detection):
+    return resolve({"detection": detection})
+
+
+def test_a_new_layout_version_is_refused(tmp_path):
+    (tmp_path / "workspace.json").write_text(json.dumps({"layout_version": 99}))
+    with pytest.raises(InputError, match="layout version 99"):
+        open_workspace(str(tmp_path), create=False)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"[1]", r"workspace\.json must hold an object"),
+        (b'"x"', r"workspace\.json must hold an object"),
+        (b"5", r"workspace\.json must hold an object"),
+        (b"\xff", r"workspace\.json is not valid JSON"),
+        (b'{"layout_version": "1"}', r"workspace\.json has the layout_version '1', which is no whole number"),
+    ],
+)
+def test_a_damaged_workspace_json_is_named(tmp_path, content, sentence):
+    (tmp_path / "workspace.json").write_bytes(content)
+    with pytest.raises(InputError, match=sentence):
+        open_workspace(str(tmp_path), create=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["workspace.json"]
+
+
+def test_a_stored_configuration_that_is_no_text_is_named(tmp_path):
+    workspace = open_workspace(str(tmp_path), create=True)
+    workspace.store.write("config/detect.yaml", b"detection:\n  method: caf\xe9\n")
+    with pytest.raises(InputError, match=r"config/detect\.yaml is not valid YAML"):
+        workspace.stored_config("detect")
+
+
+def test_a_folder_without_workspace_json_is_no_workspace(tmp_path):
+    with pytest.raises(InputError, match=r"is not a workspace"):
+        open_workspace(str(tmp_path / "nowhere"), create=False)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_file_or_a_read_only_folder_is_no_place_for_a_workspace(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="workspace"):
+            open_workspace(str(place), create=True)
+
+
+def test_another_configuration_conflicts_only_where_there_are_results(tmp_path):
+    workspace = open_workspace(str(tmp_path / "w"), create=True)
+    workspace.claim("detect", config(on=3), replace=False)
+    workspace.claim("detect", config(on=4), replace=False)
+    name = MarkerName("XX", "0101", "--.HH.2022-01-01.day", "abc")
+    write_marker(workspace.store, "detect", name, {"outcome": "events"})
+    workspace.store.write("events/network=XX/station=0101/x.parquet", b"rows")
+    workspace.store.write("labels/network=XX/station=0101/x.parquet", b"rows")
+    workspace.claim("detect", config(on=4), replace=False)
+    with pytest.raises(InputError, match=r"detection\.on is 5.*made with 4.*--replace"):
+        workspace.claim("detect", config(on=5), replace=False)
+    workspace.claim("detect", config(on=5), replace=True)
+    assert not list(list_markers(workspace.store, "detect"))
+    assert not list(workspace.store.walk("events"))
+    assert not list(workspace.store.walk("labels"))
+    assert resolve(workspace.stored_config("detect")).detection.on == 5
+
+
+def test_a_marker_says_what_its_name_says(tmp_path):
+    store = open_store(str(tmp_path))
+    name = MarkerName("XX", "0101", "00.HH.2022-01-01T05.hour", fingerprint({"a": 1}))
+    write_marker(store, "detect", name, {"counts": {"events": 3}})
+    assert list(list_markers(store, "detect")) == [name]
+    assert read_marker(store, "detect", name)["counts"] == {"events": 3}
+    assert (
+        fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1}) != fingerprint({"a": 2, "b": [1, 2]})
+    )
+
+
+@pytest.mark.parametrize("cut", [1, 7, 128, 300, 1000])
+def test_a_tables_bytes_do_not_depend_on_its_batches(tmp_path, cut):
+    rng = np.random.default_rng(0)
+    table = pa.table(
+        {
+            "waveform": tables.tensor_array(rng.normal(size=(300, 3, 20)).astype(np.float32)),
+            "name": pa.array([f"e{i}" for i in range(300)]),
+        }
+    )
+    store = open_store(str(tmp_path))
+    for path, size in (("whole.parquet", 10**6), ("cut.parquet", cut)):
+        rows = tables.write_batches(store, path, table.schema, table.to_batches(max_chunksize=size), {"encoder": "x"})
+        assert rows == 300
+    assert store.read("whole.parquet") == store.read("cut.parquet")
+    back = tables.read_table(store, "cut.parquet")
+    np.testing.assert_array_equal(tables.waveforms(back["waveform"]), tables.waveforms(table["waveform"]))
+    assert back.schema.metadata == {b"encoder": b"x"}
+
+
+def test_nothing_is_written_where_there_is_no_row(tmp_path):
+    store = open_store(str(tmp_path))
+    assert tables.write_batches(store, "x.parquet", tables.labels_schema(), []) == 0
+    assert not list(store.walk())
+
+
+def test_flags_are_yaml():
+    assert read_flags([("a.b.c", "[1, 2]"), ("a.d", "true")]) == {"a": {"b": {"c": [1, 2]}, "d": True}}
