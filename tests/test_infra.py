@@ -181,6 +181,45 @@ def test_the_mlflow_server_names_its_hosts_and_keeps_its_password_out_of_the_arg
     assert container["env"][0]["valueFrom"]["secretKeyRef"]
 
 
+@pytest.mark.parametrize("path", ["infra/mlflow/Dockerfile", "infra/terraform/mlflow.tf"])
+def test_every_mlflow_server_with_artifacts_in_a_bucket_has_boto3(path: str):
+    # Without it MLflow answers each artifact with 500, and its clients try again for minutes.
+    text = (ROOT / path).read_text()
+    [install] = [line for line in text.splitlines() if "pip install" in line]
+    assert "boto3" in install
+    assert re.search(r"^boto3==", LOCK, re.MULTILINE)
+
+
+def test_the_docs_install_boto3_where_they_start_a_server_on_a_bucket():
+    page = (ROOT / "docs" / "operations.md").read_text()
+    assert page.index("pip install boto3") < page.index("--artifacts-destination s3://")
+
+
+def test_kuberays_head_has_shared_memory_and_no_deadline_ends_a_long_run():
+    for name, spec in cluster_specs():
+        pod = spec["headGroupSpec"]["template"]["spec"]
+        assert {"mountPath": "/dev/shm", "name": "shared-memory"} in pod["containers"][0]["volumeMounts"], name
+        assert [volume["emptyDir"]["medium"] for volume in pod["volumes"]] == ["Memory"]
+    [job] = [document for document in documents(ROOT / "infra/kuberay/rayjob.yaml") if document["kind"] == "RayJob"]
+    assert "activeDeadlineSeconds" not in job["spec"]
+
+
+def test_the_network_policy_admits_the_operator_under_both_names_that_it_has():
+    [policy] = [d for d in documents(ROOT / "infra/kuberay/access.yaml") if d["metadata"]["name"] == "firnline-ray"]
+    selectors = [rule["podSelector"] for entry in policy["spec"]["ingress"] for rule in entry["from"]]
+    names = [e for s in selectors for e in s["matchExpressions"] if e["key"] == "app.kubernetes.io/name"]
+    # From the operator's Helm chart (kuberay-operator.name) and its Kustomize manifests.
+    assert names[0]["values"] == ["kuberay-operator", "kuberay"]
+
+
+def test_the_clusters_user_owns_the_folders_that_docker_makes_for_it(cluster: dict[str, Any]):
+    own = next(i for i, command in enumerate(cluster["setup_commands"]) if command.startswith("sudo chown -R"))
+    using = [i for i, command in enumerate(cluster["setup_commands"]) if "pip install" in command or "chmod" in command]
+    assert own <= min(using)
+    for folder in ("~/.ray", "~/firnline"):
+        assert folder in cluster["setup_commands"][own]
+
+
 def test_no_secret_lies_in_a_tracked_file():
     # Keys of AWS, private keys, and tokens of Ray (64 hexadecimal digits).
     secret = re.compile(
