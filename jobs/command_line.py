@@ -206,13 +206,22 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
 
 
 def read_config_file(path: str) -> dict[str, Any]:
-    """Read --config; InputError names a file that is missing or not YAML."""
+    """Read --config; InputError names a file that is missing, too large or not YAML."""
+    return configuration.read_yaml(config_text(path), name=path)
+
+
+def config_text(path: str) -> str:
+    """Return the text of --config; InputError where it is no file, or too large to be read as YAML."""
+    file = Path(path)
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        if file.exists() and not file.is_file():
+            raise InputError(f"the configuration file {path} is not a file")
+        with file.open("rb") as stream:
+            # One byte more than is read as YAML, which then refuses it.
+            return stream.read(configuration.MAX_YAML_BYTES + 1).decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise InputError(f"the configuration file {path} cannot be read: {reason}") from None
-    return configuration.read_yaml(text, name=path)
 
 
 def usage(job: str, positional: Sequence[str], switches: Mapping[str, str]) -> str:

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from jobs.command_line import JOBS, leave, read_config_file, run_job
-from pipelines.config import describe_keys, flatten
+from jobs.command_line import JOBS, config_text, leave, run_job
+from pipelines.config import describe_keys, flatten, read_yaml
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_session import use_token_if_available
 
@@ -137,10 +137,10 @@ def prepare(words: Sequence[str]) -> Submission:
     if job in NOT_SUBMITTED:
         raise InputError(f"{job} is not submitted: {NOT_SUBMITTED[job]}")
     paths, rest = take_flags(rest, PATH_KEYS)
-    config_text = None
+    text = None
     if "config" in named:
-        content = read_config_file(named["config"])
-        config_text = Path(named["config"]).read_text(encoding="utf-8")
+        text = config_text(named["config"])
+        content = read_yaml(text, name=named["config"])
         keys = set(PATH_KEYS) & {key for key, _, _ in describe_keys(job)}
         paths = {key: value for key, value in flatten(content) if key in keys and isinstance(value, str)} | paths
     sent: list[str] = []
@@ -169,7 +169,7 @@ def prepare(words: Sequence[str]) -> Submission:
             )
         sent += ["--mlflow", named["mlflow"]]
     name = Path(named["config"]).name if "config" in named else "config.yaml"
-    return Submission(job=job, words=sent, config_text=config_text, config_name=name, notes=notes)
+    return Submission(job=job, words=sent, config_text=text, config_name=name, notes=notes)
 
 
 def sent_environment() -> dict[str, str]:

@@ -3,13 +3,11 @@
 Each stage knows the sections it runs with (`STAGE_SECTIONS`); those are stored as `config/<stage>.yaml`.
 """
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-import yaml
 from pydantic import ValidationError
 
 from pipelines.config.archive import ArchiveSettings
@@ -21,6 +19,7 @@ from pipelines.config.label import KMeansSettings, LabelSettings, LabelsSettings
 from pipelines.config.mlflow import MlflowSettings
 from pipelines.config.report import CatalogSettings, ExploreSettings, ReportSettings
 from pipelines.config.run import RunSettings
+from pipelines.config.safe_yaml import MAX_YAML_BYTES, Layer, load_yaml, read_yaml, to_yaml, value_to_yaml
 from pipelines.config.synthesize import SynthesizeSettings
 from pipelines.config.train import TrainSettings
 from pipelines.config.tune import TuneSettings
@@ -70,7 +69,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     """Merge nested mappings, later ones winning key by key, and check the result.
 
     Raises:
-        InputError: an unknown key or an impossible value; the sentence names the key.
+        InputError: an unknown key or an impossible value; the sentence names the key, and the file that holds it.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -78,7 +77,7 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
-        raise InputError(_sentence(error)) from None
+        raise InputError(_source_of(error, layers) + _sentence(error)) from None
 
 
 def with_keys(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -88,53 +87,15 @@ def with_keys(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Conf
     )
 
 
-class _Yaml12Loader(yaml.SafeLoader):
-    """YAML with the booleans of version 1.2: `on` and `off` are words, as the keys detection.on and off need."""
-
-
-class _Yaml12Dumper(yaml.SafeDumper):
-    """Writes `on` and `off` without quotes."""
-
-
-for _yaml in (_Yaml12Loader, _Yaml12Dumper):
-    _yaml.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in pairs if tag != "tag:yaml.org,2002:bool"]
-        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-    )
-
-
-def load_yaml(text: str | bytes, *, name: str) -> Any:
-    """Parse YAML with the booleans of version 1.2; InputError begins with the name, of a file or of its key too."""
-    try:
-        return yaml.load(text, Loader=_Yaml12Loader)
-    except (yaml.YAMLError, ValueError) as error:
-        # A ValueError is a date that is none, such as 2022-13-01.
-        problem = " ".join(str(error).split())
-        raise InputError(f"{name} is not valid YAML: {problem}") from None
-
-
-def read_yaml(text: str | bytes, *, name: str) -> dict[str, Any]:
-    """Parse a configuration file's text; InputError names the file."""
-    content = load_yaml(text, name=name)
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise InputError(f"{name} must hold sections such as 'detection:', not a {type(content).__name__}")
-    return content
-
-
 def read_flags(flags: Iterable[tuple[str, str]]) -> dict[str, Any]:
     """Turn ("detection.on", "4") pairs into a nested mapping; values are YAML, those of text keys as typed."""
     nested: dict[str, Any] = {}
     for dotted, text in flags:
-        place = nested
+        section = nested
         *parents, leaf = dotted.split(".")
         for name in parents:
-            place = place.setdefault(name, {})
-        place[leaf] = _flag_value(dotted, text)
+            section = section.setdefault(name, {})
+        section[leaf] = _flag_value(dotted, text)
     return nested
 
 
@@ -144,13 +105,13 @@ def _flag_value(dotted: str, text: str) -> Any:
     except InputError:
         return text
     kinds = _kinds(dotted)
-    # 00 and 0101 are codes, not numbers; what is quoted, a list or a mapping was meant as YAML.
+    # 00 and 0101 are codes, not numbers; a quoted value, a list or a mapping was meant as YAML.
     as_yaml = text.startswith(("'", '"', "[", "{")) or (value is None and type(None) in kinds)
     return value if as_yaml or str not in kinds else text
 
 
 def _kinds(dotted: str) -> tuple[Any, ...]:
-    """Return the types that a key may have; none of an unknown key."""
+    """Return the types that a key may have; none for an unknown key."""
     kind: Any = Config
     for name in dotted.split("."):
         fields = getattr(kind, "model_fields", {})
@@ -180,12 +141,6 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
-def to_yaml(values: Mapping[str, Any]) -> str:
-    """Return the YAML text of resolved sections."""
-    text: str = yaml.dump(dict(values), Dumper=_Yaml12Dumper, sort_keys=False, allow_unicode=True)
-    return text
-
-
 def describe_keys(stage: str) -> Iterator[tuple[str, str, str]]:
     """Yield (dotted key, default as YAML, documentation) for every key of a stage, for --help."""
     defaults = Config()
@@ -200,8 +155,7 @@ def _describe(section: Section, prefix: str) -> Iterator[tuple[str, str, str]]:
             yield from _describe(value, f"{prefix}{name}.")
         else:
             default = section.model_dump(mode="json", include={name})[name]
-            text = yaml.dump(default, Dumper=_Yaml12Dumper, default_flow_style=True, width=1000).splitlines()[0]
-            yield f"{prefix}{name}", text, " ".join((field.description or "").split())
+            yield f"{prefix}{name}", value_to_yaml(default), " ".join((field.description or "").split())
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +166,26 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         else:
             merged[name] = value
     return merged
+
+
+def _source_of(error: ValidationError, layers: Sequence[Mapping[str, Any]]) -> str:
+    """Return the name of the file that gives the wrong key, with a colon; nothing where a flag or a default does."""
+    location = error.errors(include_url=False)[0]["loc"]
+    for layer in reversed(layers):
+        if _gives(layer, location):
+            return f"{layer.source}: " if isinstance(layer, Layer) else ""
+    return ""
+
+
+def _gives(content: Any, location: Sequence[str | int]) -> bool:
+    for part in location:
+        if isinstance(content, list | str):
+            # An entry of a list, such as detection.band_hz.1, belongs to whoever gives the list.
+            return True
+        if not isinstance(content, Mapping) or part not in content:
+            return False
+        content = content[part]
+    return True
 
 
 def _sentence(error: ValidationError) -> str:
@@ -235,8 +209,10 @@ def _sentence(error: ValidationError) -> str:
 
 
 __all__ = [
+    "MAX_YAML_BYTES",
     "STAGE_SECTIONS",
     "Config",
+    "Layer",
     "describe_keys",
     "flatten",
     "load_yaml",

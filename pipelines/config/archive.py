@@ -10,7 +10,7 @@ LAYOUTS = ("auto", "sds", "scedc", "ncedc", "earthscope", "flat")
 
 
 class ArchiveSettings(Section):
-    """Where the recordings are inside ARCHIVE and which of them are read."""
+    """How files are arranged inside ARCHIVE, and which recordings are read."""
 
     layout: str = "auto"
     """auto, sds, scedc, ncedc, earthscope, flat (headers are indexed), or a template such as
@@ -24,17 +24,17 @@ class ArchiveSettings(Section):
     channel: str = "*"
     """Channel codes: patterns with * and ?, separated by commas."""
     start: Instant | None = None
-    """First instant that is read (UTC, ISO 8601); samples before it do not exist for any stage."""
+    """Start of the time span to read (UTC, ISO 8601, inclusive); earlier samples are ignored."""
     end: Instant | None = None
-    """End of what is read (UTC, exclusive)."""
+    """End of the time span to read (UTC, ISO 8601, exclusive); later samples are ignored."""
     anonymous: bool = operational(False)
-    """Read the bucket without credentials."""
+    """Read the bucket without credentials, as public archives allow."""
     stationxml: str | None = None
-    """Path or URL of a StationXML file: the sensitivities for detection.units."""
+    """StationXML file (path or URL) with the sensitivities that detection.units needs."""
     time_tolerance_samples: float = 0.5
     """A record whose start is within this many samples of the expected one continues the segment."""
     spill_seconds: float = 3600.0
-    """How far before and after the day in its name a file's records are believed; records beyond are reported."""
+    """Records this far outside the day that a file is named after are still used (seconds); others are reported."""
 
     @field_validator("start", "end")
     @classmethod

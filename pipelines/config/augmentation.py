@@ -1,4 +1,4 @@
-"""Section `augmentation`: how often and how strongly each augmentation changes a view."""
+"""Section `augmentation`: how often and how strongly each augmentation changes a view of a window."""
 
 from typing import Annotated, TypeVar
 
@@ -19,7 +19,7 @@ class _Ranged(Section):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, tuple) and value[0] > value[1]:
-                raise ValueError(f"{name} is {list(value)}, give [smallest, largest]")
+                raise ValueError(f"{name} is {list(value)}, write [smallest, largest]")
         return self
 
 
@@ -34,66 +34,66 @@ class TimeShiftSettings(_Ranged):
     """Moves the window in time."""
 
     probability: Probability = 1.0
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     lead_share: Range = (-0.5, 0.5)
-    """Shift in units of the window's lead, within 0.9, so that the onset stays inside."""
+    """Shift in units of the window's lead, at most 0.9, so that the onset stays inside."""
 
     @model_validator(mode="after")
     def _inside(self) -> "TimeShiftSettings":
         if max(abs(value) for value in self.lead_share) > 0.9:
-            raise ValueError(f"lead_share is {list(self.lead_share)}, it must stay within 0.9 of the lead")
+            raise ValueError(f"lead_share is {list(self.lead_share)}; it must lie between -0.9 and 0.9")
         return self
 
 
 class CropSettings(_Ranged):
-    """Keeps a stretch that holds the onset; the rest becomes absent."""
+    """Keeps a stretch with the onset in it and removes the rest."""
 
     probability: Probability = 0.0
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     share: Range = (0.6, 1.0)
-    """Kept share of the window."""
+    """Share of the window that is kept."""
 
     @model_validator(mode="after")
     def _share(self) -> "CropSettings":
         if not 0 < self.share[0] <= self.share[1] <= 1:
-            raise ValueError(f"share is {list(self.share)}, it must lie above 0 and be at most 1")
+            raise ValueError(f"share is {list(self.share)}; it must lie above 0 and be at most 1")
         return self
 
 
 class TimeMaskSettings(_Ranged):
-    """Makes short stretches absent."""
+    """Removes short stretches."""
 
     probability: Probability = 0.3
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     num_masks: int = Field(2, ge=1, le=16)
-    """Stretches (count)."""
+    """Stretches to remove (count)."""
     width: Range = (0.01, 0.08)
     """Width of a stretch as a share of the window."""
 
 
 class PolaritySettings(_Ranged):
-    """Turns the sign."""
+    """Reverses the sign."""
 
     probability: Probability = 0.5
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
 
 
 class RotationSettings(_Ranged):
-    """Turns the horizontals about the vertical."""
+    """Rotates the horizontal components about the vertical."""
 
     probability: Probability = 0.5
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     degrees: Range = (0.0, 360.0)
     """Angle in degrees."""
 
 
 class TimeStretchSettings(_Ranged):
-    """Plays the window faster or slower about its onset."""
+    """Stretches or compresses the window about its onset."""
 
     probability: Probability = 0.8
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     factor: Range = (0.5, 2.0)
-    """Speed (ratio), drawn by octaves."""
+    """Speed (ratio), drawn uniformly in its logarithm."""
 
     @model_validator(mode="after")
     def _positive(self) -> "TimeStretchSettings":
@@ -104,11 +104,11 @@ class BandPassSettings(_Ranged):
     """Keeps a random band."""
 
     probability: Probability = 0.3
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     low: Range = (0.01, 0.08)
-    """Lower corner in units of the Nyquist frequency, drawn by octaves."""
+    """Lower corner in units of the Nyquist frequency, drawn uniformly in its logarithm."""
     high: Range = (0.4, 1.0)
-    """Upper corner in units of the Nyquist frequency, drawn by octaves."""
+    """Upper corner in units of the Nyquist frequency, drawn uniformly in its logarithm."""
 
     @model_validator(mode="after")
     def _positive(self) -> "BandPassSettings":
@@ -119,9 +119,9 @@ class BandStopSettings(_Ranged):
     """Weakens a random band."""
 
     probability: Probability = 0.3
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     centre: Range = (0.05, 0.8)
-    """Centre in units of the Nyquist frequency, drawn by octaves."""
+    """Centre in units of the Nyquist frequency, drawn uniformly in its logarithm."""
     octaves: Range = (0.3, 1.0)
     """Width in octaves."""
 
@@ -134,7 +134,7 @@ class SpectralResponseSettings(_Ranged):
     """Multiplies the spectrum by a smooth random response."""
 
     probability: Probability = 0.8
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     db: Range = (2.0, 10.0)
     """Standard deviation of the response in dB."""
     knots: int = Field(8, ge=2, le=64)
@@ -142,12 +142,12 @@ class SpectralResponseSettings(_Ranged):
 
 
 class SpectralMaskSettings(_Ranged):
-    """Takes out narrow bands."""
+    """Removes narrow bands."""
 
     probability: Probability = 0.3
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     num_masks: int = Field(2, ge=1, le=16)
-    """Bands (count)."""
+    """Bands to remove (count)."""
     width: Range = (0.01, 0.05)
     """Width of a band in units of the Nyquist frequency."""
 
@@ -156,7 +156,7 @@ class GainSettings(_Ranged):
     """Multiplies the window by a factor."""
 
     probability: Probability = 0.5
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     db: Range = (-6.0, 6.0)
     """Gain of the window in dB."""
     component_db: Range = (-6.0, 6.0)
@@ -167,36 +167,36 @@ class ColouredNoiseSettings(_Ranged):
     """Adds Gaussian noise whose power falls with frequency."""
 
     probability: Probability = 0.5
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     lowest_snr_db: float = Field(16.0, ge=-20, le=60)
-    """Peak of the window over the RMS of its noise afterwards: drawn between this and what it was, in dB."""
+    """Lowest ratio of peak to noise RMS afterwards; it is drawn between this and the original ratio (dB)."""
     exponent: Range = (0.0, 1.5)
-    """Power of the frequency with which the noise's power falls."""
+    """Exponent of the frequency with which the power of the noise falls (no unit)."""
 
 
 class RealNoiseSettings(_Ranged):
-    """Adds the noise before another window's onset."""
+    """Adds noise recorded before the onset of another window."""
 
     probability: Probability = 0.5
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     lowest_snr_db: float = Field(16.0, ge=-20, le=60)
-    """Peak of the window over the RMS of its noise afterwards: drawn between this and what it was, in dB."""
+    """Lowest ratio of peak to noise RMS afterwards; it is drawn between this and the original ratio (dB)."""
 
 
 class ComponentDropSettings(_Ranged):
-    """Makes components absent, never the last one."""
+    """Removes components, never all of them."""
 
     probability: Probability = 0.3
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     max_components: int = Field(2, ge=1, le=2)
-    """Components that may be dropped (count)."""
+    """Maximum number of components to remove (count)."""
 
 
 class AmplitudeModulationSettings(_Ranged):
-    """Swells and shrinks the window by a slow sine."""
+    """Multiplies the window by a slow sine."""
 
     probability: Probability = 0.3
-    """Share of views that it changes."""
+    """Share of views that this augmentation changes."""
     depth: Range = (0.0, 0.4)
     """Depth of the modulation (ratio)."""
     cycles: Range = (0.5, 3.0)
@@ -204,7 +204,7 @@ class AmplitudeModulationSettings(_Ranged):
 
 
 class AugmentationSettings(Section):
-    """Every augmentation; `train.augmentation` says which families are used."""
+    """All augmentations; `train.augmentation` selects the families that are used."""
 
     time_shift: TimeShiftSettings = TimeShiftSettings()
     crop: CropSettings = CropSettings()

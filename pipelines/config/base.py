@@ -1,4 +1,4 @@
-"""What every configuration section shares: strict, frozen, documented fields."""
+"""The base of all configuration sections: strict, frozen, documented fields."""
 
 import re
 from datetime import datetime
@@ -8,7 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
-    """A configuration section: unknown keys and values of the wrong kind are refused, fields never change."""
+    """A configuration section; unknown keys and values of the wrong type are refused, and fields never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -22,7 +22,7 @@ class Section(BaseModel):
 
 def _refuse_number(value: object) -> object:
     if isinstance(value, int | float) or (isinstance(value, str) and re.fullmatch(r"\s*[-+]?[\d.]+\s*", value)):
-        # It would count as seconds since 1970.
+        # Pydantic would take it for seconds since 1970.
         raise ValueError(f"{value} is a number; write a time such as 2022-01-01 or 2022-01-01T06:00:00Z")
     return value
 
@@ -32,7 +32,7 @@ Instant = Annotated[datetime, BeforeValidator(_refuse_number)]
 
 
 def operational(default: Any, **kwargs: Any) -> Any:
-    """Declare a field that never changes a table's content (workers, addresses), so no fingerprint holds it."""
+    """Declare a field that never changes the content of a table (workers, addresses), and so is in no fingerprint."""
     return Field(default, json_schema_extra={"operational": True}, **kwargs)
 
 

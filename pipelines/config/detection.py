@@ -8,14 +8,14 @@ from pipelines.config.base import Section, operational
 
 
 class DetectionSettings(Section):
-    """STA/LTA on the causally band-passed trace; definitions are ObsPy's."""
+    """STA/LTA on the causally band-passed trace, defined as in ObsPy."""
 
     method: Literal["recursive", "classic"] = "recursive"
     """recursive (exponential averages) or classic (moving averages)."""
     sta_seconds: float = 0.5
     """Length of the short-term average in seconds."""
     lta_seconds: float = 10.0
-    """Length of the long-term average in seconds; as much is blanked after every gap."""
+    """Length of the long-term average in seconds; no trigger begins this soon after a gap."""
     on: float = 3.5
     """A trigger starts where STA/LTA rises above this."""
     off: float = 1.5
@@ -23,22 +23,22 @@ class DetectionSettings(Section):
     band_hz: tuple[float, float] = (1.0, 20.0)
     """Corners [low, high] of the causal Butterworth band-pass in Hz."""
     fit_to_rate: bool = operational(False)
-    """Lower band_hz's upper corner and window.rate_hz to what the recordings have, where they reach beyond it, instead
-    of refusing: for a first look at an archive."""
+    """For a first look at an archive: where the recordings' sampling rate is too low for band_hz or window.rate_hz,
+    lower the upper corner and the windows' rate instead of refusing."""
     corners: int = 4
     """Order of the band-pass."""
     trigger_components: str = "Z"
     """Components that trigger, such as Z or ZNE; overlapping triggers are one event from the first onset."""
     min_seconds: float = 0.0
-    """Triggers shorter than this many seconds are dropped."""
+    """Shorter triggers are dropped (seconds)."""
     max_seconds: float = 60.0
-    """A trigger is cut after this many seconds (ObsPy's max_len with max_len_delete=False)."""
+    """A longer trigger is ended after this many seconds (ObsPy's max_len with max_len_delete=False)."""
     merge_seconds: float = 0.0
-    """A trigger whose onset is less than this many seconds after the end of the one before joins it; 0: never."""
+    """A trigger that starts less than this many seconds after the previous one ended is merged with it; 0: never."""
     coincidence_stations: int = 1
-    """Only triggers that this many stations have within coincidence_seconds become events; 1: every trigger does."""
+    """Stations that must trigger within coincidence_seconds to make an event; 1: every trigger is an event (count)."""
     coincidence_seconds: float = 10.0
-    """Seconds after an event's first trigger within which triggers of other stations belong to it."""
+    """Triggers of other stations this soon after an event's first trigger belong to it (seconds)."""
     units: Literal["counts", "m/s"] = "counts"
     """Unit of the windows: counts, or m/s through the sensitivity in archive.stationxml."""
 
@@ -62,6 +62,7 @@ class DetectionSettings(Section):
             (self.lta_seconds <= 3600, f"lta_seconds {self.lta_seconds:g} must be at most 3600"),
             (0 < low < high, f"band_hz [{low:g}, {high:g}] must be two rising positive corners"),
             (low >= 0.001, f"band_hz [{low:g}, {high:g}] must start at 0.001 Hz or above"),
+            (self.on <= 1e6, f"on {self.on:g} must be at most 1e6"),
             (0 < self.off <= self.on, f"off {self.off:g} must be positive and at most on ({self.on:g})"),
             (1 <= self.corners <= 16, f"corners {self.corners} must lie between 1 and 16"),
             (self.min_seconds >= 0, f"min_seconds {self.min_seconds:g} must not be negative"),
@@ -71,7 +72,10 @@ class DetectionSettings(Section):
                 f"min_seconds {self.min_seconds:g} must be at most max_seconds {self.max_seconds:g}",
             ),
             (0 <= self.merge_seconds <= 3600, f"merge_seconds {self.merge_seconds:g} must lie between 0 and 3600"),
-            (self.coincidence_stations >= 1, f"coincidence_stations {self.coincidence_stations} must be at least 1"),
+            (
+                1 <= self.coincidence_stations <= 100_000,
+                f"coincidence_stations {self.coincidence_stations} must lie between 1 and 100000",
+            ),
             (
                 0 < self.coincidence_seconds <= 600,
                 f"coincidence_seconds {self.coincidence_seconds:g} must lie above 0 and be at most 600",
@@ -93,7 +97,7 @@ class DetectionSettings(Section):
 
 
 class WindowSettings(Section):
-    """The window cut around each onset, at one rate for the whole table."""
+    """The window cut around each onset, at one sampling rate for the whole table."""
 
     rate_hz: float = 100.0
     """Sampling rate of the windows in Hz; records of another rate are resampled (polyphase)."""
@@ -138,9 +142,9 @@ class WindowSettings(Section):
 
 
 class ShardSettings(Section):
-    """How the archive is cut into units of work; no cut changes a row."""
+    """How the archive is divided into units of work; results do not depend on it."""
 
     interval: Literal["hour", "day", "week", "month", "auto"] = "auto"
-    """UTC interval of a shard; auto is chosen once from the archive's extent and kept in workspace.json."""
-    num_workers: int = operational(0)
-    """Shards detected at the same time; 0: one a logical CPU of the machine or cluster."""
+    """UTC interval of a shard; auto: chosen once from the length of the archive and kept in workspace.json."""
+    num_workers: int = operational(0, ge=0, le=100_000)
+    """Shards processed at the same time; 0: one for each logical CPU of the machine or cluster (count)."""

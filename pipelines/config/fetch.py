@@ -1,4 +1,4 @@
-"""`fetch.`: which recordings are brought from an FDSN service."""
+"""`fetch.`: which recordings are downloaded from an FDSN service."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ from pipelines.config.base import Instant, Section, operational
 
 
 class FetchSettings(Section):
-    """What to ask an FDSN service for; patterns are FDSN's: * and ?, separated by commas."""
+    """What to request from an FDSN service; codes may hold * and ?, and several are separated by commas."""
 
     provider: str = "GEOFON"
     """Name of a data centre that ObsPy knows, or the URL of its FDSN services."""
@@ -21,15 +21,15 @@ class FetchSettings(Section):
     channel: str = "HH?,BH?"
     """Channel codes."""
     start: Instant | None = None
-    """First day (UTC)."""
+    """First day to download (UTC), such as 2019-01-01."""
     end: Instant | None = None
-    """Day after the last (UTC)."""
+    """Day after the last one to download (UTC)."""
     block_days: int = operational(10, ge=1, le=366)
-    """Days that are asked for and kept on the local disk together."""
+    """Days that are requested, and kept on the local disk, at a time (count)."""
     num_threads: int = operational(3, ge=1, le=10)
-    """Simultaneous downloads; data centres ask for few."""
-    timeout_seconds: float = Field(120.0, gt=0, json_schema_extra={"operational": True})
-    """How long an answer may take."""
+    """Simultaneous downloads; data centres allow only a few (count)."""
+    timeout_seconds: float = Field(120.0, gt=0, le=86_400, json_schema_extra={"operational": True})
+    """Longest wait for an answer (seconds)."""
 
     @field_validator("start", "end")
     @classmethod

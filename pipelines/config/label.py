@@ -1,4 +1,4 @@
-"""Sections `label`, `kmeans` and `labels`: which encoder embeds the events, how they are clustered, what is known."""
+"""Sections `label`, `kmeans` and `labels`: the encoder, the clustering, and the hand labels."""
 
 from typing import Literal
 
@@ -11,30 +11,30 @@ class LabelSettings(Section):
     """The encoder, the numbering of the clusters, and the search for k."""
 
     model: str | None = None
-    """Registered encoder, such as `models:/firnline-encoder@champion` or `models:/firnline-encoder/3`; default: this
-    workspace's last training."""
+    """Registered encoder, such as `models:/firnline-encoder@champion` or `models:/firnline-encoder/3`; default: the
+    one that was last trained in this workspace."""
 
     reference: str | None = None
-    """Workspace (path or URL) whose clusters give theirs to the new ones that share most events with them; default:
-    clusters are numbered by size, the largest is 0."""
+    """Workspace (path or URL) whose cluster numbers are kept: each new cluster takes the number of the old one that it
+    shares most events with. Default: clusters are numbered by size, the largest is 0."""
 
     sweep_k: tuple[int, ...] = operational(())
-    """Numbers of clusters to compare, each a child run with its scores; `kmeans.k` stays what is used (counts)."""
+    """Numbers of clusters to compare, each in a child run with its scores; labels still use `kmeans.k` (counts)."""
 
     sweep_events: int = operational(20_000, ge=100, le=200_000)
-    """Events drawn by a hash of their id for the comparison of numbers of clusters (count)."""
+    """Events sampled to compare numbers of clusters (count)."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the encoder's forward pass; embeddings are stored as float32."""
+    """Precision of the encoder's arithmetic; embeddings are stored as float32."""
 
     use_gpu: bool = False
-    """Embed on GPUs, one to each worker."""
+    """Embed on GPUs, one for each worker."""
 
-    num_workers: int | None = operational(None, ge=1)
+    num_workers: int | None = operational(None, ge=1, le=100_000)
     """Processes that embed and cluster (count); default: one for each CPU or GPU of the cluster."""
 
     bootstrap_draws: int = operational(200, ge=20, le=10_000)
-    """Redraws behind every interval (count)."""
+    """Bootstrap samples for each confidence interval (count)."""
 
     @field_validator("model")
     @classmethod
@@ -49,8 +49,8 @@ class LabelSettings(Section):
     @field_validator("sweep_k")
     @classmethod
     def _clusters(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if any(k < 2 for k in value):
-            raise ValueError(f"label.sweep_k is {list(value)}, every number of clusters must be 2 or more")
+        if any(not 2 <= k <= 100_000 for k in value):
+            raise ValueError(f"label.sweep_k is {list(value)}, every number of clusters must be from 2 to 100000")
         return tuple(sorted(set(value)))
 
 
@@ -60,58 +60,58 @@ class KMeansSettings(Section):
     k: int = Field(default=8, ge=2, le=100_000)
     """Number of clusters in the labels (count)."""
 
-    restarts: int = Field(default=4, ge=1)
-    """Fits from different draws of the first centroids (count). Of plain k-means and `ward` that of least inertia is
-    kept, of clusters merged by `overlap` the one that agrees most with the others, wrong merges left out."""
+    restarts: int = Field(default=4, ge=1, le=1000)
+    """Fits from different random centroids (count). Plain k-means and `ward` keep the fit with the lowest inertia;
+    `overlap` keeps the one that agrees best with the others, apart from failed merges."""
 
     normalize: Literal["none", "l2"] = "l2"
-    """`l2` scales every embedding to length one first (then distances follow the cosine)."""
+    """`l2` first scales every embedding to unit length, so that distances follow the cosine."""
 
     whiten: bool = False
-    """Turn to principal components and scale each to unit variance first."""
+    """First rotate to principal components and scale each to unit variance."""
 
     overcluster: int = Field(default=20, ge=1, le=64)
-    """1: plain k-means; else fit k times this many clusters (fewer where that leaves less than 10 events each) and
-    merge them to k (factor)."""
+    """1: plain k-means; otherwise fit k times this many clusters (fewer if that leaves less than 10 events each) and
+    merge them into k (factor)."""
 
     merge: Literal["ward", "overlap"] = "overlap"
-    """What merges over-clusters: `ward`, the least growth of the squared distances, or `overlap`, how much events of
-    the one belong to the other."""
+    """How these clusters are merged: by `ward`, the smallest increase of the squared distances, or by `overlap`, how
+    many events of one cluster also fit the other."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of every draw (no unit)."""
+    """Seed of all random draws (no unit)."""
 
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
-    """Share of the events that the centroids are fitted to; every event is labelled (share)."""
+    """Share of the events used to fit the centroids; every event is labelled (share)."""
 
-    max_iterations: int = Field(default=300, ge=1)
-    """Most Lloyd iterations of a fit (count)."""
+    max_iterations: int = Field(default=300, ge=1, le=1_000_000)
+    """Maximum number of Lloyd iterations of a fit (count)."""
 
-    tolerance: float = Field(default=1e-4, ge=0.0)
-    """A fit ends when the centroids' summed squared shift is at most this share of the mean variance (share)."""
+    tolerance: float = Field(default=1e-4, ge=0.0, le=1.0)
+    """A fit has converged when the centroids' summed squared shift is at most this share of the mean variance."""
 
     seeding_rounds: int = Field(default=5, ge=1, le=50)
-    """Rounds of k-means|| in which candidates for the first centroids are drawn (count)."""
+    """Rounds of k-means|| that draw candidates for the first centroids (count)."""
 
-    memory_gb: float = operational(1.0, gt=0.0)
-    """Embeddings that one worker keeps in memory; a larger part streams from storage in every iteration (GB)."""
+    memory_gb: float = operational(1.0, gt=0.0, le=100_000)
+    """Memory of a worker for embeddings; what does not fit is read again from storage in each iteration (GB)."""
 
 
 class LabelsSettings(Section):
-    """Hand labels (or a synthetic archive's truth), and what they are used for."""
+    """Hand labels (or the truth of a synthetic archive), and how they are used."""
 
     path: str | None = None
-    """Hand labels, CSV or Parquet, a file or a folder, path or URL: columns `event_id, label` or
-    `network, station, time, label`; optional `split` (validation or test)."""
+    """Hand labels: a CSV or Parquet file, or a folder of them (path or URL), with the columns `event_id, label` or
+    `network, station, time, label`, and optionally `split` (validation or test)."""
 
-    tolerance_seconds: float = Field(default=2.0, gt=0.0)
-    """How far a label's time may lie from the onset that it labels (s)."""
+    tolerance_seconds: float = Field(default=2.0, gt=0.0, le=3600)
+    """Largest difference between the time of a hand label and the onset of its event (seconds)."""
 
-    association_seconds: float = Field(default=30.0, ge=0.0)
-    """Triggers of any station this soon after an event's first are the same event (s)."""
+    association_seconds: float = Field(default=30.0, ge=0.0, le=86_400)
+    """Triggers of any station this soon after an event's first trigger belong to it (seconds)."""
 
     min_purity: float = Field(default=0.5, ge=0.0, le=1.0)
-    """A cluster takes its labels' majority as its name when at least this share of them agrees (share)."""
+    """A cluster is named after its most frequent hand label if at least this share of its labels agrees (share)."""
 
     names: str | None = None
-    """YAML file (path or URL) with names of clusters, such as `0: icequake`; it overrides the majority."""
+    """YAML file (path or URL) with names of clusters, such as `0: icequake`; they take precedence over hand labels."""

@@ -1,4 +1,4 @@
-"""`mlflow.`: where runs and models are kept."""
+"""`mlflow.`: names of the experiment and of the registered model."""
 
 from pipelines.config.base import Section, operational
 
@@ -7,6 +7,6 @@ class MlflowSettings(Section):
     """Names in MLflow; the address comes from --mlflow or MLFLOW_TRACKING_URI."""
 
     experiment: str | None = operational(None)
-    """Experiment of the workspace's runs (default: named after the workspace)."""
+    """Experiment that the runs of this workspace go to; default: named after the workspace."""
     model_name: str = operational("firnline-encoder")
-    """Registered model that training adds its versions to."""
+    """Registered model that each training adds a version to."""

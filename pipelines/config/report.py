@@ -1,4 +1,4 @@
-"""Sections `report`, `catalog` and `explore`: what the figures show, how the catalogue is written, who may browse."""
+"""Sections `report`, `catalog` and `explore`: the figures, the catalogue, and access to the explorer."""
 
 from typing import Literal
 
@@ -8,28 +8,28 @@ from pipelines.config.base import Section, operational
 
 
 class ReportSettings(Section):
-    """How much the report shows of each cluster, and how it draws the map of the embedding."""
+    """How many events the report shows, and how it draws the map of the embedding."""
 
-    nearest_per_cluster: int = 2
-    """Gallery events of each cluster that lie nearest to its centroid (count)."""
+    nearest_per_cluster: int = Field(2, le=10_000)
+    """Events nearest to the centroid, shown for each cluster (count)."""
 
-    random_per_cluster: int = 3
-    """Gallery events of each cluster drawn by a hash of their id (count)."""
+    random_per_cluster: int = Field(3, le=10_000)
+    """Randomly drawn events, shown for each cluster (count)."""
 
-    boundary_per_cluster: int = 1
-    """Gallery events of each cluster with the smallest margin to another cluster (count)."""
+    boundary_per_cluster: int = Field(1, le=10_000)
+    """Events with the smallest margin to another cluster, shown for each cluster (count)."""
 
     traces: Literal["detection", "recorded"] = "detection"
-    """Traces of the gallery and the explorer: in the `detection`'s band, or as `recorded`."""
+    """Traces in the report and the explorer: filtered to the `detection` band, or as `recorded`."""
 
-    max_gallery_events: int = 96
-    """Most gallery events on the page; with many clusters each shows fewer (count)."""
+    max_gallery_events: int = Field(96, le=10_000)
+    """Maximum number of events in the gallery; with many clusters each shows fewer (count)."""
 
     map_events: int = 1500
-    """Events drawn by a hash of their id for the map and the descriptions of the clusters (count)."""
+    """Randomly drawn events for the map and the descriptions of the clusters (count)."""
 
     map_method: Literal["tsne", "pca"] = "tsne"
-    """Right-hand panel of the map: `tsne` beside the principal components, or `pca` for those alone."""
+    """Map of the embedding: `pca`, the principal components, or `tsne`, t-SNE beside them."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of the map (no unit)."""
@@ -50,22 +50,22 @@ class ReportSettings(Section):
 
 
 class CatalogSettings(Section):
-    """Which associated events enter the catalogue, and how QuakeML names them."""
+    """Which events enter the catalogue, and how QuakeML identifies them."""
 
-    min_stations: int = 1
-    """Fewest stations that must have detected an event (count)."""
+    min_stations: int = Field(1, le=100_000)
+    """Minimum number of stations that detected an event (count)."""
 
     formats: tuple[Literal["quakeml", "csv", "parquet"], ...] = ("quakeml", "csv", "parquet")
-    """Files written for each month: `quakeml` (.xml), `csv`, `parquet`."""
+    """Files to write for each month: `quakeml` (.xml), `csv`, `parquet`."""
 
     authority: str = "local"
     """Authority in every QuakeML resource identifier, `smi:<authority>/firnline/...`."""
 
     agency: str | None = None
-    """Agency identifier in QuakeML's creation information; none is written when null."""
+    """Agency in QuakeML's creation information; null: none is written."""
 
     event_types: dict[str, str] = {}
-    """QuakeML event type of a label where the built-in table has none or another, e.g. `{calving: "ice quake"}`."""
+    """QuakeML event types of labels, in addition to the built-in ones, such as `{calving: "ice quake"}`."""
 
     @field_validator("min_stations")
     @classmethod
@@ -111,17 +111,17 @@ class ExploreSettings(Section):
     """Where the explorer listens and where it keeps the hand labels."""
 
     host: str = operational("127.0.0.1")
-    """Address the explorer listens on; anything but a loopback address lets other machines in."""
+    """Address that the explorer listens on; with any other than a loopback address other machines can reach it."""
 
     port: int = operational(8765, ge=0, le=65535)
-    """Port the explorer listens on; 0 takes any free one."""
+    """Port that the explorer listens on; 0: any free port."""
 
     allowed_hosts: tuple[str, ...] = operational(())
-    """Further host names by which a browser may reach the explorer (as behind a proxy), without a port."""
+    """Further host names that browsers may use for the explorer, as behind a proxy; without a port."""
 
     labels_path: str | None = operational(None)
-    """CSV file (path or URL) that hand labels are saved to; default `labels.path`, else `hand-labels.csv` in the
-    workspace."""
+    """CSV file (path or URL) in which hand labels are saved; default: `labels.path` if given, or else
+    `hand-labels.csv` in the workspace."""
 
     label_names: tuple[str, ...] = operational(("icequake", "earthquake", "spike", "tremor", "noise"))
     """Labels offered as buttons; others can be typed."""

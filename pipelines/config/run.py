@@ -7,4 +7,4 @@ class RunSettings(Section):
     """The chain detect, train, label, report."""
 
     tune: bool = operational(False)
-    """Search the augmentations before training."""
+    """Search for the best augmentations before training."""

@@ -9,16 +9,16 @@ from pipelines.config.base import Section, operational
 
 
 class ClassShares(Section):
-    """Expected shares of the classes among the arrivals at a station; they need not add up to one."""
+    """Relative frequencies of the classes at a station; they need not add up to one."""
 
-    icequake: float = Field(40.0, ge=0)
-    """Weight of icequakes: short, impulsive, repeating."""
-    earthquake: float = Field(30.0, ge=0)
-    """Weight of earthquakes: P, S and coda, local to regional."""
-    spike: float = Field(15.0, ge=0)
-    """Weight of instrumental spikes: dropouts, steps, calibration pulses, telemetry bursts."""
-    tremor: float = Field(15.0, ge=0)
-    """Weight of harmonic, gliding tremor."""
+    icequake: float = Field(40.0, ge=0, le=1e6)
+    """Icequakes: short, impulsive, repeating (weight)."""
+    earthquake: float = Field(30.0, ge=0, le=1e6)
+    """Earthquakes: P, S and coda, local to regional (weight)."""
+    spike: float = Field(15.0, ge=0, le=1e6)
+    """Instrumental spikes: dropouts, steps, calibration pulses, telemetry bursts (weight)."""
+    tremor: float = Field(15.0, ge=0, le=1e6)
+    """Harmonic, gliding tremor (weight)."""
 
     @model_validator(mode="after")
     def _some_class(self) -> Self:
@@ -28,7 +28,7 @@ class ClassShares(Section):
 
 
 class SynthesizeSettings(Section):
-    """What archive to synthesize."""
+    """The synthetic archive to write."""
 
     num_stations: int = Field(3, ge=1, le=999)
     """Number of three-component stations, some 5 km apart."""
@@ -41,27 +41,27 @@ class SynthesizeSettings(Section):
     network: str = Field("SY", pattern=r"^[A-Z0-9]{1,2}$")
     """FDSN network code, one or two capitals or digits (SY is registered for synthetic seismograms)."""
     seed: int = Field(0, ge=0, lt=2**63)
-    """Seed of everything random."""
+    """Seed of all random draws (no unit)."""
     shares: ClassShares = ClassShares()
     """Shares of the classes."""
     events_per_station_day: float = Field(300.0, ge=0, le=2000)
-    """Expected arrivals in the truth, a station and day."""
-    snr_floor: float = Field(2.0, gt=0)
-    """Least signal-to-noise ratio in the truth: root mean square over 0.5 s against the noise's, 1-20 Hz."""
+    """Expected number of arrivals in the truth for each station and day."""
+    snr_floor: float = Field(2.0, gt=0, le=10_000)
+    """Smallest signal-to-noise ratio in the truth: RMS over 0.5 s divided by that of the noise, 1-20 Hz."""
     snr_exponent: float = Field(1.4, gt=0, le=5)
-    """Tail of the signal-to-noise ratios: the share above x falls as (snr_floor / x) ** snr_exponent."""
+    """Exponent of the signal-to-noise ratios: the share above x is (snr_floor / x) ** snr_exponent."""
     snr_ceiling: float = Field(300.0, gt=0, le=10_000)
-    """Greatest signal-to-noise ratio."""
+    """Largest signal-to-noise ratio."""
     gaps_per_station_day: float = Field(0.5, ge=0, le=1000)
-    """Expected gaps on all three components, a station and day; each lasts seconds to minutes."""
+    """Expected number of gaps for each station and day; a gap affects all components for seconds to minutes."""
     overlaps_per_station_day: float = Field(0.5, ge=0, le=1000)
-    """Expected stretches recorded twice, a station and day; four of five are identical, the others disagree."""
+    """Expected number of stretches recorded twice for each station and day; one in five has different samples."""
     dead_component_share: float = Field(0.02, ge=0, le=1)
     """Share of station-days on which one component is dead (constant) for hours."""
     missing_day_share: float = Field(0.01, ge=0, le=1)
     """Share of station-days without any file."""
-    task_memory_mib: int = operational(1024, ge=256)
-    """Memory that Ray reserves for each station-day, MiB."""
+    task_memory_mib: int = operational(1024, ge=256, le=1_048_576)
+    """Memory that Ray reserves for each station-day (MiB)."""
 
     @field_validator("start")
     @classmethod

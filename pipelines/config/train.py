@@ -11,61 +11,61 @@ class TrainSettings(Section):
     """The encoder and its training."""
 
     encoder: Literal["spectrogram", "waveform", "features", "pca", "autoencoder", "untrained"] = "spectrogram"
-    """2-D residual network on log spectrograms, 1-D one on waveforms, or a baseline: hand-made features, PCA of
-    spectrograms, convolutional autoencoder, the untrained spectrogram network."""
+    """Residual network on log spectrograms (2-D) or waveforms (1-D), or a baseline: hand-made features, PCA of
+    spectrograms, convolutional autoencoder, or the untrained spectrogram network."""
     width: int = Field(16, ge=8, le=512, multiple_of=8)
-    """Channels of the network's first stage; the following ones have 2 and 4 times as many (count)."""
+    """Channels of the network's first stage; the later stages have 2 and 4 times as many (count)."""
     blocks: int = Field(1, ge=1, le=8)
     """Residual blocks of each stage (count)."""
     dim: int = Field(64, ge=2, le=4096)
     """Length of an embedding (count)."""
     whiten: bool = False
-    """After the training, scale the embedding's directions to equal variance between views of a window."""
+    """After training, scale the embedding so that views of one window vary equally in all directions."""
     num_bands: int = Field(32, ge=8, le=256)
     """Frequency bands of the log spectrogram (count)."""
     num_frames: int = Field(96, ge=16, le=1024)
-    """About how many frames the log spectrogram has (count)."""
+    """Approximate number of frames of the log spectrogram (count)."""
     log_amplitude: bool = False
-    """Pass each window's log amplitude on to its embedding, which else knows the waveform's shape alone."""
+    """Include each window's log amplitude in its embedding, which otherwise depends on the waveform's shape alone."""
 
-    epochs: int = Field(40, ge=1)
-    """Passes over the windows (count)."""
-    batch_size: int = Field(128, ge=2)
-    """Windows of a step, over all workers (count)."""
-    temperature: float = Field(0.2, gt=0)
-    """Divides the cosine similarities in the loss (ratio)."""
-    learning_rate: float = Field(3e-3, gt=0)
+    epochs: int = Field(40, ge=1, le=1_000_000)
+    """Passes over the training windows (count)."""
+    batch_size: int = Field(128, ge=2, le=1_000_000)
+    """Windows in a step, over all workers (count)."""
+    temperature: float = Field(0.2, gt=0, le=1000)
+    """Temperature of the loss, which divides the cosine similarities (ratio)."""
+    learning_rate: float = Field(3e-3, gt=0, le=1000)
     """Peak learning rate of AdamW at a batch of 256; scaled with the square root of the batch."""
-    weight_decay: float = Field(1e-4, ge=0)
-    """AdamW's weight decay."""
-    warmup_epochs: float = Field(4.0, ge=0)
-    """Epochs over which the learning rate rises from zero."""
+    weight_decay: float = Field(1e-4, ge=0, le=1000)
+    """Weight decay of AdamW (no unit)."""
+    warmup_epochs: float = Field(4.0, ge=0, le=1_000_000)
+    """Epochs over which the learning rate rises from zero (count)."""
     bf16: bool = False
     """Run the network in bfloat16 autocast."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Of the weights, the sample, the order and the augmentations."""
+    """Seed of the weights, the order of the windows and the augmentations (no unit)."""
 
     augmentation: Literal["amplitude", "frequency", "both"] = "both"
-    """Preset: which families make the views; shifts, masks and turns are in all."""
+    """Families of augmentations that are used; time shifts, masks, polarity and rotation always are."""
     augment_from: str | None = None
-    """Take the augmentation section from this YAML file (path or URL), or `tune`: the best that `tune` found here."""
-    max_events: int | None = Field(50_000, ge=2)
-    """Train on at most so many events, drawn by a hash of their id, stratified by station and month (count)."""
+    """YAML file (path or URL) with the augmentation section; `tune`: the best one that `tune` found here."""
+    max_events: int | None = Field(50_000, ge=2, le=1_000_000_000)
+    """Maximum number of events to train on, drawn at random from every station and month (count)."""
 
-    num_workers: int = operational(0, ge=0)
-    """Ray Train workers; 0 trains in this process (count)."""
-    min_workers: int | None = operational(None, ge=1)
-    """Go on with as few workers as this when the cluster shrinks (count); default: exactly num_workers."""
+    num_workers: int = operational(0, ge=0, le=100_000)
+    """Ray Train workers; 0: train in this process (count)."""
+    min_workers: int | None = operational(None, ge=1, le=100_000)
+    """Continue with at least this many workers when the cluster shrinks; default: exactly num_workers (count)."""
     use_gpu: bool = operational(False)
     """Give each worker a GPU."""
-    cpus_per_worker: float = operational(1.0, gt=0)
-    """Logical CPUs reserved by each worker (count)."""
-    num_threads: int = operational(0, ge=0)
-    """Threads of torch in each worker; 0: its share of the cores (count)."""
+    cpus_per_worker: float = operational(1.0, gt=0, le=10_000)
+    """Logical CPUs reserved for each worker (count)."""
+    num_threads: int = operational(0, ge=0, le=10_000)
+    """Torch threads in each worker; 0: the worker's share of the cores (count)."""
     compile: bool = operational(False)
     """Compile the network with torch.compile."""
-    max_failures: int = operational(3, ge=0)
-    """Lost workers after which the training fails; each is replaced and goes on from the last checkpoint (count)."""
+    max_failures: int = operational(3, ge=0, le=100_000)
+    """Worker failures after which training stops; until then it resumes from the last checkpoint (count)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainSettings":

@@ -5,7 +5,8 @@ import io
 import re
 from collections.abc import Mapping
 
-import yaml
+from pipelines.config import load_yaml, to_yaml
+from pipelines.runtime.errors import InputError
 
 MAX_LETTERS = 64
 # Letters, digits, blanks, some punctuation: nothing that a spreadsheet takes for a formula or a page for markup.
@@ -62,9 +63,9 @@ def with_labels(rows: Mapping[str, Mapping[str, str]], changes: Mapping[str, str
 def read_names(text: str) -> dict[int, str]:
     """Return cluster names from YAML such as `0: icequake`; ValueError where it is anything else."""
     try:
-        content = yaml.safe_load(text) or {}
-    except yaml.YAMLError as error:
-        raise ValueError("it is not valid YAML") from error
+        content = load_yaml(text, name="it") or {}
+    except InputError as error:
+        raise ValueError(str(error)) from None
     if not isinstance(content, dict) or not all(isinstance(number, int) for number in content):
         raise ValueError("it must map numbers of clusters to names, such as 0: icequake")
     return {int(number): str(name) for number, name in content.items() if name is not None}
@@ -72,5 +73,4 @@ def read_names(text: str) -> dict[int, str]:
 
 def write_names(names: Mapping[int, str]) -> str:
     """Return the YAML text of cluster names, the form that `labels.names` reads."""
-    text: str = yaml.safe_dump(dict(sorted(names.items())), allow_unicode=True)
-    return text
+    return to_yaml(dict(sorted(names.items())))

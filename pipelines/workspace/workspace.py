@@ -63,7 +63,8 @@ class Workspace:
         """Return the configuration a stage ran with here ({} if it never ran)."""
         path = f"config/{stage}.yaml"
         try:
-            content = self.store.read(path)
+            # One byte more than is read as YAML, which then refuses it.
+            content = self.store.read(path, 0, configuration.MAX_YAML_BYTES + 1)
         except FileNotFoundError:
             return {}
         return configuration.read_yaml(content, name=self.store.full(path))
