@@ -36,8 +36,10 @@ from detect import machine
 from pipelines.archive.manifest import build_manifest, write_manifest
 from pipelines.config import resolve
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Summary, _fold, make_plan, tasks_of
+from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_summary import DetectionSummary
+from pipelines.detect.stage_tasks import tasks_of
 from pipelines.runtime.allocator import keep_freed_memory
 from pipelines.workspace.storage import Store, StoredObject, open_store
 from pipelines.workspace.workspace import Workspace
@@ -109,12 +111,11 @@ def worker(folder: Path, num_days: int, rate_hz: float) -> dict[str, float]:
     shutil.rmtree(workspace.url, ignore_errors=True)
     manifest = build_manifest(store, config.archive)
     planned = make_plan(manifest, Workspace(workspace), config, "")
-    summary = Summary()
+    summary = DetectionSummary()
     began = time.perf_counter()
     for batch in chain.from_iterable(tasks_of(planned, 1)):
         for shard, content in detect_batch(partial(BatchDetector, store, workspace, config, Responses()), batch):
-            marker = {"name": f"{shard.name.partition}/{shard.name.shard}", "station": "", **content}
-            _fold(summary, json.loads(json.dumps(marker)))
+            summary.add(shard.name, json.loads(json.dumps(content)))
     return {
         "days": num_days,
         "rate_hz": rate_hz,

@@ -28,10 +28,11 @@ from detect_bounds import peak_bytes
 
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import resolve
-from pipelines.detect import stage_shard
+from pipelines.detect import stage_day, stage_shard
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import make_plan, tasks_of
+from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_tasks import tasks_of
 from pipelines.runtime.allocator import keep_freed_memory
 from pipelines.workspace import storage
 from pipelines.workspace.storage import open_store
@@ -47,7 +48,7 @@ with FaultProxy(sys.argv[1]) as proxy:
     print(proxy.url, flush=True)
     time.sleep(1e6)
 """
-WAYS = {"ahead": (stage_shard.AHEAD_BYTES, stage_shard.SHARDS_UNPUBLISHED), "one by one": (0, 1)}
+WAYS = {"ahead": (stage_day.MAX_BYTES_AHEAD, stage_shard.MAX_SHARDS_UNPUBLISHED), "one by one": (0, 1)}
 
 
 def detect(archive: str, workspace: str, station_days: int) -> float:
@@ -114,7 +115,7 @@ def main() -> None:
                         assert proxy.stdout is not None
                         os.environ["AWS_ENDPOINT_URL"] = proxy.stdout.readline().strip()
                         storage._s3.cache_clear()
-                        for way, (stage_shard.AHEAD_BYTES, stage_shard.SHARDS_UNPUBLISHED) in WAYS.items():
+                        for way, (stage_day.MAX_BYTES_AHEAD, stage_shard.MAX_SHARDS_UNPUBLISHED) in WAYS.items():
                             target = f"s3://bench/out-{round_}-{delay:g}-{way.replace(' ', '-')}"
                             seconds = detect("s3://bench/archive", target, options.station_days)
                             found.setdefault((way, delay), []).append(seconds)

@@ -8,7 +8,8 @@ firnline detect runs/demo-archive runs/demo --detection.on 4 --detection.trigger
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.detect.stage import detect_events, open_archive
+from pipelines.detect.stage import detect_events
+from pipelines.detect.stage_archive import open_archive
 from pipelines.runtime.ray_session import ray_session
 from pipelines.tracking.server import open_tracking
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.config import Config, with_keys
-from pipelines.detect.stage import detect_events, open_archive
+from pipelines.detect.stage import detect_events
+from pipelines.detect.stage_archive import open_archive
 from pipelines.handlabels.table import read_label_table
 from pipelines.label.stage import check_events, check_labelling, label_events
 from pipelines.report.stage import PAGE_PATH, write_report

@@ -19,7 +19,7 @@ import pyarrow as pa
 from pipelines.archive.layouts import DAY_NS
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import split_days
-from pipelines.detect.stage_plan import HOUR_NS, interval_bounds, intervals, shard_bounds
+from pipelines.detect.intervals import HOUR_NS, interval_bounds, intervals, shard_bounds
 from pipelines.metrics.association import NANOSECONDS, coincident
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker

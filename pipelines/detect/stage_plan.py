@@ -1,15 +1,12 @@
 """The shard plan: which shards an archive has, which files reach each, and which of them are still to do.
 
-A shard is a channel group (network, station, location, band and instrument code) x one UTC interval. Where a path does
-not say location or channel, the shard covers all of the station's groups. Its fingerprint covers the settings that
+A shard is a channel group (network, station, location, band and instrument code) and one UTC interval. Where a path
+does not say location or channel, the shard covers all of the station's groups. Its fingerprint covers the settings that
 change its rows and the files that its interval and context reach: new input invalidates the shards that it reaches.
 """
 
-import calendar
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -17,23 +14,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.archive.layouts import DAY_NS
-from pipelines.archive.manifest import ANY
-from pipelines.workspace.ledger import MarkerName, fingerprint
+from pipelines.archive.manifest import Manifest, selection
+from pipelines.config import Config, stage_output_keys
+from pipelines.config.detection import DetectionSettings
+from pipelines.detect.anchored import context_seconds
+from pipelines.detect.intervals import intervals, shard_name
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers
+from pipelines.workspace.workspace import Workspace
 
-HOUR_NS = DAY_NS // 24
-WEEK_NS = 7 * DAY_NS
-# 1970-01-05 was a Monday.
-WEEK_ORIGIN_NS = 4 * DAY_NS
+# Raised by hand whenever the rows that the stage writes change.
+ALGORITHM_VERSION = 3
+
 # `auto`: day shards up to this many of them, month shards beyond (50 million station-days are 1.7 million months).
-MOST_DAY_SHARDS = 100_000
+MAX_DAY_SHARDS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Shard:
+class PlannedShard:
     """One unit of work and of restart.
 
     Attributes:
         name: marker, file name.
+        location, band: of the channel group; `*` where the paths do not say.
         start_ns, end_ns: the owned interval.
         files: rows of the manifest that the interval and its context reach.
     """
@@ -46,52 +48,73 @@ class Shard:
     files: tuple[int, ...]
 
 
+@dataclass
+class Plan:
+    """What a run has to do.
+
+    Attributes:
+        manifest: the archive's files.
+        interval: hour, day, week or month.
+        files: key, size and etag of the manifest's usable rows.
+        spans: (files, 2) int64, start and end of what each is believed to hold.
+        pending: shards without a marker.
+        num_shards: shards in all.
+        stale: markers of shards that are to be redone or no longer exist.
+    """
+
+    manifest: Manifest
+    interval: str
+    files: pa.Table
+    spans: np.ndarray[Any, Any]
+    pending: list[PlannedShard]
+    num_shards: int
+    stale: list[MarkerName]
+
+
+def destination(detection: DetectionSettings) -> tuple[str, str]:
+    """Return the (table, ledger) that shards are written to: with a network coincidence their rows are candidates."""
+    return ("triggers", "trigger") if detection.coincidence_stations > 1 else ("events", "detect")
+
+
 def choose_interval(table: pa.Table) -> str:
     """Return the interval that `auto` means for a manifest: day, or month for a very large archive."""
     spans = (pc.max(table["end_ns"]).as_py() - pc.min(table["start_ns"]).as_py()) / DAY_NS
     groups = len(table.group_by(["network", "station", "location", "band"]).aggregate([]))
-    return "day" if groups * spans <= MOST_DAY_SHARDS else "month"
+    return "day" if groups * spans <= MAX_DAY_SHARDS else "month"
 
 
-def interval_bounds(interval: str, time_ns: int) -> tuple[int, int]:
-    """Return the (start, end) in nanoseconds of the UTC hour, day, week (from Monday) or month that holds a time."""
-    if interval == "month":
-        moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC)
-        start = calendar.timegm((moment.year, moment.month, 1, 0, 0, 0)) * 1_000_000_000
-        return start, start + calendar.monthrange(moment.year, moment.month)[1] * DAY_NS
-    step = {"hour": HOUR_NS, "day": DAY_NS, "week": WEEK_NS}[interval]
-    origin = WEEK_ORIGIN_NS if interval == "week" else 0
-    start = time_ns - (time_ns - origin) % step
-    return start, start + step
-
-
-def intervals(interval: str, start_ns: int, end_ns: int) -> Iterator[tuple[int, int]]:
-    """Yield the (start, end) of every interval that meets `[start_ns, end_ns)`."""
-    while start_ns < end_ns:
-        bounds = interval_bounds(interval, start_ns)
-        yield bounds
-        start_ns = bounds[1]
-
-
-def shard_name(location: str, band: str, interval: str, start_ns: int) -> str:
-    """Return a shard's name within its station, e.g. `00.HH.2022-01-01.day`; `any` stands for all groups."""
-    moment = datetime.fromtimestamp(start_ns // 1_000_000_000, UTC)
-    stamp = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}[interval]
-    place = {"": "--", ANY: "any"}.get(location, location)
-    return f"{place}.{'any' if band == ANY else band}.{moment.strftime(stamp)}.{interval}"
-
-
-def shard_bounds(shard: str) -> tuple[int, int] | None:
-    """Return the (start, end) in nanoseconds that a shard's name says; None for a name of another kind."""
-    match = re.fullmatch(r"[^.]+\.[^.]+\.([^.]+)\.(hour|day|week|month)", shard)
-    if match is None:
-        return None
-    stamp, interval = match.groups()
-    if interval == "week":
-        moment = datetime.strptime(f"{stamp}-1", "%G-W%V-%u")
-    else:
-        moment = datetime.strptime(stamp, {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "month": "%Y-%m"}[interval])
-    return interval_bounds(interval, calendar.timegm(moment.timetuple()) * 1_000_000_000)
+def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationxml_hash: str) -> Plan:
+    """Compare the archive's shards with the ledger."""
+    table = manifest.usable()
+    interval: str = config.shards.interval
+    if interval == "auto":
+        interval = workspace.read_state().get("shard_interval") or choose_interval(table)
+    before, after = context_seconds(config.detection, config.window)
+    first, last = selection(config.archive)
+    keys = stage_output_keys(config, "detect")
+    elsewhere = ("shards.", "archive.stationxml", "detection.coincidence_")
+    settings = {key: value for key, value in keys.items() if not key.startswith(elsewhere)}
+    settings |= {"algorithm": ALGORITHM_VERSION, "stationxml": stationxml_hash}
+    _, ledger = destination(config.detection)
+    done = set(list_markers(workspace.store, ledger))
+    kept: set[MarkerName] = set()
+    pending: list[PlannedShard] = []
+    for shard in plan_shards(
+        table,
+        interval,
+        before_ns=round(before * 1e9),
+        after_ns=round(after * 1e9),
+        settings=settings,
+        start_ns=first,
+        end_ns=last,
+    ):
+        if shard.name in done:
+            kept.add(shard.name)
+        else:
+            pending.append(shard)
+    files = table.select(["key", "size", "etag"])
+    spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
+    return Plan(manifest, interval, files, spans, pending, len(kept) + len(pending), sorted(done - kept, key=str))
 
 
 def plan_shards(
@@ -103,7 +126,7 @@ def plan_shards(
     settings: Mapping[str, Any],
     start_ns: int | None = None,
     end_ns: int | None = None,
-) -> Iterator[Shard]:
+) -> Iterator[PlannedShard]:
     """Yield every shard of an archive, station by station in order of time.
 
     Args:
@@ -124,9 +147,9 @@ def plan_shards(
     starts_all = table["start_ns"].to_numpy()
     ends_all = table["end_ns"].to_numpy()
     for group in order.to_batches():
-        for index in range(group.num_rows):
-            network, station, location, band = (group[name][index].as_py() for name in group.schema.names[:4])
-            rows = group["row_list"][index].values.to_numpy()
+        for number in range(group.num_rows):
+            network, station, location, band = (group[name][number].as_py() for name in group.schema.names[:4])
+            rows = group["row_list"][number].values.to_numpy()
             rows = rows[np.lexsort((ends_all[rows], starts_all[rows]))]
             starts, ends = starts_all[rows], np.maximum.accumulate(ends_all[rows])
             mine = table.take(pa.array(rows))
@@ -143,12 +166,12 @@ def plan_shards(
                 # A day is read in whole, also for a part of it.
                 day_end = end + -end % DAY_NS
                 high = int(np.searchsorted(starts, day_end + after_ns, "left"))
-                places = [place for place in range(low, high) if ends_all[rows[place]] > anchor - before_ns]
-                files = tuple(int(rows[place]) for place in places)
+                reached = [index for index in range(low, high) if ends_all[rows[index]] > anchor - before_ns]
+                files = tuple(int(rows[index]) for index in reached)
                 name = shard_name(location, band, interval, begin)
-                inputs = sorted(inputs_all[place] for place in places)
+                inputs = sorted(inputs_all[index] for index in reached)
                 mark = fingerprint({"settings": common, "inputs": inputs})
-                yield Shard(MarkerName(network, station, name, mark), location, band, begin, end, files)
+                yield PlannedShard(MarkerName(network, station, name, mark), location, band, begin, end, files)
 
 
 def _merged(starts: np.ndarray[Any, Any], ends: np.ndarray[Any, Any]) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.detect.stage import PROGRESS_PATH
+from pipelines.detect.stage_summary import PROGRESS_PATH
 from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
 from pipelines.workspace.storage import Store
 

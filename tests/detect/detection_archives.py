@@ -13,9 +13,10 @@ import pyarrow as pa
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import Config, resolve
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Plan, make_plan, tasks_of
 from pipelines.detect.stage_coincidence import choose, plan_choices
-from pipelines.detect.stage_shard import BatchDetector, destination, detect_batch
+from pipelines.detect.stage_plan import Plan, destination, make_plan
+from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_tasks import tasks_of
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import remove_stale
 from pipelines.workspace.storage import open_store

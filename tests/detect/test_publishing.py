@@ -11,10 +11,12 @@ from detection_archives import DAY, make_noise, make_trace, write_sds
 
 from pipelines.archive.manifest import build_manifest
 from pipelines.config import resolve
-from pipelines.detect import stage_shard
+from pipelines.detect import stage_day, stage_shard
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import make_plan, tasks_of
+from pipelines.detect.stage_day import DayReader
+from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_tasks import tasks_of
 from pipelines.workspace import storage, tables
 from pipelines.workspace.ledger import list_markers, marker_path
 from pipelines.workspace.storage import Store, open_store
@@ -125,8 +127,8 @@ def test_a_shard_that_fails_twice_is_named_and_has_no_marker_and_the_others_have
     assert days == {f"2021-03-0{day}" for day in range(1, NUM_DAYS + 1)} - {"2021-03-03"}
 
 
-@pytest.mark.parametrize("failing", ["find_onsets", "write_marker"])
-def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, failing):
+@pytest.mark.parametrize(("module", "failing"), [(stage_day, "find_onsets"), (stage_shard, "write_marker")])
+def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, module, failing):
     detectors = []
 
     def remember(self, *args):
@@ -138,7 +140,7 @@ def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, fa
 
     whole = BatchDetector.__init__
     monkeypatch.setattr(BatchDetector, "__init__", remember)
-    monkeypatch.setattr(stage_shard, failing, fail)
+    monkeypatch.setattr(module, failing, fail)
     monkeypatch.setattr(stage_shard.time, "sleep", lambda _seconds: None)
     gc.collect()
     gc.disable()
@@ -157,7 +159,7 @@ def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp
     storage._s3.cache_clear()
     bucket = uploaded(week, f"{moto_s3.url}/archive", packed=packed)
     events = []
-    fetch, scan = Store.read_checked, stage_shard.find_onsets
+    fetch, scan = Store.read_checked, stage_day.find_onsets
 
     def read_checked(self, item, *rest):
         events.append(("fetch", item.path))
@@ -168,7 +170,7 @@ def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp
         return scan(*args, **kwargs)
 
     monkeypatch.setattr(Store, "read_checked", read_checked)
-    monkeypatch.setattr(stage_shard, "find_onsets", find_onsets)
+    monkeypatch.setattr(stage_day, "find_onsets", find_onsets)
     makers = batches(bucket.url, tmp_path / "bucket")
     events.clear()
     for made in makers:
@@ -184,7 +186,7 @@ def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp
 
 
 def test_the_next_day_is_decoded_while_one_is_scanned(week, tmp_path, monkeypatch):
-    read, scan = BatchDetector._read, stage_shard.find_onsets
+    read, scan = DayReader._read, stage_day.find_onsets
     days_read, waited = [], []
     more = threading.Condition()
 
@@ -201,10 +203,10 @@ def test_the_next_day_is_decoded_while_one_is_scanned(week, tmp_path, monkeypatc
                 waited.append(more.wait_for(lambda: days_read[-1] > anchor_ns, timeout=60))
         return scan(*args, anchor_ns=anchor_ns, **keys)
 
-    monkeypatch.setattr(BatchDetector, "_read", remember)
-    monkeypatch.setattr(stage_shard, "find_onsets", find_onsets)
+    monkeypatch.setattr(DayReader, "_read", remember)
+    monkeypatch.setattr(stage_day, "find_onsets", find_onsets)
     makers = batches(week, tmp_path)
-    last_days = {max(new_detector(batch).owned) for new_detector, batch in makers}
+    last_days = {max(new_detector(batch).reader.owned) for new_detector, batch in makers}
     assert not any("error" in content for made in makers for _, content in detect_batch(*made))
     assert waited == [True] * (NUM_DAYS - len(makers))
 
@@ -231,9 +233,9 @@ def test_a_day_that_could_not_be_read_ahead_is_read_again_and_costs_no_shard_an_
 def test_a_worker_holds_two_days_at_most_and_one_where_days_are_large(
     week, tmp_path, monkeypatch, interval, day_bytes, others
 ):
-    monkeypatch.setattr(stage_shard, "DAY_BYTES_AHEAD", day_bytes)
+    monkeypatch.setattr(stage_day, "MAX_DAY_BYTES_AHEAD", day_bytes)
     days, held = [], []
-    read = BatchDetector._read
+    read = DayReader._read
 
     def remember(self, *args):
         held.append(sum(day() is not None for day in days))
@@ -241,7 +243,7 @@ def test_a_worker_holds_two_days_at_most_and_one_where_days_are_large(
         days.append(weakref.ref(day))
         return runs, day
 
-    monkeypatch.setattr(BatchDetector, "_read", remember)
+    monkeypatch.setattr(DayReader, "_read", remember)
     gc.collect()
     gc.disable()
     try:

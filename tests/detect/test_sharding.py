@@ -23,9 +23,10 @@ from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
 from pipelines.archive.records import Run
 from pipelines.detect import stage
+from pipelines.detect.intervals import interval_bounds, intervals, shard_bounds, shard_name
 from pipelines.detect.response import Responses
-from pipelines.detect.stage import Plan, tasks_of
-from pipelines.detect.stage_plan import Shard, interval_bounds, intervals, shard_bounds, shard_name
+from pipelines.detect.stage_plan import Plan, PlannedShard
+from pipelines.detect.stage_tasks import tasks_of
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
 from pipelines.workspace.storage import open_store
@@ -69,7 +70,7 @@ def test_random_cuts_give_the_same_rows(three_days, by_day, tmp_path_factory, cu
         edges = [first, *sorted(start + seconds * 1_000_000_000 for seconds in cuts), last]
         every = tuple(range(len(plan.files)))
         shards = [
-            Shard(MarkerName("XX", "0101", f"cut{number}", "0"), "", "HH", begin, end, every)
+            PlannedShard(MarkerName("XX", "0101", f"cut{number}", "0"), "", "HH", begin, end, every)
             for number, (begin, end) in enumerate(pairwise(edges))
         ]
         return replace(plan, pending=shards)
@@ -214,7 +215,9 @@ def test_a_shards_name_says_its_interval(interval):
 def plan_of(days_by_station):
     """Return a plan of day shards, none of them done, of so many days for each station."""
     shards = [
-        Shard(MarkerName("XX", f"S{station:02d}", f"day{day}", "f"), "", "HH", day * DAY_NS, (day + 1) * DAY_NS, ())
+        PlannedShard(
+            MarkerName("XX", f"S{station:02d}", f"day{day}", "f"), "", "HH", day * DAY_NS, (day + 1) * DAY_NS, ()
+        )
         for station, days in enumerate(days_by_station)
         for day in range(days)
     ]

@@ -17,7 +17,7 @@ from jobs import detect as detect_job
 from jobs import status as status_job
 from pipelines import config as configuration
 from pipelines.archive.manifest import build_manifest
-from pipelines.detect.stage import open_archive
+from pipelines.detect.stage_archive import open_archive
 from pipelines.detect.stage_status import read_status
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.runs import finished_runs

@@ -1,0 +1,109 @@
+"""Open an archive for detection: list it, probe its sampling rates, and check the configuration against them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.archive.manifest import Manifest, build_manifest, probe, read_manifest
+from pipelines.config import Config, with_keys
+from pipelines.config.detection import DetectionSettings
+from pipelines.detect.response import Responses, read_stationxml
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
+from pipelines.workspace.workspace import Workspace
+
+MIN_SEISMIC_HZ = 10.0
+"""`detection.fit_to_rate` fits the band to the lowest rate that is at least this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """An archive that can be read with the configuration it was checked with."""
+
+    store: Store
+    """Where the recordings are."""
+    manifest: Manifest
+    """Its files."""
+    config: Config
+    """The configuration, fitted to the recordings where `detection.fit_to_rate` asks for it."""
+    responses: Responses
+    """Of `archive.stationxml`; none for counts."""
+    stationxml_hash: str
+    """Content hash of that file; "" for counts."""
+
+
+def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
+    """List the archive and check that it can be read with this configuration, before anything is written.
+
+    Raises:
+        InputError: missing, empty, unreadable, nothing selected, or a band above every Nyquist frequency.
+    """
+    if config.detection.units == "m/s" and config.archive.stationxml is None:
+        raise InputError("detection.units m/s needs archive.stationxml")
+    if config.window.remove_response and config.detection.units != "m/s":
+        raise InputError("window.remove_response needs detection.units m/s")
+    archive = open_store(url, anonymous=config.archive.anonymous)
+    check_readable(archive, what="archive")
+    kept = read_manifest(workspace.store)
+    before = kept[1] if kept is not None and kept[0] == "flat" else None
+    manifest = build_manifest(archive, config.archive, before)
+    fit, band = config.detection.fit_to_rate, config.detection.band_hz
+    # Channel groups whose rate does not carry the band are skipped by name; there must be some that do.
+    rates = probe(archive, manifest.usable(), enough=lambda rates: not fit and band[1] < max(rates) / 2)
+    if fit:
+        config = _fitted(config, rates)
+    _check_rates(config.detection, rates)
+    responses, stationxml_hash = _read_responses(config)
+    return Archive(
+        store=archive, manifest=manifest, config=config, responses=responses, stationxml_hash=stationxml_hash
+    )
+
+
+def _check_rates(detection: DetectionSettings, rates: set[float]) -> None:
+    """Raise InputError where no rate carries the band, or one that does has too few samples for the averages."""
+    high = detection.band_hz[1]
+    if high >= max(rates) / 2:
+        raise InputError(
+            f"detection.band_hz reaches {high:g} Hz but the recordings have {max(rates):g} samples/s: "
+            f"the upper corner must be below {max(rates) / 2:g} Hz"
+        )
+    for rate_hz in sorted(rate for rate in rates if high < rate / 2):
+        num_sta, num_lta = detection.average_samples(rate_hz)
+        if num_sta >= num_lta:
+            raise InputError(
+                f"detection.sta_seconds {detection.sta_seconds:g} and detection.lta_seconds {detection.lta_seconds:g} "
+                f"are {num_sta} and {num_lta} samples at {rate_hz:g} samples/s: the first must be the shorter"
+            )
+
+
+def _fitted(config: Config, rates: set[float]) -> Config:
+    """Return the configuration with a band that every seismic rate carries, and windows of no more than the highest."""
+    lowest = min((rate for rate in rates if rate >= MIN_SEISMIC_HZ), default=max(rates))
+    low, high = config.detection.band_hz
+    sections: dict[str, dict[str, Any]] = {}
+    if high > 0.4 * lowest > low:
+        sections["detection"] = {"band_hz": (low, 0.4 * lowest)}
+    if config.window.rate_hz > max(rates):
+        sections["window"] = {"rate_hz": max(rates)}
+    if sections:
+        fitted = with_keys(config, sections)
+        band = ", ".join(f"{corner:g}" for corner in fitted.detection.band_hz)
+        found = ", ".join(f"{rate:g}" for rate in sorted(rates))
+        print(
+            f"detect: the recordings have {found} samples/s; fitted to them: "
+            f"detection.band_hz [{band}], window.rate_hz {fitted.window.rate_hz:g}"
+        )
+        return fitted
+    return config
+
+
+def _read_responses(config: Config) -> tuple[Responses, str]:
+    path = config.archive.stationxml
+    if path is None:
+        return Responses(), ""
+    content = read_file(path, "archive.stationxml")
+    if config.detection.units == "counts":
+        return Responses(), ""
+    try:
+        return Responses(read_stationxml(content)), content_hash(content)
+    except ValueError as error:
+        raise InputError(f"archive.stationxml {path} cannot be read: {error}") from None

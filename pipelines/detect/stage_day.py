@@ -1,0 +1,242 @@
+"""A day of a station's channel groups: read its files, sort runs into channel groups, assemble, begin the pass.
+
+A day is read in whole, whatever part of it a shard owns, so that what a day holds does not depend on sharding.
+"""
+
+import functools
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+
+from pipelines.archive.continuity import Segment, assemble
+from pipelines.archive.layouts import DAY_NS, code_matcher
+from pipelines.archive.manifest import ANY, selection
+from pipelines.archive.reading import FileReader
+from pipelines.archive.records import Channel, Run, nominal_rate
+from pipelines.config import Config
+from pipelines.config.archive import ArchiveSettings
+from pipelines.detect.anchored import COMPONENTS, Pass, component_row, context_seconds, find_onsets, split_days
+from pipelines.detect.response import Responses
+from pipelines.detect.stage_tasks import BatchTask
+from pipelines.workspace.ledger import MarkerName
+from pipelines.workspace.storage import Store
+
+IO_THREADS = 8
+"""Threads of a worker that wait for the store: they fetch files of the next days and write finished shards."""
+MAX_BYTES_AHEAD = 64 * 2**20
+"""A worker holds, or waits for, at most this many bytes of files before they are read."""
+MAX_DAY_BYTES_AHEAD = 2**27
+"""The next day is decoded during the scan where a day's samples take at most this: three of integers at 125 Hz."""
+_BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
+
+
+@dataclass
+class ChannelGroup:
+    """A channel group on one day.
+
+    Attributes:
+        codes: network, station, location, band and instrument code.
+        rate_hz: sampling rate in Hz.
+        channels: channel code by component row.
+        segments: segments by component row.
+        notes: what was done to get the segments, by channel.
+    """
+
+    codes: tuple[str, str, str, str]
+    rate_hz: float
+    channels: dict[int, str]
+    segments: dict[int, list[Segment]]
+    notes: dict[str, dict[str, int]] = field(default_factory=dict)
+
+
+@dataclass
+class Day:
+    """All channel groups of a station's files on one day, and what could not be used.
+
+    Attributes:
+        anchor_ns: 00:00 UTC of the day.
+        groups: channel groups.
+        passes: of each group, the anchored pass, which goes on in another thread.
+        quarantined: by file of the batch, what could not be read in it and why.
+        skipped: groups and channels that nothing can be detected in, and why.
+    """
+
+    anchor_ns: int
+    groups: list[ChannelGroup] = field(default_factory=list)
+    passes: list[Future[Pass]] = field(default_factory=list)
+    quarantined: dict[int, list[str]] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+    @property
+    def num_bytes(self) -> int:
+        """Return how much memory the samples take."""
+        segments = (part for group in self.groups for parts in group.segments.values() for part in parts)
+        return sum(piece.nbytes for part in segments for piece in part.pieces)
+
+
+@functools.cache
+def io_threads() -> ThreadPoolExecutor:
+    """Return the threads of this process that wait for stores."""
+    return ThreadPoolExecutor(IO_THREADS, thread_name_prefix="firnline-store")
+
+
+@functools.cache
+def _scan_thread() -> ThreadPoolExecutor:
+    """Return the thread of this process that scans a day while the next one is decoded."""
+    return ThreadPoolExecutor(1, thread_name_prefix="firnline-scan")
+
+
+def _is_wanted(name: MarkerName, location: str, band: str, archive: ArchiveSettings, codes: Channel) -> bool:
+    """Return whether a channel belongs to a shard's group and is selected."""
+    return (
+        codes.network == name.network
+        and codes.station == name.station
+        and location in (ANY, codes.location)
+        and band in (ANY, codes.channel[:2])
+        and code_matcher(archive.location)(codes.location)
+        and code_matcher(archive.channel)(codes.channel)
+    )
+
+
+class DayReader:
+    """Reads the days of a batch; files and days that successive shards share are read once.
+
+    While a day is scanned in another thread, the next one is decoded in this one, whose arrays the C library can use
+    again (see `pipelines.runtime.allocator`).
+    """
+
+    def __init__(self, archive: Store, config: Config, responses: Responses, batch: BatchTask) -> None:
+        self.archive, self.config, self.batch = archive, config, batch
+        self.responses = responses
+        # A function of its own: readers that refer to what holds them would outlive their last use.
+        self.wanted = partial(_is_wanted, batch.shards[0].name, batch.location, batch.band, config.archive)
+        self.readers: dict[int, FileReader] = {}
+        self.current: Day | None = None
+        self.next: Day | None = None
+        before, after = context_seconds(config.detection, config.window)
+        self.before_ns, self.after_ns = round(before * 1e9), round(after * 1e9)
+        first, last = selection(config.archive)
+        self.first_ns = first if first is not None else -(2**62)
+        self.last_ns = last if last is not None else 2**62
+        self.owned = {anchor for shard in batch.shards for anchor, _, _ in split_days(shard.start_ns, shard.end_ns)}
+        """00:00 UTC of each day of which the batch owns something."""
+
+    def day(self, anchor_ns: int) -> Day:
+        """Return the pass of a day, and begin that of the day after it."""
+        if self.current is not None and self.current.anchor_ns == anchor_ns:
+            return self.current
+        self.current, ahead, self.next = None, self.next, None
+        self.current = ahead if ahead is not None and ahead.anchor_ns == anchor_ns else self._begin_day(anchor_ns)
+        if anchor_ns + DAY_NS in self.owned and self.current.num_bytes <= MAX_DAY_BYTES_AHEAD:
+            try:
+                self.next = self._begin_day(anchor_ns + DAY_NS)
+            except Exception as error:
+                # Not this day's failure: the next one is read again, from its files, when its turn comes.
+                # It is not reported, but its traceback would hold what was read.
+                error.with_traceback(None)
+                self.readers.clear()
+        return self.current
+
+    def _begin_day(self, anchor_ns: int) -> Day:
+        """Read and assemble a day, and begin to scan it."""
+        # All of the day, whatever part is owned: its channels and what they are like do not depend on sharding.
+        low = max(anchor_ns - self.before_ns, self.first_ns)
+        high = min(anchor_ns + DAY_NS + self.after_ns, self.last_ns)
+        next_high = min(high + DAY_NS, max(self.owned) + DAY_NS + self.after_ns, self.last_ns)
+        self._fetch_ahead(low, next_high)
+        runs, day = self._read(anchor_ns, low, high)
+        by_group: dict[tuple[tuple[str, str, str, str], float], dict[str, list[Run]]] = {}
+        for run in runs:
+            codes = (run.channel.network, run.channel.station, run.channel.location, run.channel.channel[:2])
+            key = (codes, nominal_rate(run.rate_hz))
+            by_group.setdefault(key, {}).setdefault(run.channel.channel, []).append(run)
+        for (codes, rate_hz), channels in sorted(by_group.items(), key=lambda item: item[0]):
+            group = self._assemble(codes, rate_hz, channels, day)
+            if group is None:
+                continue
+            day.groups.append(group)
+            day.passes.append(
+                _scan_thread().submit(find_onsets, group.segments, self.config.detection, rate_hz, anchor_ns=anchor_ns)
+            )
+        return day
+
+    def _fetch_ahead(self, low: int, high: int) -> None:
+        """Begin to fetch the files that the days up to `high` need; a disk answers too quickly for that to pay."""
+        if self.archive.is_local:
+            return
+        room = MAX_BYTES_AHEAD - sum(reader.bytes_ahead for reader in self.readers.values())
+        for index, (begin, end) in enumerate(self.batch.spans):
+            if end > low and begin < high and self.batch.files[index].size <= room:
+                reader = self._reader(index)
+                room += reader.bytes_ahead
+                reader.fetch_ahead(io_threads())
+                room -= reader.bytes_ahead
+
+    def _reader(self, index: int) -> FileReader:
+        reader = self.readers.get(index)
+        if reader is None:
+            batch = self.batch
+            reader = FileReader(self.archive, batch.files[index], batch.spans[index], self.wanted)
+            self.readers[index] = reader
+        return reader
+
+    def _read(self, anchor_ns: int, low: int, high: int) -> tuple[list[Run], Day]:
+        day = Day(anchor_ns)
+        runs: list[Run] = []
+        for index, (begin, end) in enumerate(self.batch.spans):
+            if end <= low or begin >= high:
+                # Days come in order: a file that ends before this one's context is not asked for again.
+                if end <= low:
+                    self.readers.pop(index, None)
+                continue
+            reader = self._reader(index)
+            reader.forget_before(low)
+            decoded = reader.read(low, high)
+            runs += [part for run in decoded.runs if (part := run.clip(low, high)) is not None]
+            problems = list(decoded.problems)
+            if decoded.num_problems > len(problems):
+                problems.append(f"and {decoded.num_problems - len(problems)} more")
+            if problems:
+                day.quarantined[index] = problems
+        return runs, day
+
+    def _assemble(
+        self, codes: tuple[str, str, str, str], rate_hz: float, channels: dict[str, list[Run]], day: Day
+    ) -> ChannelGroup | None:
+        name = f"{'.'.join(codes)} at {rate_hz:g} Hz"
+        detection = self.config.detection
+        if detection.band_hz[1] >= rate_hz / 2:
+            day.skipped.append(f"{name}: detection.band_hz reaches {detection.band_hz[1]:g} Hz, not below Nyquist")
+            return None
+        num_sta, num_lta = detection.average_samples(rate_hz)
+        if num_sta >= num_lta:
+            day.skipped.append(f"{name}: detection.sta_seconds and lta_seconds are {num_sta} and {num_lta} samples")
+            return None
+        group = ChannelGroup(codes, rate_hz, {}, {})
+        for channel in sorted(channels, key=lambda code: _BY_PRECEDENCE.get(code[-1:], 9)):
+            row = component_row(channel)
+            if row is None:
+                day.skipped.append(f"{name}: {channel} is not a component E, N, Z, 1, 2 or 3")
+                continue
+            if row in group.channels:
+                day.skipped.append(f"{name}: {channel} is the same component as {group.channels[row]}")
+                continue
+            continuity = assemble(
+                channels[channel], rate_hz=rate_hz, tolerance_samples=self.config.archive.time_tolerance_samples
+            )
+            group.channels[row] = channel
+            group.segments[row] = continuity.segments
+            counts = {
+                "duplicate_samples": continuity.duplicate_samples,
+                "conflicting_samples": continuity.conflicting_samples,
+                "superseded_samples": continuity.superseded_samples,
+                "bad_samples": continuity.bad_samples,
+            }
+            group.notes[channel] = {key: value for key, value in counts.items() if value}
+        if group.channels and not {COMPONENTS[row] for row in group.channels} & set(detection.trigger_components):
+            day.skipped.append(f"{name}: no component of detection.trigger_components {detection.trigger_components}")
+        missing = self.responses.missing(codes, group.channels.values())
+        if missing:
+            day.skipped.append(f"{name}: archive.stationxml has no sensitivity for {missing}")
+            return None
+        return group if group.segments else None

@@ -1,0 +1,109 @@
+"""The rows of events/: cut the windows of a day's onsets and fill the columns."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.config import Config
+from pipelines.detect.anchored import Onset, Windows, cut_windows
+from pipelines.detect.response import Responses
+from pipelines.detect.stage_day import ChannelGroup, Day
+from pipelines.workspace import tables
+
+
+class OwnedOnset(NamedTuple):
+    """An onset that a shard owns.
+
+    Attributes:
+        onset: the event before its window is cut.
+        event_id: as `event_id` gives it.
+        group: its channel group on this day.
+    """
+
+    onset: Onset
+    event_id: str
+    group: ChannelGroup
+
+
+def owned_onsets(day: Day, start_ns: int, end_ns: int) -> list[OwnedOnset]:
+    """Return the day's onsets in `[start_ns, end_ns)`, in order of time and event_id."""
+    owned = [
+        OwnedOnset(onset, event_id(group, onset), group)
+        for group, found in zip(day.groups, day.passes, strict=True)
+        for onset in found.result().onsets
+        if start_ns <= onset.onset_ns < end_ns
+    ]
+    owned.sort(key=lambda item: item[:2])
+    return owned
+
+
+def event_rows(owned: Sequence[OwnedOnset], shard: str, config: Config, responses: Responses) -> pa.RecordBatch:
+    """Return the rows of some onsets, in their order.
+
+    Args:
+        owned: at least one onset.
+        shard: name of the shard.
+        config: resolved configuration.
+        responses: sensitivities and responses; none for counts.
+    """
+    window = config.window
+    count = len(owned)
+    waveforms, starts, snr_db, peak, missing = _cut(owned, config, responses)
+    present = np.asarray(np.isfinite(waveforms).any(axis=2))
+    onset_ns = np.array([onset.onset_ns for onset, _, _ in owned], np.int64)
+    end_ns = np.array([onset.end_ns for onset, _, _ in owned], np.int64)
+    channels = [
+        [group.channels.get(row) if present[index, row] else None for row in range(3)]
+        for index, (_, _, group) in enumerate(owned)
+    ]
+    columns: Mapping[str, Any] = {
+        "event_id": [name for _, name, _ in owned],
+        "network": [group.codes[0] for _, _, group in owned],
+        "station": [group.codes[1] for _, _, group in owned],
+        "location": [group.codes[2] for _, _, group in owned],
+        "channels": channels,
+        "onset": onset_ns,
+        "window_start": starts,
+        "duration_s": ((end_ns - onset_ns) / 1e9).astype(np.float32),
+        "peak_ratio": np.array([onset.peak for onset, _, _ in owned], np.float32),
+        "snr_db": snr_db,
+        "peak_amplitude": peak,
+        "units": [config.detection.units] * count,
+        "sampling_rate": np.full(count, window.rate_hz),
+        "source_sampling_rate": np.array([group.rate_hz for _, _, group in owned]),
+        "missing_fraction": missing,
+        "trigger_channel": [group.channels[onset.component] for onset, _, group in owned],
+        "shard": [shard] * count,
+    }
+    schema = tables.events_schema(window.num_samples)
+    arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]
+    return pa.RecordBatch.from_arrays([*arrays, tables.tensor_array(waveforms)], schema=schema)
+
+
+def event_id(group: ChannelGroup, onset: Onset) -> str:
+    """Return `NET.STA.LOC.BI.RATE.YYYYMMDDTHHMMSS.nnnnnnnnn`: the channel group and the onset in UTC."""
+    network, station, location, band = group.codes
+    seconds, rest = divmod(onset.onset_ns, 1_000_000_000)
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return f"{network}.{station}.{location}.{band}.{group.rate_hz:g}.{moment:%Y%m%dT%H%M%S}.{rest:09d}"
+
+
+def _cut(owned: Sequence[OwnedOnset], config: Config, responses: Responses) -> Windows:
+    """Cut the windows of some onsets, in their order."""
+    order: list[int] = []
+    parts: list[Windows] = []
+    for number in dict.fromkeys(id(group) for _, _, group in owned):
+        indexes = [index for index, (_, _, group) in enumerate(owned) if id(group) == number]
+        onsets, group = [owned[index].onset for index in indexes], owned[indexes[0]].group
+        times_ns = np.array([onset.onset_ns for onset in onsets], np.int64)
+        factors = responses.factors(group.codes, group.channels, times_ns)
+        cut = cut_windows(group.segments, onsets, config.detection, config.window, group.rate_hz, factors)
+        parts.append(responses.remove(cut, group.codes, group.channels, config.window, times_ns))
+        order += indexes
+    if len(parts) == 1:
+        return parts[0]
+    back = np.argsort(order)
+    return Windows(*(np.concatenate(values)[back] for values in zip(*parts, strict=True)))

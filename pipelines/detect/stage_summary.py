@@ -1,0 +1,200 @@
+"""What a detection run did: sums over its shards, the progress file, and what is printed and sent to MLflow."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.archive.manifest import MANIFEST_PATH, Manifest
+from pipelines.config import Config, stage_config
+from pipelines.config.detection import DetectionSettings
+from pipelines.detect.stage_plan import Plan
+from pipelines.tracking.runs import stage_run
+from pipelines.tracking.server import Tracking
+from pipelines.workspace import tables
+from pipelines.workspace.event_sample import events_fingerprint
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker
+from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import Workspace
+
+PROGRESS_SECONDS = 5.0
+PROGRESS_PATH = "ledger/detect/progress.json"
+LOGGED_PATH = "ledger/detect/logged"
+"""Fingerprint of the events that were last logged to MLflow."""
+MAX_NAMED_FILES = 1000
+MAX_PRINTED_LINES = 10
+
+
+@dataclass
+class DetectionSummary:
+    """What a run did; sums only, whatever the archive's size. With a network coincidence `events` are triggers."""
+
+    shards: int = 0
+    events: int = 0
+    chosen: int | None = None
+    covered_seconds: float = 0.0
+    gaps: int = 0
+    by_station: Counter[str] = field(default_factory=Counter)
+    quarantined: dict[str, str] = field(default_factory=dict)
+    num_quarantined: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    failed_names: list[MarkerName] = field(default_factory=list)
+
+    def add(self, name: MarkerName, marker: dict[str, Any]) -> None:
+        """Add a shard: its marker's content, or `{"error": reason}`."""
+        if "error" in marker:
+            self.failed.append((f"{name.partition}/{name.shard}", marker["error"]))
+            self.failed_names.append(name)
+            return
+        self.shards += 1
+        self.events += marker["counts"]["events"]
+        self.by_station[f"{name.network}.{name.station}"] += marker["counts"]["events"]
+        self.gaps += marker["gaps"]
+        self.covered_seconds += sum(entry["seconds"] for entry in marker["coverage"])
+        for entry in marker["quarantined"]:
+            if entry["key"] not in self.quarantined:
+                self.num_quarantined += 1
+                if len(self.quarantined) < MAX_NAMED_FILES:
+                    self.quarantined[entry["key"]] = entry["reasons"][0]
+        self.skipped.update(marker["skipped"])
+
+
+def read_summary(workspace: Store, ledger: str) -> DetectionSummary:
+    """Return the sums over the whole ledger."""
+    summary = DetectionSummary()
+    for name in list_markers(workspace, ledger):
+        summary.add(name, read_marker(workspace, ledger, name))
+    if ledger == "trigger":
+        summary.chosen = sum(
+            read_marker(workspace, "detect", name)["counts"]["events"] for name in list_markers(workspace, "detect")
+        )
+    return summary
+
+
+@dataclass
+class Progress:
+    """Writes ledger/detect/progress.json, which `firnline status` reads, now and then while shards are detected.
+
+    Attributes:
+        workspace: where to.
+        plan: the shards.
+        summary: of the shards that are done.
+        ledger: the ledger whose markers tell what is done.
+        num_workers: shards that are detected at the same time.
+        began: when the run began, in seconds since 1970.
+    """
+
+    workspace: Store
+    plan: Plan
+    summary: DetectionSummary
+    ledger: str
+    num_workers: int
+    began: float = field(default_factory=time.time)
+    _written: float = 0.0
+
+    def update(self, num_done: int) -> None:
+        """Write that so many shards are done since the run began, unless that was written a moment ago."""
+        if time.time() - self._written > PROGRESS_SECONDS:
+            self._write(num_done, self.num_workers)
+
+    def finish(self, num_done: int) -> None:
+        """Write that nothing runs any more."""
+        self._write(num_done, 0)
+
+    def _write(self, num_done: int, num_running: int) -> None:
+        self._written = time.time()
+        failed = self.summary.failed
+        progress = {
+            "ledger": self.ledger,
+            "planned": self.plan.num_shards,
+            "pending_at_start": len(self.plan.pending),
+            "done_since": num_done,
+            "failed": [{"shard": shard, "reason": reason} for shard, reason in failed[:MAX_NAMED_FILES]],
+            "num_failed": len(failed),
+            "running": num_running,
+            "started": self.began,
+            "updated": self._written,
+            "interval": self.plan.interval,
+            "unusable_files": self.plan.manifest.num_unusable,
+        }
+        self.workspace.write(PROGRESS_PATH, (json.dumps(progress, indent=1, sort_keys=True) + "\n").encode())
+
+
+def log_detection(
+    tracking: Tracking | None,
+    workspace: Workspace,
+    config: Config,
+    manifest: Manifest,
+    summary: DetectionSummary,
+    *,
+    seconds: float,
+) -> None:
+    """Log a run to MLflow, and note in the workspace for which events that was done; nothing without MLflow."""
+    if tracking is None:
+        return
+    inputs = {"archive": _manifest_fingerprint(manifest.table)}
+    with stage_run(tracking, "detect", stage_config(config, "detect"), inputs=inputs) as run:
+        events = events_fingerprint(workspace.store)
+        run.set_tags({"firnline.output.events": events})
+        run.log_metrics(
+            {
+                "events": summary.events if summary.chosen is None else summary.chosen,
+                "shards": summary.shards,
+                "failed_shards": len(summary.failed),
+                "quarantined_files": summary.num_quarantined + manifest.num_unusable,
+                "covered_channel_days": summary.covered_seconds / 86400,
+                "gaps": summary.gaps,
+                "seconds": seconds,
+            }
+        )
+    workspace.store.write(LOGGED_PATH, events.encode())
+
+
+def is_logged(workspace: Store) -> bool:
+    """Whether the events that the workspace holds were logged to MLflow."""
+    return workspace.exists(LOGGED_PATH) and workspace.read(LOGGED_PATH).decode() == events_fingerprint(workspace)
+
+
+def _manifest_fingerprint(table: pa.Table) -> str:
+    return fingerprint({"files": tables.rows_hash(table.select(["key", "size", "etag"]))})
+
+
+def print_unusable(manifest: Manifest) -> None:
+    """Print the files that cannot be used at all."""
+    unusable = manifest.unusable()
+    lines = [f"{key}: {reason}" for key, reason in unusable]
+    _print_some(lines, f"{len(unusable)} files cannot be used", where=MANIFEST_PATH)
+
+
+def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> None:
+    """Print what a run found, and what it could not use."""
+    stations = ", ".join(f"{name} {count}" for name, count in sorted(summary.by_station.items())[:20])
+    days = summary.covered_seconds / 86400
+    kind = "trigger" if detection.coincidence_stations > 1 else "event"
+    found = f"{summary.events} {kind}s" if summary.events else f"no {kind} found"
+    print(
+        f"detect: {found} in {summary.shards} shards ({days:.2f} channel-days)" + (f": {stations}" if stations else "")
+    )
+    if summary.chosen is not None:
+        print(
+            f"detect: {summary.chosen or 'no'} events of at least {detection.coincidence_stations} stations within "
+            f"{detection.coincidence_seconds:g} s"
+        )
+    quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
+    _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
+    _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
+
+
+def _print_some(lines: Iterable[str], title: str, *, where: str = "ledger/") -> None:
+    lines = list(lines)
+    if lines:
+        print(f"detect: {title}")
+        for line in lines[:MAX_PRINTED_LINES]:
+            print(f"    {line}")
+        if len(lines) > MAX_PRINTED_LINES:
+            print(f"    and {len(lines) - MAX_PRINTED_LINES} more; {where} in the workspace lists all")
