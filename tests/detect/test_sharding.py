@@ -22,7 +22,7 @@ from pipelines.archive import reading
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
 from pipelines.archive.records import Run
-from pipelines.detect import stage
+from pipelines.detect import stage_tasks
 from pipelines.detect.intervals import interval_bounds, intervals, shard_bounds, shard_name
 from pipelines.detect.response import Responses
 from pipelines.detect.stage_plan import Plan, PlannedShard
@@ -408,7 +408,7 @@ def test_an_event_goes_on_in_a_segment_that_begins_after_its_shard(tmp_path):
 
 
 def one_batch_a_group(plan):
-    return [(stage._batch(stretch, plan),) for stretch in stage._stretches(plan.pending)]
+    return [(stage_tasks._batch(stretch, plan),) for stretch in stage_tasks._stretches(plan.pending)]
 
 
 def test_clipping_twice_gives_the_times_of_clipping_once():
