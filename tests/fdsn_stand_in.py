@@ -3,6 +3,7 @@
 import fnmatch
 import io
 import threading
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,19 @@ _PARAMETERS = {
 }
 
 
+@dataclass(frozen=True)
+class Instead:
+    """What a service answers instead of what it was asked for."""
+
+    content: bytes = b""
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    claimed_length: int | None = None
+    """Content-Length, where it is not that of the content."""
+    repeats: int = 1
+    """How many times the content comes."""
+
+
 class FdsnStandIn:
     """A data centre that has `stream` and `inventory`, from `with` to the end of its block."""
 
@@ -27,6 +41,10 @@ class FdsnStandIn:
         self.inventory = inventory
         self.dataselect_lines: list[str] = []
         """Every line of every request for waveforms."""
+        self.instead_of_waveforms: dict[str, Instead] = {}
+        """By station code, the answer to every request for its waveforms."""
+        self.instead_of_stations: dict[str, Instead] = {}
+        """By level (channel, response), the answer to every request for station metadata."""
         stand_in = self
 
         class Handler(_Handler):
@@ -122,13 +140,22 @@ class _Handler(BaseHTTPRequestHandler):
         elif parts.path.endswith("/application.wadl"):
             self._answer(200, self.owner.wadl(service), "application/xml")
         elif service == "station":
-            self._give(self.owner.stations({name: values[0] for name, values in parse_qs(parts.query).items()}))
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            instead = self.owner.instead_of_stations.get(query.get("level", "station"))
+            self._give(self.owner.stations(query)) if instead is None else self._misbehave(instead)
         else:
             self._answer(400, b"this stand-in takes waveform requests by POST")
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"])).decode()
         if "/dataselect/" in self.path:
+            stations = {line.split()[1] for line in body.splitlines() if len(line.split()) == 6}
+            instead = next(
+                (self.owner.instead_of_waveforms[code] for code in stations & {*self.owner.instead_of_waveforms}), None
+            )
+            if instead is not None:
+                self._misbehave(instead)
+                return
             self._give(self.owner.waveforms(body))
             return
         query = dict(line.split("=", 1) for line in body.splitlines() if "=" in line)
@@ -142,6 +169,21 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200, content, "application/octet-stream")
         else:
             self._answer(204, b"")
+
+    def _misbehave(self, instead: Instead) -> None:
+        self.send_response(instead.status)
+        length = len(instead.content) * instead.repeats
+        self.send_header("Content-Length", str(instead.claimed_length or length))
+        for name, value in instead.headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        try:
+            for _ in range(instead.repeats):
+                self.wfile.write(instead.content)
+        except OSError:
+            # The client has had enough.
+            pass
+        self.close_connection = True
 
     def _answer(self, status: int, content: bytes, kind: str = "text/plain") -> None:
         self.send_response(status)

@@ -1,30 +1,56 @@
-"""Brings recordings from an FDSN service into an SDS archive, on a disk or in a bucket, by ObsPy's mass downloader.
+"""Bring recordings from an FDSN service into an SDS archive, on a disk or in a bucket, through ObsPy's client.
 
-2020/AW/VNA2/HHZ.D/AW.VNA2..HHZ.D.2020.001           what the service gave, unchanged, a day a file
+2020/AW/VNA2/HHZ.D/AW.VNA2..HHZ.D.2020.001           the records that the service gave, unchanged, a day a file
 stations.xml                                         StationXML with responses
+
+The service is not trusted: codes that are not FDSN codes are refused before they become a path, an answer has a largest
+size and a longest time, and an answer that is not what was asked for costs the station that it was asked for.
 """
 
 import io
-import logging
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from email.message import Message
+from fnmatch import fnmatchcase
+from itertools import groupby, islice
+from typing import Any, NamedTuple
 
-from obspy import Inventory, UTCDateTime, read, read_inventory
+from obspy import Inventory, UTCDateTime
 from obspy.clients.fdsn import Client
-from obspy.clients.fdsn.header import FDSNException
-from obspy.clients.fdsn.mass_downloader import GlobalDomain, MassDownloader, Restrictions
+from obspy.clients.fdsn.client import CustomRedirectHandler
+from obspy.clients.fdsn.header import FDSNNoDataException
+from pymseed import MS3Record, clear_error_messages, sourceid2nslc
+from pymseed.exceptions import MiniSEEDError
 
+from pipelines.archive.layouts import DAY_NS
+from pipelines.archive.stationxml import read_stationxml
 from pipelines.config.fetch import FetchSettings
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.workspace.storage import Store
 
 STATION_XML = "stations.xml"
-DAY_SECONDS = 86400
+REQUEST_BYTES = 64 * 2**20
+"""A request asks for about so many bytes of one station, at 2 bytes a sample, or for one channel-day."""
+MAX_METADATA_BYTES = 64 * 2**20
+MAX_WAVEFORM_BYTES = 2**30
+MIN_BYTES_PER_SECOND = 10_000
+"""An answer that takes longer than `fetch.timeout_seconds` must come at this rate."""
+BYTES_PER_SAMPLE = 2
+"""What a sample is believed to take, compressed."""
+MAX_FAILURES_KEPT = 100
+
+_PART_BYTES = 2**16
+_SHOWN_CHARACTERS = 60
+MAX_REASON_CHARACTERS = 300
+_CODES = (re.compile(r"[A-Za-z0-9]{1,8}"), re.compile(r"[A-Za-z0-9-]{1,8}"), re.compile(r"[A-Za-z0-9]{0,8}"))
+_CHANNEL_CODE = re.compile(r"[A-Za-z0-9]{3}")
+_NUM_TEXT_COLUMNS = 17
 
 
 @dataclass(kw_only=True)
@@ -36,9 +62,53 @@ class FetchSummary:
     num_there: int = 0
     """In the archive already, not asked for again."""
     num_without_data: int = 0
-    """Announced by the service and not delivered: gaps, or downloads that failed; the next fetch asks again."""
+    """Announced by the service and not delivered: gaps, or requests that failed; the next fetch asks again."""
     num_bytes: int = 0
     """Bytes of miniSEED written now."""
+    num_unasked: int = 0
+    """Records that the service gave and nobody asked for: of other codes or days. They are not kept."""
+    num_failures: int = 0
+    """Requests that failed, and codes that cannot be used."""
+    failures: list[str] = field(default_factory=list)
+    """What went wrong with the first of them."""
+
+    def fail(self, problem: str) -> None:
+        """Count a failure; the text of the first ones is kept."""
+        self.num_failures += 1
+        if len(self.failures) < MAX_FAILURES_KEPT:
+            self.failures.append(problem)
+
+
+class _Channel(NamedTuple):
+    """A channel's epoch as the service announces it."""
+
+    network: str
+    station: str
+    location: str
+    channel: str
+    rate_hz: float
+    start_ns: int
+    end_ns: int
+
+
+class _ChannelDay(NamedTuple):
+    """What is asked for."""
+
+    network: str
+    station: str
+    location: str
+    channel: str
+    rate_hz: float
+    day: int
+    """Days since 1970."""
+
+    @property
+    def path(self) -> str:
+        return sds_path(*self[:4], datetime.fromtimestamp(self.day * 86400, UTC))
+
+    @property
+    def num_bytes(self) -> float:
+        return self.rate_hz * 86400 * BYTES_PER_SAMPLE
 
 
 def fetch_recordings(
@@ -46,9 +116,10 @@ def fetch_recordings(
 ) -> FetchSummary:
     """Bring the channel-days that the archive lacks, block of days by block of days.
 
-    Each file is written whole or not at all, so that an interrupted fetch goes on where it stopped; `replace` asks for
+    Each file is written whole or not at all, so that an interrupted fetch resumes where it stopped; `replace` asks for
     every day again. `tell` gets a line of progress a block. Raises InputError where the period is missing, the service
-    is not reached or has nothing that matches; StageFailed where requests failed (all others are done).
+    cannot be reached, answers with something else or has nothing that matches; StageFailed where requests failed (all
+    others are done).
     """
     if settings.start is None or settings.end is None:
         missing = "start" if settings.start is None else "end"
@@ -56,38 +127,42 @@ def fetch_recordings(
     client = _connect(settings)
     summary = FetchSummary()
     inventory = _stored_inventory(store)
-    num_before = len(inventory)
-    failures: list[str] = []
+    channels = _announced(client, settings, summary)
+    # Of stations that an interrupted fetch left without StationXML it is asked for, too.
+    known = {(net.code, sta.code) for net in inventory for sta in net}
+    described: set[tuple[str, str]] = set()
     first = settings.start
     while first < settings.end:
         last = min(first + timedelta(days=settings.block_days), settings.end)
-        with tempfile.TemporaryDirectory(prefix="firnline-fetch-") as name:
-            with _collected_errors() as errors:
-                block = _fetch_block(store, settings, client, Path(name), first, last, replace=replace)
-            failures += errors
-            summary.num_written += block.num_written
-            summary.num_there += block.num_there
-            summary.num_without_data += block.num_without_data
-            summary.num_bytes += block.num_bytes
-            for path in sorted(Path(name).glob("*.xml")):
-                inventory += read_inventory(str(path))
+        block = FetchSummary()
+        written, there = _fetch_block(store, settings, client, channels, first, last, block, replace=replace)
+        to_describe = (written | (there - known)) - described
+        for network, station in sorted(to_describe):
+            inventory += _describe_station(client, settings, network, station, block)
+        described |= to_describe
+        if to_describe:
+            store.write(STATION_XML, _merged_xml(inventory))
+        summary.num_written += block.num_written
+        summary.num_there += block.num_there
+        summary.num_without_data += block.num_without_data
+        summary.num_bytes += block.num_bytes
+        summary.num_unasked += block.num_unasked
+        summary.num_failures += block.num_failures
+        summary.failures += block.failures[: MAX_FAILURES_KEPT - len(summary.failures)]
         tell(
             f"{first:%Y-%m-%d} to {last - timedelta(days=1):%Y-%m-%d}: {block.num_written} channel-days written "
             f"({block.num_bytes / 1e6:.1f} MB), {block.num_there} there already, {block.num_without_data} without data"
         )
         first = last
-    if len(inventory) > num_before:
-        store.write(STATION_XML, _merged_xml(inventory))
-    if failures:
+    if summary.num_unasked:
+        tell(f"{summary.num_unasked} records were not kept: their codes or days were not asked for")
+    if summary.num_failures:
         raise StageFailed(
-            f"fetch: {len(failures)} requests to {settings.provider} failed, the first: {failures[0]}; "
+            f"fetch: {summary.num_failures} requests to {settings.provider} failed, the first: {summary.failures[0]}; "
             "the same command asks for what is missing"
         )
     if summary.num_written + summary.num_there == 0:
-        raise InputError(
-            f"fetch: {settings.provider} has no data of network {settings.network}, station {settings.station}, "
-            f"channel {settings.channel} from {settings.start:%Y-%m-%d} to {settings.end:%Y-%m-%d}"
-        )
+        raise InputError(_nothing(settings))
     return summary
 
 
@@ -97,32 +172,104 @@ def sds_path(network: str, station: str, location: str, channel: str, day: datet
     return f"{year}/{network}/{station}/{channel}.D/{network}.{station}.{location}.{channel}.D.{year}.{day:%j}"
 
 
-@contextmanager
-def _collected_errors() -> Iterator[list[str]]:
-    """Yield the list that the mass downloader's errors go to: it logs them and goes on."""
-    errors: list[str] = []
+def _nothing(settings: FetchSettings) -> str:
+    return (
+        f"fetch: {settings.provider} has no data of network {settings.network}, station {settings.station}, "
+        f"channel {settings.channel} from {settings.start:%Y-%m-%d} to {settings.end:%Y-%m-%d}"
+    )
 
-    class Collector(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            errors.append(" ".join(record.getMessage().split()))
 
-    log = logging.getLogger("obspy.clients.fdsn.mass_downloader")
-    collector = Collector(level=logging.ERROR)
-    propagate, log.propagate = log.propagate, False
-    log.addHandler(collector)
+class _AnswerError(Exception):
+    """An answer that is too large, too slow or cut short."""
+
+
+class _Answer:
+    """An answer that was read to its end, as ObsPy's client takes it from `urllib`."""
+
+    def __init__(self, code: int, headers: Message, content: bytes) -> None:
+        self.code, self.headers, self.content = code, headers, content
+
+    def getcode(self) -> int:
+        return self.code
+
+    def info(self) -> Message:
+        return self.headers
+
+    def read(self) -> bytes:
+        return self.content
+
+
+class _BoundedOpener:
+    """What ObsPy's client opens URLs with: HTTP and HTTPS only, and every answer has a largest size and longest time.
+
+    Answers are asked for as they are: packed ones could become any size.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.max_bytes = MAX_METADATA_BYTES
+        self.opener = urllib.request.OpenerDirector()
+        for handler in (
+            urllib.request.ProxyHandler(),
+            urllib.request.UnknownHandler(),
+            urllib.request.HTTPHandler(),
+            urllib.request.HTTPSHandler(),
+            urllib.request.HTTPDefaultErrorHandler(),
+            CustomRedirectHandler(),
+            urllib.request.HTTPErrorProcessor(),
+        ):
+            self.opener.add_handler(handler)
+
+    def open(self, request: urllib.request.Request, timeout: float, data: bytes | None = None) -> _Answer:
+        request.remove_header("Accept-encoding")
+        began = time.monotonic()
+        try:
+            with self.opener.open(request, data=data, timeout=timeout) as answer:
+                encoding = answer.headers.get("Content-Encoding", "identity")
+                if encoding != "identity":
+                    raise _AnswerError(f"the answer is packed ({_shown(encoding.encode())}), which was not asked for")
+                return _Answer(answer.getcode(), answer.headers, _read(answer, self.max_bytes, began + self.seconds))
+        except urllib.error.HTTPError as error:
+            # What it says may have any length.
+            told = io.BytesIO(error.read(_PART_BYTES))
+            raise urllib.error.HTTPError(error.url, error.code, str(error.reason), error.headers, told) from None
+
+
+def _read(answer: Any, max_bytes: int, until: float) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    while part := answer.read(_PART_BYTES):
+        parts.append(part)
+        size += len(part)
+        if size > max_bytes:
+            raise _AnswerError(f"the answer is larger than {max_bytes} bytes")
+        if time.monotonic() > until + size / MIN_BYTES_PER_SECOND:
+            raise _AnswerError(f"the answer comes too slowly, {size} bytes so far")
+    announced = answer.headers.get("Content-Length", "")
+    if announced.isdecimal() and size < int(announced):
+        raise _AnswerError(f"the answer ended after {size} of {announced} bytes")
+    return b"".join(parts)
+
+
+class _Client(Client):  # type: ignore[misc]
+    """ObsPy's client behind a bounded opener."""
+
+    def __init__(self, provider: str, seconds: float, max_bytes: int = MAX_METADATA_BYTES) -> None:
+        self._seconds, self._max_bytes = seconds, max_bytes
+        super().__init__(provider, timeout=seconds)
+
+    def _set_opener(self, user: str | None, password: str | None) -> None:
+        self._url_opener = _BoundedOpener(self._seconds)
+
+
+def _connect(settings: FetchSettings) -> _Client:
     try:
-        yield errors
-    finally:
-        log.removeHandler(collector)
-        log.propagate = propagate
-
-
-def _connect(settings: FetchSettings) -> Any:
-    try:
-        client = Client(settings.provider, timeout=settings.timeout_seconds)
-    except (FDSNException, ValueError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"fetch.provider is {settings.provider}, which cannot be reached: {reason}") from None
+        client = _Client(settings.provider, settings.timeout_seconds)
+    except Exception as error:
+        # Whatever a service answers to be discovered: not XML, not text, another service's description.
+        raise InputError(
+            f"fetch.provider is {settings.provider}, which cannot be reached as an FDSN service: {_reason(error)}"
+        ) from None
     absent = {"dataselect", "station"} - set(client.services)
     if absent:
         raise InputError(
@@ -131,77 +278,264 @@ def _connect(settings: FetchSettings) -> Any:
     return client
 
 
-def _fetch_block(
-    store: Store,
-    settings: FetchSettings,
-    client: Any,
-    folder: Path,
-    first: datetime,
-    last: datetime,
-    *,
-    replace: bool,
-) -> FetchSummary:
-    summary = FetchSummary()
-    asked: dict[Path, tuple[str, datetime]] = {}
+def _reason(error: BaseException) -> str:
+    """Return what went wrong, with what a service says of it, on one line of printable characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return _printable(re.sub(r"^Unknown Error \(\w+\): ", "", text))[:MAX_REASON_CHARACTERS]
 
-    def waveform_place(
-        network: str, station: str, location: str, channel: str, start: UTCDateTime, end: UTCDateTime
-    ) -> str | bool:
-        # The downloader's days begin at the block's start, which is a midnight.
-        day = datetime.fromtimestamp(float(start) + (float(end) - float(start)) / 2, UTC)
-        path = sds_path(network, station, location, channel, day)
-        if not replace and store.exists(path):
-            summary.num_there += 1
-            return True
-        place = folder / path
-        asked[place] = path, day
-        return str(place)
 
-    downloader = MassDownloader(providers=[client], configure_logging=False)
-    downloader.download(
-        GlobalDomain(),
-        Restrictions(
-            starttime=UTCDateTime(first),
-            endtime=UTCDateTime(last),
-            chunklength_in_sec=DAY_SECONDS,
+def _printable(text: str) -> str:
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
+def _shown(content: bytes) -> str:
+    """Return the beginning of an answer, to be shown."""
+    text = " ".join(content[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace").split())
+    return f"'{_printable(text)[:_SHOWN_CHARACTERS]}'"
+
+
+def _announced(client: _Client, settings: FetchSettings, summary: FetchSummary) -> list[_Channel]:
+    """Return the channel epochs that the service has of what is wanted, in order of their codes."""
+    buffer = io.BytesIO()
+    try:
+        client.get_stations(
             network=settings.network,
             station=settings.station,
             location=settings.location,
             channel=settings.channel,
-            # Everything that there is: gaps, short days and neighbouring stations are the detector's to deal with.
-            reject_channels_with_gaps=False,
-            minimum_length=0.0,
-            sanitize=False,
-            minimum_interstation_distance_in_m=0.0,
-        ),
-        mseed_storage=waveform_place,
-        stationxml_storage=str(folder / "{network}.{station}.xml"),
-        threads_per_client=settings.num_threads,
-        print_report=False,
-    )
-    for place, (path, day) in sorted(asked.items()):
-        if _has_samples_of(place, day):
-            content = place.read_bytes()
-            store.write(path, content)
-            summary.num_written += 1
-            summary.num_bytes += len(content)
-        else:
-            summary.num_without_data += 1
-    return summary
+            starttime=UTCDateTime(settings.start),
+            endtime=UTCDateTime(settings.end),
+            level="channel",
+            format="text",
+            filename=buffer,
+        )
+    except FDSNNoDataException:
+        raise InputError(_nothing(settings)) from None
+    except Exception as error:
+        raise InputError(
+            f"fetch: the station service of {settings.provider} cannot be used: {_reason(error)}"
+        ) from None
+    content = buffer.getvalue()
+    found: set[_Channel] = set()
+    for line in content.decode("utf-8", "replace").splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            channel = _channel(line)
+        except ValueError as error:
+            summary.fail(f"the station service announces {error}")
+            continue
+        patterns = (settings.network, settings.station, settings.location, settings.channel)
+        if all(_is_wanted(code, wanted) for code, wanted in zip(channel[:4], patterns, strict=True)):
+            found.add(channel)
+    if not found and summary.num_failures:
+        raise InputError(
+            f"fetch: the station service of {settings.provider} answered with {_shown(content)}, "
+            "which is not a list of channels"
+        )
+    return sorted(found)
 
 
-def _has_samples_of(place: Path, day: datetime) -> bool:
-    """Return whether a download has a sample of its day; many services add the first one of the next day."""
-    if not place.is_file() or place.stat().st_size == 0:
-        return False
-    midnight = UTCDateTime(day.replace(hour=0, minute=0, second=0, microsecond=0)) + DAY_SECONDS
-    return any(trace.stats.starttime < midnight for trace in read(str(place), format="MSEED", headonly=True))
+def _channel(line: str) -> _Channel:
+    """Return the channel in a line of FDSN station text; ValueError says what it is instead."""
+    columns = [column.strip() for column in line.split("|")]
+    if len(columns) != _NUM_TEXT_COLUMNS:
+        raise ValueError(f"{_shown(line.encode())}, which is not a channel")
+    network, station, location, channel = columns[:4]
+    location = "" if location == "--" else location
+    codes = zip((*_CODES, _CHANNEL_CODE), (network, station, location, channel), strict=True)
+    if not all(pattern.fullmatch(code) for pattern, code in codes):
+        shown = ".".join(columns[:4])
+        raise ValueError(f"{_shown(shown.encode())}, which are not FDSN codes")
+    try:
+        rate_hz = float(columns[14] or 0)
+        start_ns = UTCDateTime(columns[15]).ns if columns[15] else -(2**63)
+        end_ns = UTCDateTime(columns[16]).ns if columns[16] else 2**63
+    except Exception:
+        raise ValueError(f"{_shown(line.encode())}, whose rate or times are not valid") from None
+    return _Channel(network, station, location, channel, rate_hz if 0 < rate_hz < 1e6 else 1.0, start_ns, end_ns)
+
+
+def _is_wanted(code: str, patterns: str) -> bool:
+    wanted = [part.strip() for part in str(patterns).split(",")]
+    return any(fnmatchcase(code, "" if part == "--" else part) for part in wanted)
+
+
+def _fetch_block(
+    store: Store,
+    settings: FetchSettings,
+    client: _Client,
+    channels: Iterable[_Channel],
+    first: datetime,
+    last: datetime,
+    summary: FetchSummary,
+    *,
+    replace: bool,
+) -> tuple[set[tuple[str, str]], set[tuple[str, str]]]:
+    """Ask for what is missing of some days.
+
+    Returns the (network, station) of which something was written now, and of which something was there.
+    """
+    days = range(round(first.timestamp()) // 86400, round(last.timestamp()) // 86400)
+    missing: dict[str, _ChannelDay] = {}
+    written: set[tuple[str, str]] = set()
+    there: set[tuple[str, str]] = set()
+    for channel in channels:
+        for day in days:
+            if channel.start_ns < (day + 1) * DAY_NS and channel.end_ns > day * DAY_NS:
+                wanted = _ChannelDay(*channel[:5], day)
+                if wanted.path in missing:
+                    continue
+                if not replace and store.exists(wanted.path):
+                    summary.num_there += 1
+                    there.add(wanted[:2])
+                else:
+                    missing[wanted.path] = wanted
+    with ThreadPoolExecutor(settings.num_threads, thread_name_prefix="firnline-fetch") as pool:
+        requests = _requests(sorted(missing.values(), key=lambda wanted: (*wanted[:2], wanted.day, *wanted[2:4])))
+        running: dict[Future[tuple[dict[_ChannelDay, bytes], int]], list[_ChannelDay]] = {}
+        while True:
+            for request in islice(requests, settings.num_threads - len(running)):
+                running[pool.submit(_ask, settings, client, request)] = request
+            if not running:
+                return written, there
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                request = running.pop(future)
+                given: dict[_ChannelDay, bytes] = {}
+                try:
+                    given, num_unasked = future.result()
+                    summary.num_unasked += num_unasked
+                except _AnswerError as error:
+                    network, station = request[0][:2]
+                    summary.fail(f"{network}.{station}: {error}")
+                for wanted, content in given.items():
+                    store.write(wanted.path, content)
+                    summary.num_written += 1
+                    summary.num_bytes += len(content)
+                    written.add(wanted[:2])
+                summary.num_without_data += len(request) - len(given)
+
+
+def _requests(missing: Iterable[_ChannelDay]) -> Iterator[list[_ChannelDay]]:
+    """Yield channel-days of one station that are asked for together."""
+    for _, of_station in groupby(missing, key=lambda wanted: wanted[:2]):
+        request: list[_ChannelDay] = []
+        num_bytes = 0.0
+        for wanted in of_station:
+            if request and num_bytes + wanted.num_bytes > REQUEST_BYTES:
+                yield request
+                request, num_bytes = [], 0.0
+            request.append(wanted)
+            num_bytes += wanted.num_bytes
+        yield request
+
+
+def _ask(settings: FetchSettings, client: _Client, request: list[_ChannelDay]) -> tuple[dict[_ChannelDay, bytes], int]:
+    """Return the records of each channel-day of a request, and how many records nobody asked for.
+
+    Raises:
+        _AnswerError: the service fails, or answers with something else than whole records; says what.
+    """
+    lines = []
+    for codes, of_channel in groupby(sorted(request), key=lambda wanted: wanted[:4]):
+        for first, last in _stretches([wanted.day for wanted in of_channel]):
+            network, station, location, channel = codes
+            bounds = UTCDateTime(first * 86400), UTCDateTime((last + 1) * 86400)
+            lines.append((network, station, location or "--", channel, *bounds))
+    expected = sum(wanted.num_bytes for wanted in request)
+    buffer = io.BytesIO()
+    # Each thread's answers have a limit of their own.
+    mine = _sibling(client, round(min(MAX_WAVEFORM_BYTES, 8 * expected + MAX_METADATA_BYTES)))
+    try:
+        mine.get_waveforms_bulk(lines, filename=buffer)
+    except FDSNNoDataException:
+        return {}, 0
+    except Exception as error:
+        raise _AnswerError(_reason(error)) from None
+    return _by_day(buffer.getvalue(), request)
+
+
+def _sibling(client: _Client, max_bytes: int) -> _Client:
+    """Return a client of the same service whose answers may have another size; nothing is asked for it."""
+    mine = _Client.__new__(_Client)
+    mine.__dict__.update(client.__dict__)
+    mine._url_opener = _BoundedOpener(client._seconds)
+    mine._url_opener.max_bytes = max_bytes
+    return mine
+
+
+def _stretches(days: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last of days that follow each other."""
+    for _, stretch in groupby(enumerate(days), key=lambda item: item[1] - item[0]):
+        some = [day for _, day in stretch]
+        yield some[0], some[-1]
+
+
+def _by_day(content: bytes, request: list[_ChannelDay]) -> tuple[dict[_ChannelDay, bytes], int]:
+    """Split an answer's records, unchanged, by the channel-day that each begins in, or else ends in."""
+    asked = {(*wanted[:4], wanted.day): wanted for wanted in request}
+    # miniSEED 2 has five letters for a station.
+    asked |= {(key[0], key[1][:5], *key[2:]): wanted for key, wanted in asked.items()}
+    parts: dict[_ChannelDay, list[bytes]] = {}
+    num_unasked = position = 0
+    try:
+        for record in MS3Record.from_buffer(content, validate_crc=False):
+            codes = tuple(code or "" for code in sourceid2nslc(record.sourceid))
+            network, station, location, channel = codes
+            key = network, station, "" if location == "--" else location, channel
+            days = record.starttime // DAY_NS, record.endtime // DAY_NS
+            wanted = next((asked[(*key, day)] for day in days if (*key, day) in asked), None)
+            if wanted is None:
+                num_unasked += 1
+            else:
+                parts.setdefault(wanted, []).append(bytes(record.record))
+            position += record.reclen
+    except (MiniSEEDError, ValueError) as error:
+        rest = content[position:]
+        where = f" after {position} bytes of records" if position else ""
+        raise _AnswerError(f"answered with {_shown(rest)}{where}, which is not miniSEED ({_reason(error)})") from None
+    finally:
+        clear_error_messages()
+    return {wanted: b"".join(records) for wanted, records in parts.items()}, num_unasked
+
+
+def _describe_station(
+    client: _Client, settings: FetchSettings, network: str, station: str, summary: FetchSummary
+) -> Inventory:
+    """Return the StationXML of a station's wanted channels; empty, and counted, where the service fails."""
+    buffer = io.BytesIO()
+    try:
+        client.get_stations(
+            network=network,
+            station=station,
+            location=settings.location,
+            channel=settings.channel,
+            starttime=UTCDateTime(settings.start),
+            endtime=UTCDateTime(settings.end),
+            level="response",
+            filename=buffer,
+        )
+        found = read_stationxml(buffer.getvalue())
+    except Exception as error:
+        summary.fail(f"StationXML of {network}.{station}: {_reason(error)}")
+        return Inventory()
+    kept = Inventory()
+    for net in found:
+        net.stations = [sta for sta in net if (net.code, sta.code) == (network, station)]
+        if net.stations:
+            kept.networks.append(net)
+    if not kept.networks:
+        summary.fail(f"StationXML of {network}.{station}: answered with that of other stations")
+    return kept
 
 
 def _stored_inventory(store: Store) -> Inventory:
     if not store.exists(STATION_XML):
         return Inventory()
-    return read_inventory(io.BytesIO(store.read(STATION_XML)))
+    try:
+        return read_stationxml(store.read(STATION_XML))
+    except ValueError as error:
+        raise InputError(f"fetch: {store.full(STATION_XML)} cannot be read: {error}; remove it or mend it") from None
 
 
 def _merged_xml(inventory: Inventory) -> bytes:

@@ -25,11 +25,11 @@ class FetchSettings(Section):
     end: Instant | None = None
     """Day after the last one to download (UTC)."""
     block_days: int = operational(10, ge=1, le=366)
-    """Days that are requested, and kept on the local disk, at a time (count)."""
+    """Days that are requested before the next ones are (count)."""
     num_threads: int = operational(3, ge=1, le=10)
     """Simultaneous downloads; data centres allow only a few (count)."""
     timeout_seconds: float = Field(120.0, gt=0, le=86_400, json_schema_extra={"operational": True})
-    """Longest wait for an answer (seconds)."""
+    """Longest silence of the service (seconds); an answer that takes longer must come at 10 kB/s."""
 
     @field_validator("start", "end")
     @classmethod

@@ -1,6 +1,5 @@
 """Counts to metres per second: the sensitivity of StationXML, or the full response removed from cut windows."""
 
-import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -98,13 +97,3 @@ class Responses:
             and entry.response.instrument_sensitivity is not None
             and entry.response.instrument_sensitivity.value
         ]
-
-
-def read_stationxml(content: bytes) -> Any:
-    """Return the ObsPy inventory in a StationXML file's bytes; ValueError where it is none."""
-    from obspy import read_inventory
-
-    try:
-        return read_inventory(io.BytesIO(content), format="STATIONXML")
-    except Exception as error:
-        raise ValueError(f"not a StationXML file: {' '.join(str(error).split()) or type(error).__name__}") from None

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.archive.manifest import Manifest, build_manifest, probe, read_manifest
+from pipelines.archive.stationxml import read_stationxml
 from pipelines.config import Config, with_keys
 from pipelines.config.detection import DetectionSettings
-from pipelines.detect.response import Responses, read_stationxml
+from pipelines.detect.response import Responses
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
 from pipelines.workspace.workspace import Workspace

@@ -1,16 +1,22 @@
 """The recipe for Neumayer: from an FDSN service to SDS, on a disk and in a bucket."""
 
+import gzip
+import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import obspy
 import pytest
-from fdsn_stand_in import FdsnStandIn
+from fdsn_stand_in import FdsnStandIn, Instead
 from loopback_servers import S3Server
 from obspy.core.inventory import Channel, Inventory, Network, Response, Site, Station
+from pymseed import MS3TraceList
 
 from jobs import fetch
+from pipelines.archive import fdsn
 from pipelines.workspace.storage import open_store
 
 FIRST = obspy.UTCDateTime(2019, 1, 1)
@@ -172,3 +178,129 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(
 def test_the_period_must_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert fetch.main([str(tmp_path)]) == 2
     assert "fetch.start is not set" in capsys.readouterr().err
+
+
+def test_stationxml_that_an_interrupted_fetch_left_out_comes_with_the_next_one(
+    data_centre: FdsnStandIn, tmp_path: Path
+):
+    one_day = ("--fetch.end", "2019-01-02")
+    assert fetch.main(words(str(tmp_path), data_centre, *one_day)) == 0
+    (tmp_path / "stations.xml").unlink()
+    data_centre.dataselect_lines.clear()
+    assert fetch.main(words(str(tmp_path), data_centre, *one_day)) == 0
+    assert not data_centre.dataselect_lines
+    assert len(obspy.read_inventory(str(tmp_path / "stations.xml")).get_contents()["channels"]) == 6
+
+
+def mseed3(station: str) -> bytes:
+    """Return a day of miniSEED 3 of a station, by libmseed."""
+    samples = np.random.default_rng(8).integers(-1000, 1000, 86400).astype(np.int32)
+    traces = MS3TraceList()
+    traces.add_data(f"FDSN:AW_{station}__H_H_Z", samples, "i", RATE_HZ, starttime=FIRST.ns)
+    return b"".join(bytes(record) for record in traces.generate(format_version=3))
+
+
+@pytest.mark.parametrize(
+    ("instead", "right"),
+    [
+        (Instead(b"<!DOCTYPE html><html>\x1b[31mWe are down"), "answered with '<!DOCTYPE html><html>\\x1b[31mWe are"),
+        (Instead(b"x" * 100, claimed_length=5000), "ended after 100 of 5000 bytes"),
+        (Instead(b"too much", status=413), "too much"),
+        (Instead(b"Error 42", status=500), "Error 42"),
+        (Instead(gzip.compress(b"0" * 10**6), headers={"Content-Encoding": "gzip"}), "the answer is packed"),
+        (Instead(status=302, headers={"Location": "ftp://127.0.0.1/x"}), "ftp"),
+        (Instead(status=302, headers={"Location": "file:///etc/passwd"}), "file"),
+        (Instead(status=302, headers={"Location": "/fdsnws/dataselect/1/query"}), "would lead to an infinite loop"),
+        (Instead(b"\0" * 2**20, repeats=100), "larger than"),
+    ],
+)
+def test_a_station_that_the_service_fails_at_costs_that_station_and_is_named(
+    instead: Instead, right: str, data_centre: FdsnStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data_centre.instead_of_waveforms["VNA1"] = instead
+    assert fetch.main(words(str(tmp_path), data_centre, "--fetch.end", "2019-01-02", "--fetch.channel", "HHZ")) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "AW.VNA1" in error
+    assert right in error
+    assert "\x1b" not in error
+    assert not list(tmp_path.rglob("*VNA1*"))
+    assert (tmp_path / "2019/AW/VNA2/HHZ.D/AW.VNA2..HHZ.D.2019.001").is_file()
+
+
+def test_a_station_that_is_answered_in_miniseed_3_is_kept_as_it_comes(data_centre: FdsnStandIn, tmp_path: Path):
+    content = mseed3("VNA1")
+    data_centre.instead_of_waveforms["VNA1"] = Instead(content)
+    assert fetch.main(words(str(tmp_path), data_centre, "--fetch.end", "2019-01-02", "--fetch.channel", "HHZ")) == 0
+    assert (tmp_path / "2019/AW/VNA1/HHZ.D/AW.VNA1..HHZ.D.2019.001").read_bytes() == content
+    assert (tmp_path / "2019/AW/VNA2/HHZ.D/AW.VNA2..HHZ.D.2019.001").is_file()
+
+
+def test_records_that_were_not_asked_for_are_not_kept_and_counted(
+    data_centre: FdsnStandIn, source: obspy.Stream, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    buffer = io.BytesIO()
+    source.select(station="VNA2", channel="HHZ")[:1].write(buffer, format="MSEED", reclen=4096)
+    data_centre.instead_of_waveforms["VNA1"] = Instead(buffer.getvalue())
+    assert fetch.main(words(str(tmp_path), data_centre, "--fetch.end", "2019-01-02", "--fetch.channel", "HHZ")) == 0
+    assert f"{len(buffer.getvalue()) // 4096} records were not kept" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*VNA1*"))
+
+
+@pytest.mark.parametrize(
+    "codes", ["..|VNA1||HHZ", "AW|../..||HHZ", "AW|VNA1|../../..|HHZ", "AW|VNA1||../x", "AW|VN\x1b1||HHZ", "/|/|/|/"]
+)
+def test_a_service_that_announces_codes_that_are_paths_writes_nothing_outside_the_archive(
+    codes: str, data_centre: FdsnStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    rest = "|-70.6|-8.3|30|0|0|0||1|1|M/S|1.0|2009-01-01T00:00:00|"
+    lines = ["#Network|Station|Location|Channel", codes + rest, "AW|VNA2||HHZ" + rest]
+    data_centre.instead_of_stations["channel"] = Instead("\n".join(lines).encode())
+    archive = tmp_path / "deep" / "archive"
+    command = words(str(archive), data_centre, "--fetch.end", "2019-01-02", "--fetch.network", "*")
+    assert fetch.main([*command, "--fetch.station", "*", "--fetch.channel", "*"]) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "not FDSN codes" in error
+    assert "\x1b" not in error
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    day = "deep/archive/2019/AW/VNA2/HHZ.D/AW.VNA2..HHZ.D.2019.001"
+    assert written == {day, "deep/archive/stations.xml"}
+
+
+@pytest.mark.parametrize(
+    ("instead", "right"),
+    [
+        (Instead(b"<html><body>Please log in</body></html>"), "answered with '<html><body>Please log in"),
+        (Instead(b"\x00\xff" * 1000), "not a list of channels"),
+        (Instead(b"maintenance", status=503), "maintenance"),
+        (Instead(b"#Network|Station|Location|Channel\n", status=200), "has no data"),
+    ],
+)
+def test_a_station_service_that_answers_with_something_else_is_refused_with_what_it_said(
+    instead: Instead, right: str, data_centre: FdsnStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data_centre.instead_of_stations["channel"] = instead
+    assert fetch.main(words(str(tmp_path), data_centre)) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert right in error
+
+
+@pytest.mark.parametrize("content", [b"<html>no</html>", b'<!DOCTYPE x [<!ENTITY y "z">]><x>&y;</x>', b""])
+def test_stationxml_that_is_not_stationxml_is_named_and_the_recordings_are_kept(
+    content: bytes, data_centre: FdsnStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    data_centre.instead_of_stations["response"] = Instead(content)
+    assert fetch.main(words(str(tmp_path), data_centre, "--fetch.end", "2019-01-02", "--fetch.station", "VNA1")) == 1
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "StationXML of AW.VNA1" in error
+    assert len(list(tmp_path.rglob("*.D.2019.001"))) == 3
+
+
+def test_an_answer_that_trickles_is_given_up(tmp_path: Path):
+    class Trickle:
+        headers: ClassVar[dict[str, str]] = {}
+
+        def read(self, size: int) -> bytes:
+            return b"x"
+
+    with pytest.raises(fdsn._AnswerError, match="too slowly"):
+        fdsn._read(Trickle(), 10**6, time.monotonic() - 1)
