@@ -88,7 +88,7 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
     table = manifest.usable()
     interval: str = config.shards.interval
     if interval == "auto":
-        interval = workspace.read_state().get("shard_interval") or choose_interval(table)
+        interval = workspace.read_state().shard_interval or choose_interval(table)
     before, after = context_seconds(config.detection, config.window)
     first, last = selection(config.archive)
     keys = stage_output_keys(config, "detect")

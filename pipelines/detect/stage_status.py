@@ -1,6 +1,5 @@
 """What `firnline status` tells: shards done, running, failed, quarantined input, coverage, events a day, time left."""
 
-import json
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.detect.stage_summary import PROGRESS_PATH
+from pipelines.workspace.artifacts import DetectionProgress
 from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
 from pipelines.workspace.storage import Store
 
@@ -55,8 +54,8 @@ class DetectionStatus:
 def read_status(store: Store) -> DetectionStatus:
     """Read the ledger of a workspace's detection; several markers at a time, sums only are kept."""
     status = DetectionStatus()
-    progress = _progress(store)
-    for name, marker in _markers(store, progress.get("ledger", "detect")):
+    progress = DetectionProgress.read(store)
+    for name, marker in _markers(store, "detect" if progress is None else progress.ledger):
         status.done += 1
         status.gaps += marker["gaps"]
         station = f"{name.network}.{name.station}"
@@ -71,25 +70,17 @@ def read_status(store: Store) -> DetectionStatus:
             status.blanked_seconds += entry["blanked_seconds"]
         for entry in marker["quarantined"]:
             status.quarantined[entry["key"]] = entry["reasons"]
-    if progress:
-        status.planned = progress["planned"]
-        status.failed = progress["num_failed"]
-        status.failures = [(entry["shard"], entry["reason"]) for entry in progress["failed"]]
-        alive = time.time() - progress["updated"] < ALIVE_SECONDS
-        left = progress["planned"] - status.done
-        if alive and progress["running"]:
-            status.running = min(progress["running"], left)
-            rate = progress["done_since"] / max(progress["updated"] - progress["started"], 1e-3)
+    if progress is not None:
+        status.planned = progress.planned
+        status.failed = progress.num_failed
+        status.failures = [(entry.shard, entry.reason) for entry in progress.failed]
+        alive = time.time() - progress.updated < ALIVE_SECONDS
+        left = progress.planned - status.done
+        if alive and progress.running:
+            status.running = min(progress.running, left)
+            rate = progress.done_since / max(progress.updated - progress.started, 1e-3)
             status.seconds_left = left / rate if rate else None
     return status
-
-
-def _progress(store: Store) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(store.read(PROGRESS_PATH))
-    except FileNotFoundError:
-        return {}
-    return content
 
 
 def _markers(store: Store, ledger: str) -> Iterator[tuple[MarkerName, dict[str, Any]]]:

@@ -1,6 +1,5 @@
 """What a detection run did: sums over its shards, the progress file, and what is printed and sent to MLflow."""
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -16,13 +15,13 @@ from pipelines.detect.stage_plan import Plan
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
+from pipelines.workspace.artifacts import DetectionProgress, FailedShard
 from pipelines.workspace.event_sample import events_fingerprint
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
 PROGRESS_SECONDS = 5.0
-PROGRESS_PATH = "ledger/detect/progress.json"
 LOGGED_PATH = "ledger/detect/logged"
 """Fingerprint of the events that were last logged to MLflow."""
 MAX_NAMED_FILES = 1000
@@ -109,20 +108,19 @@ class Progress:
     def _write(self, num_done: int, num_running: int) -> None:
         self._written = time.time()
         failed = self.summary.failed
-        progress = {
-            "ledger": self.ledger,
-            "planned": self.plan.num_shards,
-            "pending_at_start": len(self.plan.pending),
-            "done_since": num_done,
-            "failed": [{"shard": shard, "reason": reason} for shard, reason in failed[:MAX_NAMED_FILES]],
-            "num_failed": len(failed),
-            "running": num_running,
-            "started": self.began,
-            "updated": self._written,
-            "interval": self.plan.interval,
-            "unusable_files": self.plan.manifest.num_unusable,
-        }
-        self.workspace.write(PROGRESS_PATH, (json.dumps(progress, indent=1, sort_keys=True) + "\n").encode())
+        DetectionProgress(
+            ledger=self.ledger,
+            planned=self.plan.num_shards,
+            pending_at_start=len(self.plan.pending),
+            done_since=num_done,
+            failed=tuple(FailedShard(shard=shard, reason=reason) for shard, reason in failed[:MAX_NAMED_FILES]),
+            num_failed=len(failed),
+            running=num_running,
+            started=self.began,
+            updated=self._written,
+            interval=self.plan.interval,
+            unusable_files=self.plan.manifest.num_unusable,
+        ).write(self.workspace)
 
 
 def log_detection(

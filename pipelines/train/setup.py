@@ -9,17 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config import Config, load_yaml, resolve
+from pipelines.config import Config
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.step import TrainPlan
 from pipelines.encoders import NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.runtime.errors import InputError
+from pipelines.workspace.artifacts import BEST_AUGMENTATION, read_augmentation
 from pipelines.workspace.storage import read_file
 from pipelines.workspace.workspace import Workspace
-
-BEST_AUGMENTATION = "config/best-augmentation.yaml"
-"""Where `tune` writes the best augmentation section."""
 
 _PREPARE_BATCH = 64
 
@@ -28,7 +26,7 @@ def effective_augmentation(workspace: Workspace, config: Config) -> Augmentation
     """Return the augmentation section that is trained with: `train.augment_from`'s where that is given.
 
     Raises:
-        InputError: the file cannot be read or is no augmentation section.
+        InputError: the file cannot be read or is not an augmentation section.
     """
     source = config.train.augment_from
     if source is None:
@@ -36,13 +34,7 @@ def effective_augmentation(workspace: Workspace, config: Config) -> Augmentation
     name = workspace.store.full(BEST_AUGMENTATION) if source == "tune" else source
     if source == "tune" and not workspace.store.exists(BEST_AUGMENTATION):
         raise InputError(f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file")
-    content = load_yaml(read_file(name, "train.augment_from"), name=f"train.augment_from {name}")
-    if not isinstance(content, dict):
-        raise InputError(f"train.augment_from {name} is no augmentation section: it holds a {type(content).__name__}")
-    try:
-        return resolve({"augmentation": content.get("augmentation", content)}).augmentation
-    except InputError as error:
-        raise InputError(f"train.augment_from {name} is no augmentation section: {error}") from None
+    return read_augmentation(read_file(name, "train.augment_from"), name=f"train.augment_from {name}")
 
 
 class WindowShape(Protocol):

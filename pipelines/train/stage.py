@@ -58,6 +58,7 @@ from pipelines.train.setup import (
     torch_threads,
     train_plan,
 )
+from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.event_sample import (
     EventSample,
     choose_events,
@@ -72,7 +73,6 @@ from pipelines.workspace.workspace import Workspace
 
 ALGORITHM_VERSION = 1
 
-MARKER = "train/training.json"
 ENCODER = "train/encoder.safetensors"
 WHITENED_WINDOWS = 4096
 """Windows whose views say what the embedding is whitened by."""
@@ -119,13 +119,13 @@ def train_encoder(
     keys = _output_keys(config, augmentation)
     mark = fingerprint({"keys": keys, "events": inputs, "version": ALGORITHM_VERSION})
     done = None if replace else _finished_training(workspace, keys)
-    if done is not None and done["fingerprint"] == mark:
-        print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done['model_uri']}).")
+    if done is not None and done.fingerprint == mark:
+        print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done.model_uri}).")
         return TrainingSummary(
-            content_hash=done["content_hash"],
-            num_events=done["num_events"],
-            model_uri=done["model_uri"],
-            alias=done["alias"],
+            content_hash=done.content_hash,
+            num_events=done.num_events,
+            model_uri=done.model_uri,
+            alias=done.alias,
             resumed_from=0,
             already_done=True,
         )
@@ -152,19 +152,18 @@ def train_encoder(
         run.log_metrics({**score, "train_seconds": time.perf_counter() - began}, step=settings.epochs)
         _log_figures(run, encoder, windows, [sample.stations[event] for event in scored], sample, config, augmentation)
         model_uri, alias = _register(run, tracking, config, encoder, windows, judge, score["score"])
-        done = {
-            "fingerprint": mark,
-            "keys": keys,
-            "content_hash": encoder.content_hash,
-            "num_events": len(sample),
-            "model_uri": model_uri,
-            "alias": alias,
-            "run_id": run.run_id,
-            "score": score,
-        }
-        store.write(MARKER, (json.dumps(done, indent=1, sort_keys=True) + "\n").encode())
+        TrainingRecord(
+            fingerprint=mark,
+            keys=keys,
+            content_hash=encoder.content_hash,
+            num_events=len(sample),
+            model_uri=model_uri,
+            alias=alias,
+            run_id=run.run_id,
+            score=score,
+        ).write(store)
         for item in list(store.walk("train")):
-            if item.path not in (MARKER, ENCODER):
+            if item.path not in (TrainingRecord.PATH, ENCODER):
                 store.remove(item.path)
     print(
         f"train: {model_uri} ({alias}), "
@@ -200,15 +199,6 @@ def check_training(
     keys = _output_keys(config, effective_augmentation(workspace, config))
     if not replace:
         _finished_training(workspace, keys)
-
-
-def read_training(store: Store) -> dict[str, Any] | None:
-    """Return what the workspace's finished training wrote; None where there is none."""
-    try:
-        content: dict[str, Any] = json.loads(store.read(MARKER))
-    except FileNotFoundError:
-        return None
-    return content
 
 
 def check_resources(config: Config) -> None:
@@ -575,12 +565,12 @@ def _output_keys(config: Config, augmentation: AugmentationSettings) -> dict[str
     return keys
 
 
-def _finished_training(workspace: Workspace, now: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what `read_training` does; InputError names the key where it was trained with another value."""
-    done = read_training(workspace.store)
+def _finished_training(workspace: Workspace, now: dict[str, Any]) -> TrainingRecord | None:
+    """Return what the finished training gave, None without one; InputError names a key that it had other than now."""
+    done = TrainingRecord.read(workspace.store)
     if done is None:
         return None
-    was = done["keys"]
+    was = done.keys
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             raise InputError(

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from numpy.typing import NDArray
 
 from pipelines.config import Config, stage_config, with_keys
@@ -31,8 +30,9 @@ from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_session import SPARE_CPUS
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tracking.server import Tracking
-from pipelines.train.setup import BEST_AUGMENTATION, network_config, prepare_windows, train_plan
+from pipelines.train.setup import network_config, prepare_windows, train_plan
 from pipelines.tune.space import apply_point, dimensions_of
+from pipelines.workspace.artifacts import BEST_AUGMENTATION, write_augmentation
 from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.workspace import Workspace
@@ -102,9 +102,7 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
         best = max(finished, key=lambda result: float(result.metrics["score"]))
         first = next((r for r in finished if r.config["first"]), best)
         section = _section(base, best.config["point"])
-        text = yaml.safe_dump({"augmentation": section}, sort_keys=False)
-        store.write(BEST_AUGMENTATION, text.encode())
-        run.log_text(text, "best-augmentation.yaml")
+        run.log_text(write_augmentation(store, section), "best-augmentation.yaml")
         run.log_metrics(
             {
                 "best_score": float(best.metrics["score"]),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.workspace import tables
+from pipelines.workspace.artifacts import read_json
 from pipelines.workspace.storage import Store
 
 
@@ -69,9 +70,8 @@ def parse_marker_path(path: str) -> MarkerName | None:
 
 
 def read_marker(store: Store, stage: str, name: MarkerName) -> dict[str, Any]:
-    """Return a marker's content."""
-    content: dict[str, Any] = json.loads(store.read(marker_path(stage, name)))
-    return content
+    """Return a marker's content; InputError names a damaged one."""
+    return read_json(store, marker_path(stage, name))
 
 
 def stage_has_markers(store: Store, stage: str) -> bool:

@@ -3,17 +3,15 @@
 `workspace.json` holds the layout version and the shard interval; `config/<stage>.yaml` what each stage ran with.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines import config as configuration
 from pipelines.runtime.errors import InputError
+from pipelines.workspace.artifacts import WorkspaceState
 from pipelines.workspace.ledger import stage_has_markers
 from pipelines.workspace.storage import Store, check_readable, open_store
-
-LAYOUT_VERSION = 1
 
 # The folders that a stage's --replace removes: its own tables, state and markers and those derived from them.
 STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
@@ -41,23 +39,13 @@ class Workspace:
         """Return the workspace's absolute path or URL."""
         return self.store.url
 
-    def read_state(self) -> dict[str, Any]:
-        """Return the content of workspace.json ({} in a new workspace)."""
-        name = self.store.full("workspace.json")
-        try:
-            state = json.loads(self.store.read("workspace.json"))
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            raise InputError(f"{name} is not valid JSON") from None
-        if not isinstance(state, dict):
-            raise InputError(f'{name} must hold an object such as {{"layout_version": {LAYOUT_VERSION}}}')
-        return state
+    def read_state(self) -> WorkspaceState:
+        """Return the content of workspace.json, all defaults in a new workspace; InputError where it is damaged."""
+        return WorkspaceState.read(self.store) or WorkspaceState()
 
     def update_state(self, **values: Any) -> None:
-        """Add values to workspace.json."""
-        state = {"layout_version": LAYOUT_VERSION} | self.read_state() | values
-        self.store.write("workspace.json", (json.dumps(state, indent=2, sort_keys=True) + "\n").encode())
+        """Set values in workspace.json; the others stay."""
+        self.read_state().model_copy(update=values).write(self.store)
 
     def stored_config(self, stage: str) -> dict[str, Any]:
         """Return the configuration a stage ran with here ({} if it never ran)."""
@@ -127,16 +115,8 @@ def open_workspace(url: str, *, create: bool, write: bool = True) -> Workspace:
         store.check_writable()
     elif not store.is_local:
         check_readable(store, what="workspace")
-    state = workspace.read_state()
-    if not state and not create:
+    if WorkspaceState.read(store) is None and not create:
         raise InputError(f"{store.url} is not a workspace: it has no workspace.json")
-    version = state.get("layout_version", LAYOUT_VERSION)
-    if not isinstance(version, int):
-        raise InputError(f"{store.full('workspace.json')} has the layout_version {version!r}, which is no whole number")
-    if version > LAYOUT_VERSION:
-        raise InputError(
-            f"{store.url} has layout version {version}, newer than the {LAYOUT_VERSION} this program knows"
-        )
     if write and not create:
         store.check_writable()
     return workspace

@@ -12,6 +12,7 @@ from jobs import synthesize as synthesize_job
 from pipelines import config as configuration
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import storage, tables
+from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.ledger import MarkerName, write_marker
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import open_workspace
@@ -63,7 +64,7 @@ YAML_FILES = {
         (["--train.augment_from", "broken.yaml"], "train.augment_from broken.yaml is not valid YAML"),
         (["--train.augment_from", "typo.yaml"], "section: unknown configuration key augmentation.typo\n"),
         (["--train.augment_from", "loud.yaml"], "section: augmentation.gain.probability = 'loud': input should be"),
-        (["--train.augment_from", "empty.yaml"], "train.augment_from empty.yaml is no augmentation section"),
+        (["--train.augment_from", "empty.yaml"], "train.augment_from empty.yaml is not an augmentation section"),
         (["--train.augment_from", "tune"], "run tune first"),
         (["--archive.stationxml", "no.xml"], "archive.stationxml"),
         (["--window.rate_hz", "10", "--window.length_seconds", "6"], "window.length_seconds"),
@@ -92,7 +93,16 @@ def test_settings_that_conflict_with_what_a_later_stage_has_done_are_said_before
     workspace = open_workspace(str(tmp_path / "workspace"), create=True)
     workspace.claim("label", configuration.resolve({"kmeans": {"k": 3}}), replace=False)
     write_marker(workspace.store, "label", MarkerName("XX", "A", "--.HH.2022-01-01.day", "abc"), {})
-    workspace.store.write("train/training.json", json.dumps({"keys": {"train.dim": 8}}).encode())
+    TrainingRecord(
+        fingerprint="0123456789abcdef",
+        keys={"train.dim": 8},
+        content_hash="abc",
+        num_events=1,
+        model_uri="models:/firnline-encoder/1",
+        alias="champion",
+        run_id="def",
+        score={},
+    ).write(workspace.store)
     before = {item.path for item in workspace.store.walk()}
     assert run_job.main([tiny_archive, workspace.url]) == 2
     assert "holds an encoder trained with" in capsys.readouterr().err

@@ -21,7 +21,8 @@ from pipelines.contrastive.checkpoint import read_facts
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.models import alias_version, download_artifact
 from pipelines.tracking.server import Tracking, as_default
-from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, read_training, train_encoder
+from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, train_encoder
+from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.event_sample import choose_events, read_sample
 from pipelines.workspace.workspace import open_workspace
 
@@ -69,7 +70,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_encoder(undisturbed, tmp
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert read_training(disturbed.store) is None, "the training was done before it could be killed"
+    assert TrainingRecord.read(disturbed.store) is None, "the training was done before it could be killed"
     resumed = train_encoder(disturbed, settings(), tracking_of(disturbed))
     assert 1 <= resumed.resumed_from < 3
     assert resumed.content_hash == summary.content_hash
@@ -136,7 +137,7 @@ def test_a_later_model_is_candidate_unless_it_scores_better(undisturbed, tmp_pat
     before = alias_version(tracking, "firnline-encoder", "champion")
     other = make_workspace(str(tmp_path / "other"))
     summary = train_encoder(other, settings(encoder="untrained"), tracking)
-    scores = read_training(other.store)["score"]["stability"], read_training(workspace.store)["score"]["stability"]
+    scores = [TrainingRecord.read(one.store).score["stability"] for one in (other, workspace)]
     expected = "champion" if scores[0] > scores[1] else "candidate"
     assert summary.alias == expected
     after = alias_version(tracking, "firnline-encoder", "champion")
@@ -170,7 +171,7 @@ def test_a_stuck_loss_is_an_error_and_registers_nothing(tmp_path):
     with pytest.raises(StageFailed, match="learns nothing"):
         train_encoder(workspace, settings(temperature=1e6, epochs=18, batch_size=4), tracking_of(workspace))
     assert alias_version(tracking_of(workspace), "firnline-encoder", "champion") is None
-    assert read_training(workspace.store) is None
+    assert TrainingRecord.read(workspace.store) is None
 
 
 def test_an_empty_workspace_says_what_to_do(tmp_path):

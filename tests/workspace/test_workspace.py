@@ -27,11 +27,11 @@ def test_a_new_layout_version_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        (b"[1]", r"workspace\.json must hold an object"),
-        (b'"x"', r"workspace\.json must hold an object"),
-        (b"5", r"workspace\.json must hold an object"),
+        (b"[1]", r"workspace\.json must hold a JSON object, not a list"),
+        (b'"x"', r"workspace\.json must hold a JSON object, not a str"),
+        (b"5", r"workspace\.json must hold a JSON object, not a int"),
         (b"\xff", r"workspace\.json is not valid JSON"),
-        (b'{"layout_version": "1"}', r"workspace\.json has the layout_version '1', which is no whole number"),
+        (b'{"layout_version": "1"}', r"workspace\.json has the layout_version '1', which is not a whole number"),
     ],
 )
 def test_a_damaged_workspace_json_is_named(tmp_path, content, sentence):

@@ -1,0 +1,254 @@
+"""The files that stages share beside tables and markers: one type each, which writes it, and checks it when it is read.
+
+    workspace.json                  WorkspaceState     the workspace's layout and shard plan
+    ledger/detect/progress.json     DetectionProgress  what `firnline status` knows of a detection that runs
+    train/training.json             TrainingRecord     what the finished training gave; present = done
+    clustering/summary.json         ClusteringSummary  sizes, names and scores of the clusters; present = done
+    config/best-augmentation.yaml   an augmentation section that a search found (read_augmentation)
+
+A workspace may come from a stranger: what is read is bounded in size and depth, and every value has its type.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from pipelines.config import load_yaml, resolve, to_yaml
+from pipelines.config.augmentation import AugmentationSettings
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.storage import Store
+
+LAYOUT_VERSION = 1
+"""Of the workspaces that this program writes; it refuses newer ones."""
+
+MAX_JSON_BYTES = 64 << 20
+"""Of a JSON file that is read: ten times the marker of a month with a trigger every ten seconds."""
+
+BEST_AUGMENTATION = "config/best-augmentation.yaml"
+"""Where `tune` writes the best augmentation section."""
+
+
+def read_json(store: Store, path: str) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is too large, nested too deeply, not valid JSON or not an object; names the file.
+    """
+    content = store.read(path, 0, MAX_JSON_BYTES + 1)
+    name = store.full(path)
+    if len(content) > MAX_JSON_BYTES:
+        raise InputError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, the largest JSON file that is read")
+    try:
+        # This parser refuses what is nested more than 200 deep.
+        values = from_json(content)
+    except ValueError as error:
+        reason = "it is nested too deeply" if "recursion" in str(error) else " ".join(str(error).split())
+        raise InputError(f"{name} is not valid JSON: {reason}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{name} must hold a JSON object, not a {type(values).__name__}")
+    return values
+
+
+class Artifact(BaseModel):
+    """A JSON file at a fixed path of the workspace."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="ignore", ser_json_inf_nan="constants")
+    PATH: ClassVar[str]
+    REMEDY: ClassVar[str] = "restore it or run its stage with --replace"
+
+    @classmethod
+    def read(cls, store: Store) -> Self | None:
+        """Return what the file holds; None where there is no file.
+
+        Raises:
+            InputError: it is damaged; names the file and what is wrong.
+        """
+        try:
+            values = read_json(store, cls.PATH)
+        except FileNotFoundError:
+            return None
+        return cls.from_values(values, name=store.full(cls.PATH))
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, name: str) -> Self:
+        """Return the values of a file, checked; InputError names the file."""
+        try:
+            return cls.model_validate_json(json.dumps(values))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            key = ".".join(str(part) for part in first["loc"])
+            message = first["msg"][:1].lower() + first["msg"][1:]
+            raise InputError(f"{name} is damaged: {key}: {message}; {cls.REMEDY}") from None
+
+    def write(self, store: Store) -> None:
+        """Write the file, atomically."""
+        text = json.dumps(self.model_dump(mode="json"), indent=1, sort_keys=True)
+        store.write(self.PATH, (text + "\n").encode())
+
+
+class WorkspaceState(Artifact):
+    """`workspace.json`: what holds for all stages. Keys that this program does not know are kept."""
+
+    model_config = ConfigDict(extra="allow")
+    PATH = "workspace.json"
+    REMEDY = "restore it"
+
+    layout_version: int = LAYOUT_VERSION
+    shard_interval: Literal["hour", "day", "week", "month"] | None = None
+    """Chosen by the first detection and kept by every later one."""
+    archive: str | None = None
+    """The archive's path or URL at the last detection."""
+    layout: str | None = None
+    """The archive's layout."""
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, name: str) -> Self:
+        """As for every artifact; a newer layout is refused by its number, whatever else the file holds."""
+        version = values.get("layout_version", LAYOUT_VERSION)
+        if isinstance(version, bool) or not isinstance(version, int):
+            raise InputError(f"{name} has the layout_version {version!r}, which is not a whole number")
+        if version > LAYOUT_VERSION:
+            raise InputError(
+                f"{name} has layout version {version}, newer than the {LAYOUT_VERSION} that this program knows; "
+                "use the program that wrote it"
+            )
+        return super().from_values(values, name=name)
+
+    def write(self, store: Store) -> None:
+        """Write the file, atomically; keys without a value are left out."""
+        text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2, sort_keys=True)
+        store.write(self.PATH, (text + "\n").encode())
+
+
+class FailedShard(BaseModel):
+    """A shard that failed after its retries, and why."""
+
+    model_config = Artifact.model_config
+
+    shard: str
+    reason: str
+
+
+class DetectionProgress(Artifact):
+    """`ledger/detect/progress.json`: how far a detection is, written every few seconds and at its end."""
+
+    PATH = "ledger/detect/progress.json"
+
+    ledger: str = Field(pattern="^(detect|trigger)$")
+    """The ledger that its shards' markers go to."""
+    planned: int = Field(ge=0)
+    """Shards of the archive."""
+    pending_at_start: int = Field(ge=0)
+    """Shards that were still to do when it began."""
+    done_since: int = Field(ge=0)
+    """Shards that it has done."""
+    failed: tuple[FailedShard, ...]
+    """The first thousand."""
+    num_failed: int = Field(ge=0)
+    running: int = Field(ge=0)
+    """Shards in work; 0 at the end."""
+    started: float = Field(allow_inf_nan=False)
+    """Seconds since 1970."""
+    updated: float = Field(allow_inf_nan=False)
+    """Seconds since 1970."""
+    interval: str
+    """Of the shards."""
+    unusable_files: int = Field(ge=0)
+    """Files of the archive that cannot be used."""
+
+
+class TrainingRecord(Artifact):
+    """`train/training.json`: what the workspace's finished training gave."""
+
+    PATH = "train/training.json"
+
+    fingerprint: str
+    """Of all that decides the encoder: keys, events, algorithm version."""
+    keys: dict[str, Any]
+    """The configuration's keys that change the encoder, by dotted name."""
+    content_hash: str
+    """Of the encoder."""
+    num_events: int = Field(ge=0)
+    """Events trained on."""
+    model_uri: str
+    """The registered model."""
+    alias: str
+    """The alias that it was given."""
+    run_id: str
+    """Of MLflow."""
+    score: dict[str, float]
+    """What the encoder was judged by."""
+
+
+class ClusterEntry(BaseModel):
+    """One cluster of a clustering."""
+
+    model_config = Artifact.model_config
+
+    cluster: int = Field(ge=0, lt=2**31)
+    """Its number."""
+    events: int = Field(ge=0, lt=2**63)
+    """Events in it."""
+    name: str | None = None
+    purity: float | None = None
+    """Share of its most frequent class among its hand labels of the validation half; None without any."""
+    hand_labels: int = Field(default=0, ge=0)
+    """Hand labels of the validation half in it."""
+
+
+class ConfusionMatrix(BaseModel):
+    """Events of the test half by hand label and by the class that their cluster was given."""
+
+    model_config = Artifact.model_config
+
+    hand_labels: tuple[str, ...]
+    """Of the rows."""
+    given: tuple[str, ...]
+    """Of the columns: the classes, and last the one for events without any."""
+    events: tuple[tuple[int, ...], ...]
+    """One row for each hand label, one column for each class that was given."""
+
+
+class ClusteringSummary(Artifact):
+    """`clustering/summary.json`: the clusters by number, and how well they agree with hand labels."""
+
+    PATH = "clustering/summary.json"
+
+    clusters: tuple[ClusterEntry, ...]
+    fingerprint: str = ""
+    """Of all that the labelling read; with the same one there is nothing to do."""
+    mark: str = ""
+    """The fingerprint of the markers in ledger/label/."""
+    sweep_k: tuple[int, ...] = ()
+    """The numbers of clusters that were compared."""
+    scores: dict[str, float] = {}
+    """By name as in MLflow, such as test.purity; empty without hand labels."""
+    protocol: dict[str, str] = {}
+    """How each score was computed, in words."""
+    confusion: ConfusionMatrix | None = None
+
+
+def write_augmentation(store: Store, section: Mapping[str, Any]) -> str:
+    """Write the best augmentation section, atomically, and return its text."""
+    text = to_yaml({"augmentation": dict(section)})
+    store.write(BEST_AUGMENTATION, text.encode())
+    return text
+
+
+def read_augmentation(content: bytes, *, name: str) -> AugmentationSettings:
+    """Return the augmentation section of a YAML file, which holds it alone or under `augmentation:`.
+
+    Raises:
+        InputError: it is not one; the sentence begins with `name`.
+    """
+    values = load_yaml(content, name=name)
+    if not isinstance(values, dict):
+        raise InputError(f"{name} is not an augmentation section: it holds a {type(values).__name__}")
+    try:
+        return resolve({"augmentation": values.get("augmentation", values)}).augmentation
+    except InputError as error:
+        raise InputError(f"{name} is not an augmentation section: {error}") from None
