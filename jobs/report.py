@@ -10,7 +10,8 @@ import contextlib
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.report.stage import wants_ray, write_report
+from pipelines.report.stage import write_report
+from pipelines.report.stage_tasks import wants_ray
 from pipelines.runtime.ray_session import in_ray_job, ray_session
 from pipelines.tracking.server import open_tracking
 

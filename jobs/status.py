@@ -13,7 +13,8 @@ import pandas as pd
 
 from jobs.command_line import Arguments, leave, run_job
 from pipelines.detect.stage_status import DetectionStatus, read_status
-from pipelines.report.activity import BinnedCounts, coverage_plot
+from pipelines.report.coverage import coverage_plot
+from pipelines.report.time_bins import BinnedCounts
 
 PLOT_PATH = "report/coverage.png"
 MOST_LINES = 40

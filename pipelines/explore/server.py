@@ -27,18 +27,13 @@ from pipelines.config.label import LabelsSettings
 from pipelines.config.report import ExploreSettings, ReportSettings
 from pipelines.handlabels import editing
 from pipelines.report.catalogue import onset_nanoseconds
-from pipelines.report.figures import cluster_colour
 from pipelines.report.gallery import event_hash
-from pipelines.report.stage import (
-    EVALUATION_PATH,
-    GALLERY_COLUMNS,
-    LABEL_COLUMNS,
-    gallery_item,
-    read_columns,
-    read_rows,
-    shown_band,
-)
-from pipelines.report.stage import label_files as list_label_files
+from pipelines.report.stage_gallery import GALLERY_COLUMNS, gallery_item, shown_band
+from pipelines.report.stage_inputs import EVALUATION_PATH
+from pipelines.report.stage_inputs import label_files as list_label_files
+from pipelines.report.stage_reading import read_columns, read_rows
+from pipelines.report.stage_summary import LABEL_COLUMNS
+from pipelines.report.style import cluster_colour
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store, open_store
 from pipelines.workspace.workspace import Workspace

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from pipelines.report.figures import CLASS_COLOURS, CLUSTER_MARKERS, cluster_colour, cluster_marker, new_figure, quiet
+from pipelines.report.style import CLASS_COLOURS, CLUSTER_MARKERS, cluster_colour, cluster_marker, new_figure, quiet
 
 
 def principal_plane(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:

@@ -1,13 +1,12 @@
 """The report's page: one HTML file with its style and figures inside, which opens without a network."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
-from pipelines.report.confusion import ConfusionRow
+from pipelines.report.words import percent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +52,16 @@ class Statement:
     title: str
     value: str
     protocol: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfusionRow:
+    """One class of the truth or of the hand labels."""
+
+    name: str
+    total: int
+    cells: tuple[tuple[int, float, bool], ...]
+    """For each column: events, their share of the row (0 to 1), and whether the column stands for this class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,25 +119,3 @@ def render(page: Page) -> str:
     style = Markup(folder.joinpath("page.css").read_text(encoding="utf-8"))
     text: str = template.render(page=page, style=style)
     return text
-
-
-def percent(share: float) -> str:
-    """Return a share (0 to 1) in per cent, with a decimal where it is below ten.
-
-    >>> percent(0.256), percent(0.0123), percent(0.0)
-    ('26 %', '1.2 %', '0 %')
-    """
-    value = 100 * share
-    digits = 1 if 0 < value < 9.95 else 0
-    return f"{value:.{digits}f}\u00a0%"
-
-
-def enumerate_words(words: Sequence[str]) -> str:
-    """Join words as in a sentence.
-
-    >>> enumerate_words(["a", "b", "c"])
-    'a, b and c'
-    """
-    if len(words) < 2:
-        return "".join(words)
-    return f"{', '.join(words[:-1])} and {words[-1]}"

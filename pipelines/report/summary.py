@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from pipelines.report.activity import BIN_WIDTHS_S, BinnedCounts, add_onsets, merge_counts, no_counts
 from pipelines.report.gallery import best_candidates, event_hash, gallery_candidates, smallest_hashes
+from pipelines.report.time_bins import BIN_WIDTHS_S, BinnedCounts, add_onsets, merge_counts, no_counts
 
 MAX_BINS = 480
 _HOUR_S = BIN_WIDTHS_S[2]

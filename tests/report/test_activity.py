@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipelines.report.activity import BIN_WIDTHS_S, add_onsets, coverage_plot, merge_counts, no_counts
+from pipelines.report.coverage import coverage_plot
+from pipelines.report.time_bins import BIN_WIDTHS_S, add_onsets, merge_counts, no_counts
 
 START_NS = int(np.datetime64("2009-01-21T04:00", "ns").astype(np.int64))
 

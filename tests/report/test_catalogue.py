@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from obspy.io.quakeml.core import _validate
 
 from pipelines.metrics import association
-from pipelines.report import catalogue
+from pipelines.report import catalogue, quakeml
 
 START = pd.Timestamp("2020-12-31T23:00:00", tz="UTC")
 
@@ -47,7 +47,7 @@ def detections(seconds: list[float], **columns: object) -> pd.DataFrame:
 
 def document(rows: pd.DataFrame, within_seconds: float = 10.0, **types: str) -> tuple[pd.DataFrame, str]:
     events, picks = catalogue.associated_events(rows, within_seconds, 1, types)
-    return events, "".join(catalogue.quakeml("2020-12", events, picks, "local", "AWI", "sta-lta~abc"))
+    return events, "".join(quakeml.document("2020-12", events, picks, "local", "AWI", "sta-lta~abc"))
 
 
 def test_quakeml_passes_obspys_schema_and_reads_back_with_its_picks(tmp_path: Path) -> None:

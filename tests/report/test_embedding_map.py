@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import silhouette_score
 
-from pipelines.report import embedding_map, figures
+from pipelines.report import embedding_map, style
 
 
 def blobs() -> tuple[np.ndarray, np.ndarray]:
@@ -30,10 +30,10 @@ def test_the_map_names_clusters_and_known_classes() -> None:
     embeddings, group = blobs()
     plane, _ = embedding_map.principal_plane(embeddings)
     classes = np.where(group == 0, "icequake", None)
-    with figures.drawing():
+    with style.drawing():
         figure = embedding_map.map_figure(
             {"principal components": plane}, group.astype(np.int32), {0: "0 · icequake", 1: "1", 2: "2"}, classes
         )
-        text = figures.to_svg(figure, "map")
+        text = style.to_svg(figure, "map")
     assert "0 · icequake" in text
     assert "not known" in text

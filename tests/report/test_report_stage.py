@@ -14,8 +14,10 @@ from jobs import report as job
 from pipelines import config
 from pipelines.config.report import CatalogSettings
 from pipelines.metrics import association
-from pipelines.report import stage
-from pipelines.report.stage import ReportResult, summarise_files, write_report
+from pipelines.report.stage import ReportResult, write_report
+from pipelines.report.stage_catalogue import write_catalog
+from pipelines.report.stage_inputs import label_files
+from pipelines.report.stage_summary import summarise_files, summarise_labels
 from pipelines.report.summary import LabelSummary, SummarySize, merge
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
@@ -166,11 +168,13 @@ def test_ray_tasks_write_the_same_catalogue(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stage, "FILES_PER_TASK", 2)
+    monkeypatch.setattr(
+        tables, "by_task", lambda files: [files[start : start + 2] for start in range(0, len(files), 2)]
+    )
     workspace = open_workspace(str(tmp_path / "tasks"), create=True)
     fill_workspace(workspace.store)
-    summary = stage.summarise_labels(workspace.store, stage.label_files(workspace), SummarySize(per_role=1, sample=9))
-    written, _ = stage.write_catalog(workspace, CatalogSettings(), summary, 30.0)
+    summary = summarise_labels(workspace.store, label_files(workspace), SummarySize(per_role=1, sample=9))
+    written, _ = write_catalog(workspace, CatalogSettings(), summary, 30.0)
     assert len(written) == 6
     for path in written:
         assert workspace.store.read(path) == reported[0].store.read(path)

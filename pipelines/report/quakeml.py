@@ -1,0 +1,94 @@
+"""The catalogue as QuakeML 1.2, with picks and no origin, which QuakeML allows since no location is computed.
+
+It is written event by event as text: ObsPy's writer holds a month's catalogue as objects, some 20 kB an event.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+from xml.sax.saxutils import escape, quoteattr
+
+import pandas as pd
+
+from pipelines.report.catalogue import iso_times
+
+_HEAD = """<?xml version="1.0" encoding="utf-8"?>
+<q:quakeml xmlns="http://quakeml.org/xmlns/bed/1.2" xmlns:q="http://quakeml.org/xmlns/quakeml/1.2">
+"""
+_UNSAFE = re.compile(r"[^A-Za-z0-9_\-.*()~']")
+
+
+def document(
+    month: str,
+    events: pd.DataFrame,
+    picks: pd.DataFrame,
+    authority: str,
+    agency: str | None,
+    method: str,
+) -> Iterator[str]:
+    """Yield a QuakeML 1.2 document in pieces, the same text for the same tables.
+
+    `month` (such as 2009-01) names the document; `picks` has the detections with their `catalog_id`; `method` names
+    the detector's configuration in the picks' method identifier. Times are cut to microseconds. Picks are onsets
+    found by an automatic detector: no phase is claimed. Text that XML cannot hold is left out.
+    """
+    prefix = f"smi:{authority}/firnline"
+    agency_line = f"<creationInfo><agencyID>{_text(agency)}</agencyID></creationInfo>" if agency else ""
+    yield _HEAD
+    yield f'<eventParameters publicID="{prefix}/catalog/{month}">\n'
+    yield (
+        "<comment><text>Detections associated in time only: no origin and no magnitude was computed.</text></comment>\n"
+    )
+    # An event ends before the next one begins, so in order of time its picks stand together.
+    picks = picks.sort_values(["onset", "event_id"], kind="stable")
+    pick_rows = picks.assign(time=iso_times(picks["onset"], "us") if len(picks) else []).itertuples(index=False)
+    rows: Iterator[Any] = iter(events.itertuples(index=False))
+    for event in rows:
+        name = _identifier(event.catalog_id)
+        yield f'<event publicID="{prefix}/event/{name}">\n'
+        label = "no label" if event.label is None else f"label {event.label} ({event.label_source})"
+        words = (
+            f"cluster {event.cluster} ({event.cluster_share:.0%} of the detections); {label}; "
+            f"{event.num_detections} detection(s) at {event.num_stations} station(s); no origin was computed"
+        )
+        yield f"<comment><text>{_text(words)}</text></comment>\n"
+        for pick in itertools.islice(pick_rows, event.num_detections):
+            yield _pick(pick, prefix, method, agency_line)
+        yield f"<type>{event.event_type}</type>\n"
+        if event.label is not None:
+            certainty = "known" if event.label_source == "hand" else "suspected"
+            yield f"<typeCertainty>{certainty}</typeCertainty>\n"
+        yield agency_line
+        yield "</event>\n"
+    yield agency_line
+    yield "</eventParameters>\n</q:quakeml>\n"
+
+
+def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
+    row = pick._asdict()
+    location = f" locationCode={quoteattr(row['location'])}" if row["location"] else ""
+    label = "" if row["label"] is None or pd.isna(row["label"]) else f"; label {row['label']} ({row['label_source']})"
+    words = (
+        f"event_id {row['event_id']}; STA/LTA {row['peak_ratio']:.2f}; signal-to-noise {row['snr_db']:.1f} dB; "
+        f"duration {row['duration_s']:.2f} s; cluster {row['cluster']}{label}"
+    )
+    return (
+        f'<pick publicID="{prefix}/pick/{_identifier(row["event_id"])}">\n'
+        f"<time><value>{row['time']}</value></time>\n"
+        f"<waveformID networkCode={quoteattr(row['network'])} stationCode={quoteattr(row['station'])}"
+        f"{location} channelCode={quoteattr(row['trigger_channel'])}/>\n"
+        f"<methodID>{prefix}/method/{_identifier(method)}</methodID>\n"
+        "<evaluationMode>automatic</evaluationMode>\n"
+        f"<comment><text>{_text(words)}</text></comment>\n"
+        f"{agency_line}</pick>\n"
+    )
+
+
+def _identifier(name: str) -> str:
+    """Return a name with the characters that a QuakeML identifier cannot hold written as ~ and their code."""
+    return _UNSAFE.sub(lambda match: f"~{ord(match.group()):x}~", name)
+
+
+def _text(words: str | None) -> str:
+    return escape("".join(letter for letter in words or "" if letter >= " " or letter in "\t\n"))

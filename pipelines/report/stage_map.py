@@ -1,0 +1,48 @@
+"""Reads the embeddings of a sample of events and draws their map."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+
+from pipelines.config.report import ReportSettings
+from pipelines.report import embedding_map
+from pipelines.report.stage_reading import read_events
+from pipelines.report.style import drawing, to_svg
+from pipelines.workspace import tables
+from pipelines.workspace.storage import Store
+
+
+def draw_map(
+    store: Store, settings: ReportSettings, sample: pd.DataFrame, titles: Mapping[int, str]
+) -> tuple[str, str]:
+    """Return the map of a sample as SVG ("" where none can be drawn) and its caption.
+
+    `sample` has the columns of `labels/` and the `file` of each row; `titles` maps clusters to names in the legend.
+    """
+    embedded = {item.path.removeprefix("embeddings/") for item in tables.list_shards(store, "embeddings")}
+    sample = sample[sample["file"].isin(embedded)]
+    read = read_events(store, "embeddings", sample, ("event_id", "embedding"))
+    vectors = {
+        event_id: vector
+        for table in read
+        for event_id, vector in zip(table["event_id"].to_pylist(), tables.embeddings(table["embedding"]), strict=True)
+    }
+    rows = sample[sample["event_id"].isin(vectors)]
+    if len(rows) < 10:
+        return "", f"A map needs the embeddings of at least 10 events; {len(rows)} were found."
+    embeddings = np.stack([vectors[event_id] for event_id in rows["event_id"]])
+    plane, share = embedding_map.principal_plane(embeddings)
+    planes = {f"principal components ({share:.0%} of the variance)": plane}
+    words = f"{len(rows)} events drawn by a hash of their ids, coloured by cluster. "
+    if settings.map_method == "tsne":
+        planes["t-SNE: who is near whom"] = embedding_map.neighbourhood_plane(embeddings, settings.seed)
+        words += "t-SNE keeps neighbours together; distances between groups that lie apart mean nothing there. "
+    by_hand = (rows["label_source"] == "hand").to_numpy()
+    classes = rows["label"].to_numpy(dtype=object).copy()
+    classes[~by_hand] = None
+    if by_hand.any():
+        words += f"Known classes are those of hand labels or truth, {int(by_hand.sum())} of the events drawn."
+    with drawing():
+        figure = embedding_map.map_figure(planes, rows["cluster"].to_numpy(dtype=np.int32), titles, classes)
+        return to_svg(figure, "Map of the embedding in two dimensions", dpi=200), words.strip()

@@ -1,0 +1,113 @@
+"""Gathers all that the report's page shows, and draws its figures."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import pyarrow as pa
+
+from pipelines import config as configuration
+from pipelines.config.report import ReportSettings
+from pipelines.report.activity import activity_figure
+from pipelines.report.agreement import confusion_tables, statements
+from pipelines.report.clusters import cluster_cards, cluster_names
+from pipelines.report.coverage import coverage_figure
+from pipelines.report.page import ClusterCard, Page
+from pipelines.report.stage_coverage import read_coverage
+from pipelines.report.stage_gallery import band_words, gallery_items, shown_band
+from pipelines.report.stage_inputs import read_evaluation
+from pipelines.report.stage_lineage import lineage
+from pipelines.report.stage_map import draw_map
+from pipelines.report.stage_reading import read_events
+from pipelines.report.style import drawing, to_svg
+from pipelines.report.summary import LabelSummary
+from pipelines.report.words import count_words, percent, span_words
+from pipelines.tracking.server import Tracking
+from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import Workspace
+
+
+def build_page(
+    workspace: Workspace,
+    settings: ReportSettings,
+    summary: LabelSummary,
+    catalog_files: Sequence[str],
+    catalog_events: int,
+    within_seconds: float,
+    tracking: Tracking | None,
+) -> Page:
+    """Return the page of a workspace: reads the chosen events and draws all figures."""
+    store = workspace.store
+    evaluation = read_evaluation(store)
+    band_hz = shown_band(workspace, settings)
+    names = cluster_names(summary, evaluation)
+    titles = {cluster: f"{cluster} · {name}"[:28] if name else f"cluster {cluster}" for cluster, name in names.items()}
+    sample = _sample_with_measures(store, summary.sample)
+    cards = cluster_cards(summary, names, sample)
+    coverage, coverage_words = read_coverage(store)
+    with drawing():
+        activity_svg = to_svg(activity_figure(summary.by_cluster, titles), "Detections of each cluster over time")
+        coverage_svg = to_svg(coverage_figure(coverage, summary.by_site), "Coverage by station and day")
+    map_svg, map_caption = draw_map(store, settings, summary.sample, titles)
+    total = int(summary.groups["events"].sum())
+    sites = summary.groups.groupby("site")["events"].sum()
+    first, last = (
+        pd.Timestamp(int(time), tz="UTC") for time in (summary.files["first_ns"].min(), summary.files["last_ns"].max())
+    )
+    title = store.url.rstrip("/").rpartition("/")[2] or store.url
+    return Page(
+        title=title,
+        lede=_lede(total, len(sites), first, last, cards),
+        facts=(
+            (f"{total:,}".replace(",", "\u202f"), "detections"),
+            (f"{catalog_events:,}".replace(",", "\u202f"), "associated events"),
+            (str(len(sites)), "stations"),
+            (str(len(cards)), "clusters"),
+            (span_words(first, last), "from the first onset to the last"),
+        ),
+        clusters=tuple(cards),
+        gallery=tuple(gallery_items(store, settings, summary, band_hz)),
+        band_words=band_words(band_hz),
+        statements=tuple(statements(evaluation)),
+        confusions=tuple(confusion_tables(evaluation)),
+        no_evaluation=(
+            "No hand labels and no truth were given to the label stage (labels.path), so nothing can be said about how "
+            "well the clusters agree with known classes. Clusters are groups of similar waveforms, not yet kinds of "
+            "events."
+        ),
+        activity_svg=activity_svg,
+        activity_caption=(
+            f"Detections of each cluster in bins of {summary.by_cluster.width_name}, UTC. Each panel has its own scale."
+        ),
+        coverage_svg=coverage_svg,
+        coverage_caption=f"Recorded part of each day by station, and detections over time. {coverage_words}",
+        map_svg=map_svg,
+        map_caption=map_caption,
+        catalogue_words=(
+            f"{catalog_events} events: detections of any station within {within_seconds:g} s of an event's first "
+            "detection are one event. Events have onsets (picks by the automatic detector, no phase claimed) but no "
+            "origin and no magnitude, since none is computed. The Parquet and CSV files have one row an event, whose "
+            "event_ids lead to the rows of events, embeddings and labels."
+        ),
+        catalogue_files=tuple((f"../{path}", path.removeprefix("catalog/")) for path in catalog_files),
+        lineage=tuple(lineage(workspace, tracking)),
+        configuration=tuple(
+            (stage, configuration.to_yaml(stored))
+            for stage in ("synthesize", "detect", "train", "label", "report")
+            if (stored := workspace.stored_config(stage))
+        ),
+    )
+
+
+def _lede(total: int, sites: int, first: pd.Timestamp, last: pd.Timestamp, cards: Sequence[ClusterCard]) -> str:
+    largest = max(cards, key=lambda card: card.events)
+    name = f"cluster {largest.number}" + (f", {largest.name}" if largest.name else "")
+    return (
+        f"{count_words(total, 'detection')} at {count_words(sites, 'station')} between {first:%Y-%m-%d %H:%M} and "
+        f"{last:%Y-%m-%d %H:%M} UTC fall into {count_words(len(cards), 'cluster')}; the largest is {name}, with "
+        f"{percent(largest.share)}."
+    )
+
+
+def _sample_with_measures(store: Store, sample: pd.DataFrame) -> pd.DataFrame:
+    read = read_events(store, "events", sample, ("event_id", "duration_s", "snr_db"))
+    return sample.merge(pa.concat_tables(read).to_pandas(), on="event_id", how="left")
