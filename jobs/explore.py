@@ -4,15 +4,16 @@
     python -m jobs.explore runs/demo --explore.port 0 --explore.labels_path labels.csv
 
 The labels are saved to a CSV file that `labels.path` reads, the names to one that `labels.names` reads. The server
-listens on this machine only; open the address that it prints. Ctrl-C ends it.
+listens on this machine only; open the address that it prints. Ctrl-C or SIGTERM ends it, with exit code 0.
 """
 
-import contextlib
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, run_job
 from pipelines.config.label import LabelsSettings
-from pipelines.explore.server import ExplorerServer, is_loopback, open_explorer
+from pipelines.explore.access import is_loopback
+from pipelines.explore.explorer import open_explorer
+from pipelines.explore.server import ExplorerServer
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def explore(arguments: Arguments) -> None:
-    """Serve until interrupted."""
+    """Serve until Ctrl-C or SIGTERM, the ordinary end."""
     workspace = arguments.workspace(0, write=False)
     config = arguments.config("explore", workspace)
     labels = config.labels
@@ -29,13 +30,12 @@ def explore(arguments: Arguments) -> None:
         labels = LabelsSettings.model_validate(workspace.stored_config("label").get("labels", {}))
     explorer = open_explorer(workspace, config.explore, labels, config.report)
     with ExplorerServer(explorer, config.explore) as server:
-        print(f"hand labels: {explorer.labels_store.full(explorer.labels_name)}")
-        print(f"cluster names: {explorer.store.full(explorer.names_name)}")
+        print(f"hand labels: {explorer.labels.path}")
+        print(f"cluster names: {explorer.names.path}")
         if not is_loopback(config.explore.host):
             print(f"explore.host is {config.explore.host}: other machines can reach this server, without encryption")
         print(f"open {server.url}", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.serve_forever()
+        server.serve()
 
 
 if __name__ == "__main__":

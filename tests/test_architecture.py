@@ -45,7 +45,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "tune": ("stage", "stage_*"),
     "label": ("stage", "stage_*", "compare"),
     "report": ("stage", "stage_*"),
-    "explore": ("server", "stage_*"),
+    "explore": ("explorer", "listing", "saved"),
 }
 
 OUTSIDE_NUMERICS = (

@@ -2,7 +2,19 @@
 
 // Everything that comes from the server is set as text or parsed as an image, never as markup.
 
-const requestToken = document.querySelector('meta[name="request-token"]').content;
+// The token comes in the fragment of the address, which a browser never sends. It is kept for this tab and this
+// origin (scheme, host and port) only, and sent in a header: a cookie would go to other servers on this machine, too.
+const TOKEN_KEY = "firnline-token";
+function takeToken() {
+  const given = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!given) return sessionStorage.getItem(TOKEN_KEY);
+  sessionStorage.setItem(TOKEN_KEY, given);
+  history.replaceState(null, "", location.pathname);
+  return given;
+}
+const token = takeToken();
+window.addEventListener("hashchange", () => { takeToken(); location.reload(); });
+
 const byId = (id) => document.getElementById(id);
 const state = { summary: null, cluster: "", cursors: [""], following: "", events: [] };
 
@@ -22,12 +34,14 @@ function element(name, attributes = {}, ...children) {
 }
 
 async function ask(path, body) {
-  const options = body === undefined ? {} : {
-    method: "POST",
-    headers: { "Content-Type": "application/json", "X-Firnline-Token": requestToken },
-    body: JSON.stringify(body),
-  };
-  const answer = await fetch(path, { credentials: "same-origin", ...options });
+  if (!token) throw new Error("Open the address that firnline explore has printed: it holds the token.");
+  const options = { headers: { Authorization: `Bearer ${token}` }, credentials: "omit" };
+  if (body !== undefined) {
+    options.method = "POST";
+    options.headers["Content-Type"] = "application/json";
+    options.body = JSON.stringify(body);
+  }
+  const answer = await fetch(path, options);
   const text = await answer.text();
   if (!answer.ok) {
     let reason = text.trim();

@@ -1,0 +1,111 @@
+"""What a browser may ask for: filters, pages and changes, checked before anything is read or saved."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+ORDERS = {"time": None, "typical": "distance", "uncertain": "margin", "random": "hash"}
+"""Orders of a list, and the column that each sorts by (None: by station and time)."""
+
+MAX_LABELLED = 1000
+"""Events that one request may label."""
+
+
+class BadRequest(ValueError):
+    """A request that cannot be answered; its text goes to the browser."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter:
+    """Which events are listed, and in what order."""
+
+    cluster: int | None = None
+    site: str | None = None
+    """network.station."""
+    start_ns: int | None = None
+    """First onset (ns since 1970-01-01 UTC)."""
+    end_ns: int | None = None
+    """End of the onsets, itself excluded (ns since 1970-01-01 UTC)."""
+    label: str | None = None
+    """A hand label, or "" for events without one."""
+    order: str = "time"
+
+
+def read_filter(query: Mapping[str, list[str]]) -> Filter:
+    """Return the filter that a query asks for.
+
+    Raises:
+        BadRequest: a value is not valid; names it.
+    """
+
+    def value(name: str) -> str | None:
+        text = query.get(name, [""])[-1].strip()
+        return text or None
+
+    def nanoseconds(name: str) -> int | None:
+        text = value(name)
+        if text is None:
+            return None
+        try:
+            time = pd.Timestamp(text)
+            return int((time.tz_localize("UTC") if time.tzinfo is None else time).as_unit("ns").value)
+        except (ValueError, OverflowError, TypeError):
+            raise BadRequest(f"{name} is {text[:40]!r}, it must be a UTC time such as 2009-01-21T04:00") from None
+
+    cluster, order, label = value("cluster"), value("order") or "time", query.get("label", [None])[-1]
+    if cluster is not None and not (cluster.isascii() and cluster.isdigit() and len(cluster) < 10):
+        raise BadRequest(f"cluster is {cluster[:40]!r}, it must be a number")
+    if order not in ORDERS:
+        raise BadRequest(f"order is {order[:40]!r}, it must be one of {', '.join(ORDERS)}")
+    return Filter(
+        cluster=None if cluster is None else int(cluster),
+        site=value("site"),
+        start_ns=nanoseconds("start"),
+        end_ns=nanoseconds("end"),
+        label=label,
+        order=order,
+    )
+
+
+def read_cursor(cursor: str) -> tuple[int, int]:
+    """Return the file and the row that a page begins with ("" is the first page); BadRequest for anything else."""
+    if not cursor:
+        return 0, 0
+    first, _, second = cursor.partition("-")
+    if not (cursor.isascii() and first.isdigit() and second.isdigit() and len(cursor) < 24):
+        raise BadRequest("the cursor is not one that this server gave")
+    return int(first), int(second)
+
+
+def read_object(body: bytes) -> dict[str, Any]:
+    """Return a request's JSON object; BadRequest where it is not one."""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        raise BadRequest("the request is not valid JSON") from None
+    if not isinstance(content, dict):
+        raise BadRequest("the request must be a JSON object")
+    return content
+
+
+def read_label_changes(body: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the labels to set by event id (None: remove the label); BadRequest where the request is not valid."""
+    event_ids, label = body.get("event_ids"), body.get("label")
+    if not isinstance(event_ids, list) or not all(isinstance(event_id, str) for event_id in event_ids):
+        raise BadRequest("event_ids must be a list of event ids")
+    if not 1 <= len(event_ids) <= MAX_LABELLED:
+        raise BadRequest(f"the request has {len(event_ids)} events, 1 to {MAX_LABELLED} can be labelled at once")
+    if not (label is None or isinstance(label, str)):
+        raise BadRequest("label must be text, or null to remove it")
+    return dict.fromkeys(event_ids, label)
+
+
+def read_name_change(body: Mapping[str, Any]) -> tuple[int, str | None]:
+    """Return a cluster and its new name (None: remove the name); BadRequest where the request is not valid."""
+    cluster, name = body.get("cluster"), body.get("name")
+    if not isinstance(cluster, int) or isinstance(cluster, bool) or not (name is None or isinstance(name, str)):
+        raise BadRequest("the request must have the number of a cluster and its name")
+    return cluster, name
