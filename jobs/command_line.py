@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 from pipelines import __version__
 from pipelines import config as configuration
 from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.redaction import holds_secret, scrub, without_secrets
+from pipelines.runtime.signals import sigterm_interrupts
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 JOBS = {
@@ -37,7 +39,7 @@ JOBS = {
 
 
 INTERRUPTED = 130
-"""Exit code after an interrupt, as a shell gives it."""
+"""Exit code after Ctrl-C or SIGTERM; the same command continues."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,20 +140,21 @@ def run_job(
         print(usage(job, positional, switches))
         return 0
     try:
-        arguments = parse(job, positional, argv, switches)
-        return body(arguments) or 0
+        with sigterm_interrupts():
+            arguments = parse(job, positional, argv, switches)
+            return body(arguments) or 0
     except InputError as error:
-        print(f"firnline {job}: {error}", file=sys.stderr)
+        print(scrub(f"firnline {job}: {error}"), file=sys.stderr)
         return 2
     except StageFailed as error:
-        print(f"firnline {job}: {error}", file=sys.stderr)
+        print(scrub(f"firnline {job}: {error}"), file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Exception) as error:
-        # Where a class is being made, Python 3.11 turns the interrupt into the cause of an error.
+        # If a class is being created, Python 3.11 turns the interrupt into the cause of another error.
         if isinstance(error, KeyboardInterrupt) or isinstance(error.__cause__, KeyboardInterrupt):
-            print(f"firnline {job}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            print(f"firnline {job}: interrupted; run the same command again to continue", file=sys.stderr)
             return INTERRUPTED
-        traceback.print_exc()
+        print(scrub(traceback.format_exc()), file=sys.stderr)
         return 1
 
 
@@ -191,6 +194,12 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
             flags.append((name, value))
         else:
             raise InputError(f"unknown flag --{name}; firnline {job} --help lists the flags")
+    for value in values:
+        if "://" in value and holds_secret(value):
+            raise InputError(
+                f"{without_secrets(value)} holds a user name, password or query; set AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY, or a profile, instead"
+            )
     many = bool(positional) and positional[-1].endswith("...")
     if len(values) < len(positional) or (len(values) > len(positional) and not many):
         raise InputError(f"expects {' '.join(positional) or 'no argument'}, got {' '.join(values) or 'nothing'}")

@@ -21,6 +21,7 @@ from pipelines.handlabels.table import read_label_table
 from pipelines.label.stage import check_events, check_labelling, label_events
 from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.redaction import without_secrets
 from pipelines.tracking.server import Tracking, open_tracking
 from pipelines.train.stage import check_resources, check_training, train_encoder
 from pipelines.tune.stage import check_search, tune_augmentations
@@ -102,10 +103,11 @@ def _say_how_to_look(workspace: Workspace, tracking: Tracking, *, seconds: float
     print(f"\nrun: done in {seconds:.0f} s")
     print(f"Report:        {Path(page).as_uri() if workspace.store.is_local else page}")
     print(f"Browse, label: {_command('firnline')} explore {shlex.quote(workspace.url)}")
+    uri = without_secrets(tracking.uri)
     if tracking.uri.startswith("http"):
-        print(f"MLflow:        {tracking.uri}")
+        print(f"MLflow:        {uri}")
         return
-    uri = shlex.quote(tracking.uri)
+    uri = shlex.quote(uri)
     print(f"MLflow:        {_command('mlflow')} server --host 127.0.0.1 --port 5000 --backend-store-uri {uri}")
     print("               then open http://127.0.0.1:5000")
 

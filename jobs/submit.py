@@ -12,7 +12,6 @@ flags of submit (before or after JOB; all others are the job's):
 """
 
 import asyncio
-import logging
 import os
 import shlex
 import shutil
@@ -27,9 +26,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.command_line import JOBS, config_text, leave, run_job
-from pipelines.config import describe_keys, flatten, read_yaml
+from pipelines.config import describe_keys, flatten, read_yaml, refuse_secrets
 from pipelines.runtime.errors import InputError, StageFailed
-from pipelines.runtime.ray_session import use_token_if_available
+from pipelines.runtime.ray_private import quieten_jobs_client
+from pipelines.runtime.ray_token import use_token_if_available
+from pipelines.runtime.redaction import holds_secret, without_secrets
 
 NOT_SUBMITTED = {"submit": "it is this command", "explore": "it is a page for the person at this machine"}
 PACKAGES = ("pipelines", "jobs")
@@ -89,10 +90,17 @@ def submit(words: Sequence[str]) -> int:
     address = own.get("address") or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address:
         raise InputError("no Jobs server: give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS")
+    if holds_secret(address):
+        raise InputError(
+            f"the Jobs server is {without_secrets(address)}, with a user name, password or query hidden here; give its "
+            "token in RAY_AUTH_TOKEN_PATH instead"
+        )
     if urlsplit(address).scheme not in ("http", "https"):
         raise InputError(f"--address is {address}; submit needs the Jobs server, http(s)://host:port")
     submission = prepare(rest)
     client = connect(address)
+    kept = [name for name in SENT_VARIABLES if os.environ.get(name) and name not in sent_environment()]
+    submission.notes.extend(f"{name} holds a user name, password or query and is not sent" for name in kept)
     for note in submission.notes:
         print(f"firnline submit: {note}", file=sys.stderr)
     with working_folder(submission) as folder:
@@ -126,8 +134,15 @@ def prepare(words: Sequence[str]) -> Submission:
     """Check a job's words on this machine and return them as the nodes will read them.
 
     Local paths become absolute: on a node the job runs in a folder of Ray's. Raises InputError for an unknown job, an
-    unreadable --config, or a tracking URI with a password in it.
+    unreadable --config, or a URL with a password in it.
     """
+    for word in words:
+        value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
+        if "://" in value and holds_secret(value):
+            raise InputError(
+                f"{without_secrets(value)} holds a user name, password or query, hidden here, which Ray would show "
+                "with the job; set variables such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the nodes"
+            )
     named, rest = take_flags(words, ("config", "mlflow"))
     if not rest:
         raise InputError("no JOB given; firnline --help lists them")
@@ -141,6 +156,7 @@ def prepare(words: Sequence[str]) -> Submission:
     if "config" in named:
         text = config_text(named["config"])
         content = read_yaml(text, name=named["config"])
+        refuse_secrets(content)
         keys = set(PATH_KEYS) & {key for key, _, _ in describe_keys(job)}
         paths = {key: value for key, value in flatten(content) if key in keys and isinstance(value, str)} | paths
     sent: list[str] = []
@@ -162,11 +178,6 @@ def prepare(words: Sequence[str]) -> Submission:
     for key, value in paths.items():
         sent += [f"--{key}", value if value in NO_PATHS else on_the_nodes(value)]
     if "mlflow" in named:
-        if urlsplit(named["mlflow"]).password:
-            raise InputError(
-                "--mlflow holds a password, which Ray would show with the job; set MLFLOW_TRACKING_USERNAME and "
-                "MLFLOW_TRACKING_PASSWORD on the nodes instead"
-            )
         sent += ["--mlflow", named["mlflow"]]
     name = Path(named["config"]).name if "config" in named else "config.yaml"
     return Submission(job=job, words=sent, config_text=text, config_name=name, notes=notes)
@@ -175,7 +186,7 @@ def prepare(words: Sequence[str]) -> Submission:
 def sent_environment() -> dict[str, str]:
     """Return the variables of this process that a job gets: endpoints and region, no credentials."""
     values = {name: os.environ[name] for name in SENT_VARIABLES if os.environ.get(name)}
-    return {name: value for name, value in values.items() if "://" not in value or not urlsplit(value).password}
+    return {name: value for name, value in values.items() if not holds_secret(value)}
 
 
 def entrypoint(submission: Submission, python: str) -> str:
@@ -214,8 +225,7 @@ def connect(address: str) -> Any:
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
-    for name in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk", "ray._private.runtime_env"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quieten_jobs_client()
     try:
         client: Any = JobSubmissionClient(address, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
         client.list_jobs()

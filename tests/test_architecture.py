@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Modules of a room that know Ray, MLflow or storage; all its other modules are pure functions on arrays and tensors.
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "runtime": ("ray_session",),
+    "runtime": ("ray_session", "ray_private"),
     "config": (),
     "metrics": (),
     "encoders": (),
@@ -64,6 +64,9 @@ HOMES: dict[str, str] = {
     "mlflow": "pipelines/tracking/",
     "s3fs": "pipelines/workspace/storage.py",
     "fsspec": "pipelines/workspace/storage.py",
+    "ray._raylet": "pipelines/runtime/ray_private.py",
+    "ray._private": "pipelines/runtime/ray_private.py",
+    "ray._common": "pipelines/runtime/ray_private.py",
 }
 
 

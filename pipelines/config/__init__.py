@@ -24,6 +24,7 @@ from pipelines.config.synthesize import SynthesizeSettings
 from pipelines.config.train import TrainSettings
 from pipelines.config.tune import TuneSettings
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.redaction import holds_secret, without_secrets
 
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": ("synthesize",),
@@ -74,10 +75,22 @@ def resolve(*layers: Mapping[str, Any]) -> Config:
     merged: dict[str, Any] = {}
     for layer in layers:
         merged = _merge(merged, layer)
+    refuse_secrets(merged)
     try:
         return Config.model_validate(merged)
     except ValidationError as error:
         raise InputError(_source_of(error, layers) + _sentence(error)) from None
+
+
+def refuse_secrets(content: Mapping[str, Any]) -> None:
+    """Raise InputError where a value is a URL with a user name, password or query: configurations are stored."""
+    for key, value in flatten(content):
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str) and "://" in text and holds_secret(text):
+                raise InputError(
+                    f"{key} is {without_secrets(text)}, with a user name, password or query hidden here: the "
+                    "configuration is printed and stored, so give credentials in the environment"
+                )
 
 
 def with_keys(config: Config, sections: Mapping[str, Mapping[str, Any]]) -> Config:
@@ -218,6 +231,7 @@ __all__ = [
     "load_yaml",
     "read_flags",
     "read_yaml",
+    "refuse_secrets",
     "resolve",
     "stage_config",
     "stage_output_keys",

@@ -1,4 +1,6 @@
-"""The two ways a job ends badly, which `jobs.command_line` turns into exit codes, and how an error is told of later."""
+"""The two ways a job fails, which `jobs.command_line` turns into exit codes, and how an error is recorded."""
+
+from pipelines.runtime.redaction import scrub
 
 
 class InputError(Exception):
@@ -13,5 +15,5 @@ class StageFailed(Exception):
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's type and text on one line, for a ledger or a result that is told of later."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Return an error's type and text on one line without secrets, for a ledger or a result that is reported later."""
+    return scrub(f"{type(error).__name__}: {' '.join(str(error).split())}")

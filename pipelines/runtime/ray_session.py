@@ -1,17 +1,13 @@
-"""Starts a private Ray on this machine, or joins the cluster that is given; nothing else in Firnline calls `ray.init`.
+"""Starts a private Ray on this machine or joins a given cluster; nothing else in Firnline calls `ray.init`.
 
-Ray runs any code that reaches its ports, so every Ray that we start asks for a token, and on one machine it listens on
-loopback only.
+Every Ray that we start requires a token, and on one machine it listens on loopback only.
 """
 
 import importlib
 import logging
 import os
-import secrets
 import shutil
 import socket
-import stat
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,26 +16,34 @@ from typing import Any
 
 import joblib
 
+from pipelines.runtime import ray_private
 from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.ray_token import (
+    apply_environment,
+    private_folder,
+    private_ray_environment,
+    use_token_if_available,
+)
+from pipelines.runtime.signals import take_sigterm
 
 SPARE_CPUS = 2
-"""Logical CPUs on top of the cores: training on every CPU would leave Ray Data none, and it would wait for ever."""
+"""Logical CPUs in addition to the cores: training that takes every CPU would leave none for Ray Data."""
 
 START_ATTEMPTS = 3
-"""Ray gives its servers half a minute to come up, which a busy machine can exceed."""
+"""Ray gives its servers half a minute to start, and a busy machine may need longer."""
 
 CONNECT_SECONDS = 10.0
-"""How long a cluster's address may take to accept a connection."""
+"""Longest wait for a cluster to accept a connection."""
 
 NO_PROGRESS_SECONDS = 6 * 3600.0
-"""How long Ray Data may wait on a cluster for capacity: spot machines can be away for hours."""
+"""Longest wait of Ray Data for capacity on a cluster: spot machines can be away for hours."""
 
 CLUSTER_CPUS_VARIABLE = "FIRNLINE_CLUSTER_CPUS"
-"""Variable of a cluster's head: how many CPUs its autoscaler may bring the cluster to."""
+"""Variable of a cluster's head: the largest number of CPUs that its autoscaler may start."""
 
 _GIB = 1 << 30
 _own_cores: list[int] = []
-"""The cores of the Ray that this process started and has not ended yet; empty where it joined one."""
+"""The cores of the Ray that this process started; empty if it joined one, or after the end."""
 _TRANSIENT_ERRORS = (
     "SlowDown",
     "SLOW_DOWN",
@@ -64,10 +68,10 @@ class RaySession:
     address: str
     """`host:port` of the cluster's control service."""
     started: bool
-    """Whether it was started here, and so ends with the job."""
+    """Whether it was started here and ends with the job."""
     num_cpus: int
-    """Logical CPUs that may do work at once: all that the cluster has or may still start; of a Ray started here
-    all but the spare ones."""
+    """Logical CPUs that may work at the same time: all that the cluster has or may still start, without the spare ones
+    of a Ray started here."""
 
 
 @contextmanager
@@ -113,7 +117,7 @@ def ray_session(
 
 
 def task_results(references: Sequence[Any]) -> list[Any]:
-    """Return the results of tasks; an InputError or StageFailed of one is raised as it was there, without its trace."""
+    """Return the results of tasks; an InputError or StageFailed in a task is raised here, without its traceback."""
     import ray
     from ray.exceptions import RayTaskError
 
@@ -132,117 +136,17 @@ def in_ray_job() -> bool:
 
 
 def local_cores() -> int:
-    """Return how many cores this process may use, with its CPU affinity and its container's quota."""
+    """Return how many cores this process may use, given its CPU affinity and its container's quota."""
     return max(1, int(joblib.cpu_count()))
 
 
-def private_ray_environment() -> dict[str, str]:
-    """Return the variables under which a new Ray asks for our token and listens on loopback alone."""
-    return {
-        **token_environment(),
-        # With its clusters "disabled" Ray gives the node the loopback address, and all its servers listen there.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-        # Metrics would be served without the token; on impossible ports their servers do not start.
-        "RAY_enable_metrics_collection": "0",
-        "AUTOSCALER_METRIC_PORT": "-1",
-        "DASHBOARD_METRIC_PORT": "-1",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    }
-
-
-def token_environment() -> dict[str, str]:
-    """Return the variables that give a process token authentication: the user's token, or a new private one."""
-    environment = {"RAY_AUTH_MODE": "token"}
-    if os.environ.get("RAY_AUTH_TOKEN"):
-        environment["RAY_AUTH_TOKEN"] = os.environ["RAY_AUTH_TOKEN"]
-    else:
-        environment["RAY_AUTH_TOKEN_PATH"] = str(_token_file())
-    return environment
-
-
-def use_token_if_available() -> None:
-    """Send the user's token to a cluster that somebody else started, unless `RAY_AUTH_MODE` turns that off."""
-    mode = os.environ.get("RAY_AUTH_MODE", "")
-    if mode not in ("", "token"):
-        return
-    configured = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
-    if configured or _default_token_file().is_file():
-        _apply_environment(token_environment())
-    elif mode:
-        raise InputError("RAY_AUTH_MODE is token, but there is no token; put the cluster's in RAY_AUTH_TOKEN_PATH.")
-
-
-def _apply_environment(environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    raylet: Any = importlib.import_module("ray._raylet")
-    # Ray read its settings when it was imported, perhaps before this.
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
-
-
-def _default_token_file() -> Path:
-    return Path.home() / ".ray" / "auth_token"
-
-
-def _token_file() -> Path:
-    """Return the file that holds the token; where the user has none, a new token in a file that only they can read."""
-    configured = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    if configured:
-        path = Path(configured)
-        if not path.is_file():
-            raise InputError(f"RAY_AUTH_TOKEN_PATH is {path}, which is no file; put the token of the cluster there.")
-        return path
-    path = _default_token_file()
-    try:
-        return _private_token(path)
-    except OSError:
-        # No home folder to write in, as in many containers.
-        return _private_token(_private_folder() / "auth_token")
-
-
-def _private_token(path: Path) -> Path:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.is_file():
-        handle, draft = tempfile.mkstemp(prefix="auth_token.", dir=path.parent)
-        try:
-            os.write(handle, secrets.token_hex(32).encode())
-            os.fsync(handle)
-            os.close(handle)
-            # A link fails where another process was first, and then both use that process's token.
-            os.link(draft, path)
-        except FileExistsError:
-            pass
-        finally:
-            Path(draft).unlink()
-    status = path.stat()
-    if status.st_uid == os.getuid() and status.st_mode & 0o077:
-        path.chmod(0o600)
-    return path
-
-
-def _private_folder() -> Path:
-    """Return this user's own folder for Ray's sockets and logs, short enough for a Unix socket's path (107 bytes)."""
-    base = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
-    if len(base) > 24:
-        base = "/tmp"
-    folder = Path(base) / f"firnline-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        return Path(tempfile.mkdtemp(prefix="firnline-", dir=base))
-    folder.chmod(0o700)
-    return folder
-
-
 def _start(cores: int, *, include_dashboard: bool, worker_logs: bool) -> Path:
-    _apply_environment(private_ray_environment())
+    apply_environment(private_ray_environment())
     import ray
-    from ray._private import ray_constants
 
-    # The variable of this name may have come after Ray's import.
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    folder = _private_folder()
+    # The variable that says so may have been set after Ray was imported.
+    ray_private.stay_on_loopback()
+    folder = private_folder()
     for attempt in range(1, START_ATTEMPTS + 1):
         try:
             context: Any = ray.init(
@@ -256,12 +160,16 @@ def _start(cores: int, *, include_dashboard: bool, worker_logs: bool) -> Path:
                 _temp_dir=str(folder / "ray"),
             )
             break
-        except Exception as error:  # Ray raises nothing narrower where a server of its own does not come up in time
+        except SystemExit:
+            # Ray's own answer to SIGTERM while it starts.
+            raise KeyboardInterrupt from None
+        except Exception as error:  # Ray raises nothing narrower where one of its servers does not start in time
             ray.shutdown()
             if attempt == START_ATTEMPTS:
                 raise StageFailed(
                     f"Ray did not start on this machine ({_first_line(error)}); its logs are in {folder}/ray."
                 ) from error
+    take_sigterm()
     _own_cores.append(cores)
     return Path(context.address_info["session_dir"])
 
@@ -278,7 +186,7 @@ def _join(address: str, *, worker_logs: bool) -> None:
         _refuse_deaf_address(address)
     import ray
 
-    # Inside a job Ray has sent our code already; a driver on a node sends its own, so that all nodes run the same.
+    # Inside a job Ray has already sent our code; a driver on a node sends its own, so that all nodes run the same code.
     root = Path(__file__).resolve().parent.parent
     code = None if in_ray_job() else {"py_modules": [str(root / "pipelines"), str(root / "jobs")]}
     try:
@@ -288,6 +196,10 @@ def _join(address: str, *, worker_logs: bool) -> None:
             logging_level=logging.WARNING,
             log_to_driver=worker_logs,
         )
+        take_sigterm()
+    except SystemExit:
+        # Ray's own answer to SIGTERM while it connects.
+        raise KeyboardInterrupt from None
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         raise InputError(
             f"--address {address} cannot be joined ({_first_line(error)}); from one of its nodes, give the "
@@ -296,7 +208,7 @@ def _join(address: str, *, worker_logs: bool) -> None:
 
 
 def _refuse_deaf_address(address: str) -> None:
-    """Raise InputError where nothing answers; Ray itself would try for minutes."""
+    """Raise InputError if nothing answers; Ray itself would try for minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -315,13 +227,11 @@ def _refuse_deaf_address(address: str) -> None:
 
 
 def _refuse_wrong_token(address: str) -> None:
-    """Raise InputError where the cluster refuses our token, at once; whatever else is wrong, Ray says itself."""
+    """Raise InputError at once if the cluster refuses our token; Ray reports all other problems itself."""
     grpc: Any = importlib.import_module("grpc")
-    raylet: Any = importlib.import_module("ray._raylet")
-    loader = raylet.AuthenticationTokenLoader.instance()
-    header = loader.get_token_for_http_header() if loader.has_token() else {}
+    header = ray_private.token_header()
     with grpc.insecure_channel(address) as channel:
-        question = channel.unary_unary("/ray.rpc.InternalKVGcsService/InternalKVExists")
+        question = channel.unary_unary(ray_private.QUESTION_WITHOUT_RIGHTS)
         try:
             question(b"", timeout=CONNECT_SECONDS, metadata=[(name.lower(), value) for name, value in header.items()])
         except grpc.RpcError as error:
@@ -332,15 +242,12 @@ def _refuse_wrong_token(address: str) -> None:
 
 
 def _stay_on_loopback_with(port: int) -> None:
-    """Keep Ray from replacing the loopback address by this machine's, where its server listens on loopback alone."""
-    from ray._private import ray_constants
-
-    services: Any = importlib.import_module("ray._private.services")
+    """Keep Ray from replacing the loopback address if the cluster's server listens on loopback alone."""
     try:
-        socket.create_connection((services.get_node_ip_address(), port), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((ray_private.node_address(), port), timeout=CONNECT_SECONDS).close()
     except OSError:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
+        ray_private.stay_on_loopback()
 
 
 def _refuse_other_cluster(address: str | None) -> None:
@@ -364,9 +271,9 @@ def _session(*, started: bool) -> RaySession:
 
 
 def _cluster_cpus() -> int:
-    """Return the CPUs of a cluster: those that are there, or those that it says it may grow to."""
+    """Return the CPUs of a cluster: those that it has, or those that it may grow to."""
     ray: Any = importlib.import_module("ray")
-    # Ray does not tell what its autoscaler may still start; the heads of cluster.yaml and infra/kuberay do.
+    # Ray does not report what its autoscaler may still start; the heads of cluster.yaml and infra/kuberay do.
     promised = os.environ.get(CLUSTER_CPUS_VARIABLE, "0")
     if not promised.isdigit():
         raise InputError(
@@ -379,30 +286,29 @@ def _configure_data(*, on_cluster: bool) -> None:
     from ray.data import DataContext
 
     context: Any = DataContext.get_current()
-    # They tell of Ray's operators; the stages' own bars tell of shards and events.
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # Storage has its own retries; these catch what is still transient after them, and never wrong data.
-    context.retried_io_errors = sorted({*context.retried_io_errors, *_TRANSIENT_ERRORS})
-    context.retried_map_errors = sorted(_TRANSIENT_ERRORS)
-    context.max_map_retries = 3
+    options: dict[str, Any] = {
+        # They show Ray's operators; the stages' own bars show shards and events.
+        "enable_progress_bars": False,
+        "print_on_execution_start": False,
+        # Storage has its own retries; these catch what is still transient after them, and never wrong data.
+        "retried_io_errors": sorted({*context.retried_io_errors, *_TRANSIENT_ERRORS}),
+        "retried_map_errors": sorted(_TRANSIENT_ERRORS),
+        "max_map_retries": 3,
+    }
     if on_cluster:
-        context.execution_no_progress_timeout_s = NO_PROGRESS_SECONDS
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
-    logging.getLogger("ray.tune").setLevel(logging.WARNING)
+        options["execution_no_progress_timeout_s"] = NO_PROGRESS_SECONDS
+    for name, value in options.items():
+        ray_private.set_data_option(context, name, value)
+    ray_private.quieten_libraries()
 
 
 def _object_store_bytes(cores: int) -> int:
-    """Return the shared memory for blocks in flight: some a core, at most a quarter of the memory, within /dev/shm."""
-    from ray._common.utils import get_system_memory
-
-    size = min(_GIB + cores * _GIB // 2, int(get_system_memory()) // 4)
+    """Return the bytes of shared memory for blocks in flight: at most a quarter of the memory, within /dev/shm."""
+    size = min(_GIB + cores * _GIB // 2, ray_private.system_memory() // 4)
     shared = Path("/dev/shm")
     if shared.is_dir():
         free = shutil.disk_usage(shared).free
-        # A container's 64 MB would not do: there Ray takes files in its session folder instead, and says so.
+        # A container's 64 MB are too little: Ray then uses files in its session folder, and says so.
         if free > _GIB // 2:
             size = min(size, free * 9 // 10)
     return max(size, _GIB // 8)

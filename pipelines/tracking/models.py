@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.encoders import Encoder
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.redaction import scrub, without_secrets
 from pipelines.tracking.runs import StageRun, fluent_run
 from pipelines.tracking.server import Tracking, as_default, missing_database
 
@@ -143,5 +144,5 @@ def download_artifact(tracking: Tracking, uri: str, folder: Path) -> Path:
         with as_default(tracking) as mlflow:
             return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the model {uri} cannot be read from MLflow: {reason}") from None
+        reason = scrub(" ".join(str(error).split()), [tracking.uri])
+        raise InputError(f"the model {without_secrets(uri)} cannot be read from MLflow: {reason}") from None

@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines import __version__
 from pipelines.config import flatten
+from pipelines.runtime.redaction import scrub
 from pipelines.tracking.server import Tracking, as_default, missing_database
 
 
@@ -35,24 +36,24 @@ class StageRun:
             self.tracking.client().log_batch(self.run_id, metrics=entries[start : start + 1000])
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Log parameters, 100 a request; values longer than MLflow takes are cut."""
+        """Log parameters without secrets, 100 a request; values longer than MLflow allows are cut."""
         from mlflow.entities import Param
 
-        entries = [Param(name, str(value)[:6000]) for name, value in params.items()]
+        entries = [Param(name, scrub(str(value))[:6000]) for name, value in params.items()]
         for start in range(0, len(entries), 100):
             self.tracking.client().log_batch(self.run_id, params=entries[start : start + 100])
 
     def set_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags, 100 a request."""
+        """Set tags without secrets, 100 a request."""
         from mlflow.entities import RunTag
 
-        entries = [RunTag(name, str(value)[:8000]) for name, value in tags.items()]
+        entries = [RunTag(name, scrub(str(value))[:8000]) for name, value in tags.items()]
         for start in range(0, len(entries), 100):
             self.tracking.client().log_batch(self.run_id, tags=entries[start : start + 100])
 
     def log_text(self, text: str, path: str) -> None:
-        """Log a text artifact under a path."""
-        self.tracking.client().log_text(self.run_id, text, path)
+        """Log a text artifact without secrets under a path."""
+        self.tracking.client().log_text(self.run_id, scrub(text), path)
 
     def log_bytes(self, content: bytes, path: str) -> None:
         """Log a binary artifact (a figure) under a path."""

@@ -1,11 +1,10 @@
-"""Where MLflow is: a database in the workspace, or a server; checked before work starts.
+"""Where MLflow is: a database in the workspace, or a server; it is checked before work starts.
 
-`mlflow` is imported late, in this package alone: it takes seconds, and workers need none.
+Only this package imports `mlflow`, and only where it is used: the import takes seconds, and workers do not need it.
 """
 
 import contextlib
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from urllib.parse import urlparse
 
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.redaction import scrub, without_secrets
 from pipelines.workspace.workspace import Workspace
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -35,7 +35,7 @@ class Tracking:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def experiment_id(self) -> str:
-        """Return the experiment's id; it is created where it does not exist."""
+        """Return the experiment's id; it is created if it does not exist."""
         from mlflow.exceptions import MlflowException
 
         client = self.client()
@@ -60,7 +60,7 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
 
     Raises:
         InputError: no URI for a bucket workspace, or the server does not answer or refuses our credentials, or the
-            database cannot be opened, is none, or has a schema that MLflow refuses.
+            database cannot be opened, is not a database, or has a schema that MLflow refuses.
     """
     uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or None
     if uri is None:
@@ -73,9 +73,9 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
         name = experiment or f"firnline {root.name}"
         return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
     _check_answers(uri)
-    # Many workspaces share a server, and several of them are called "workspace".
+    # Many workspaces share a server, and several of them may be called "workspace".
     name = experiment or f"firnline {workspace.url}"
-    # A database keeps no artifacts, and MLflow's own default for them is the folder that one happens to be in.
+    # A database keeps no artifacts, and MLflow's default for them is the current folder.
     artifacts = None if uri.startswith("http") else _artifact_location(workspace)
     tracking = Tracking(uri=uri, experiment=name, artifact_location=artifacts)
     if uri.startswith("http"):
@@ -95,56 +95,60 @@ def _check_answers(uri: str) -> None:
     try:
         scheme = urlparse(uri).scheme
     except ValueError as error:
-        raise InputError(f"MLflow URI {_without_password(uri)!r} is none: {error}") from None
+        raise InputError(
+            f"MLflow URI {without_secrets(uri)!r} is not a valid URI: {scrub(str(error), [uri])}"
+        ) from None
     if scheme in ("http", "https"):
         try:
             answer = requests.get(f"{uri.rstrip('/')}/health", timeout=10)
         except requests.RequestException as error:
-            raise InputError(f"MLflow at {_without_password(uri)} does not answer: {type(error).__name__}") from None
+            raise InputError(f"MLflow at {without_secrets(uri)} does not answer: {type(error).__name__}") from None
         if answer.status_code != 200:
-            raise InputError(f"MLflow at {_without_password(uri)} answers {answer.status_code} to /health")
+            raise InputError(f"MLflow at {without_secrets(uri)} answers {answer.status_code} to /health")
     elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
         _check_database(uri)
     else:
-        raise InputError(f"MLflow URI {_without_password(uri)!r}: give http(s)://, sqlite:/// or another database URI")
+        raise InputError(f"MLflow URI {without_secrets(uri)!r}: give http(s)://, sqlite:/// or another database URI")
 
 
 def _check_admits(tracking: Tracking) -> None:
-    """Raise InputError where a server that is well refuses to look up the experiment for us; nothing is made."""
+    """Raise InputError where a server that answers refuses to look up the experiment; nothing is created."""
     from mlflow.exceptions import MlflowException
 
     try:
         tracking.client().get_experiment_by_name(tracking.experiment)
     except MlflowException as error:
-        reason = " ".join(str(error).split())
+        reason = scrub(" ".join(str(error).split()), [tracking.uri])
         raise InputError(
-            f"MLflow at {_without_password(tracking.uri)} refuses to look up the experiment {tracking.experiment!r} "
+            f"MLflow at {without_secrets(tracking.uri)} refuses to look up the experiment {tracking.experiment!r} "
             f"({reason}); are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, right?"
         ) from None
 
 
 def _check_database(uri: str) -> None:
-    """Raise InputError where MLflow could not use a database, at once; it would try for half a minute."""
+    """Raise InputError at once where MLflow could not use a database; MLflow itself would try for half a minute."""
     from sqlalchemy import create_engine, exc
 
     sqlite_file = _sqlite_file(uri)
     if sqlite_file is not None and not sqlite_file.parent.is_dir():
-        raise InputError(f"MLflow's database {uri} cannot be opened: {sqlite_file.parent} is no folder; make it first")
+        raise InputError(
+            f"MLflow's database {without_secrets(uri)} cannot be opened: {sqlite_file.parent} is not a folder"
+        )
     made = sqlite_file if sqlite_file is not None and not sqlite_file.exists() else None
     try:
         engine = create_engine(uri)
         _check_schema(engine, uri)
         engine.dispose()
     except (exc.SQLAlchemyError, ImportError) as error:
-        reason = " ".join(str(getattr(error, "orig", None) or error).split())
-        raise InputError(f"MLflow's database {_without_password(uri)} cannot be opened: {reason}") from None
+        reason = scrub(" ".join(str(getattr(error, "orig", None) or error).split()), [uri])
+        raise InputError(f"MLflow's database {without_secrets(uri)} cannot be opened: {reason}") from None
     finally:
         if made is not None:
             made.unlink(missing_ok=True)
 
 
 def _check_schema(engine: Any, uri: str) -> None:
-    """Raise InputError where MLflow would refuse a database's schema; nothing is made or upgraded."""
+    """Raise InputError where MLflow would refuse a database's schema; nothing is created or upgraded."""
     import mlflow
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
@@ -156,10 +160,10 @@ def _check_schema(engine: Any, uri: str) -> None:
     newest = migrations.get_current_head()
     if revision in (None, newest):
         return
-    database = f"MLflow's database {_without_password(uri)}"
+    database = f"MLflow's database {without_secrets(uri)}"
     if revision not in {script.revision for script in migrations.walk_revisions()}:
         raise InputError(f"{database} has the schema {revision}, which MLflow {mlflow.__version__} does not know")
-    # Where tables are missing MLflow upgrades by itself.
+    # If tables are missing, MLflow upgrades the database itself.
     if _all_tables_exist(engine):  # type: ignore[no-untyped-call]
         raise InputError(f"{database} has the old schema {revision}: run mlflow db upgrade on it, for {newest}")
 
@@ -171,18 +175,14 @@ def _sqlite_file(uri: str) -> Path | None:
 
 
 def missing_database(tracking: Tracking) -> Path | None:
-    """Return the sqlite file that is not there: a reader's MLflow would make it, in a workspace that it only reads."""
+    """Return the sqlite file if it does not exist: MLflow would create it, even for somebody who only reads."""
     database = _sqlite_file(tracking.uri)
     return database if database is not None and not database.exists() else None
 
 
-def _without_password(uri: str) -> str:
-    return re.sub(r"(://[^/:@]*):[^/]*@", r"\1:***@", uri)
-
-
 @contextlib.contextmanager
 def as_default(tracking: Tracking) -> Iterator[Any]:
-    """Make an address MLflow's own default, which parts of it use whatever the client's, for a while."""
+    """Make an address MLflow's default inside the block: parts of MLflow use the default, not the client's address."""
     import mlflow
 
     before = {name: os.environ.get(name) for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI")}
@@ -193,7 +193,7 @@ def as_default(tracking: Tracking) -> Iterator[Any]:
     finally:
         mlflow.set_tracking_uri(None)  # type: ignore[arg-type]
         mlflow.set_registry_uri(None)  # type: ignore[arg-type]
-        # MLflow writes both to the environment, for child processes, and takes only the first of them back.
+        # MLflow sets both variables for child processes, and unsets only the first of them.
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

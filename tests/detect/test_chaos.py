@@ -189,9 +189,9 @@ def test_a_driver_killed_in_either_half_of_a_network_coincidence(archive, undist
 def test_a_lost_node_changes_no_byte(archive, undisturbed, tmp_path, number):
     from ray.cluster_utils import Cluster
 
-    from pipelines.runtime.ray_session import _apply_environment, private_ray_environment
+    from pipelines.runtime.ray_token import apply_environment, private_ray_environment
 
-    _apply_environment(private_ray_environment())
+    apply_environment(private_ray_environment())
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "node_ip_address": "127.0.0.1"})
     try:
         node = cluster.add_node(num_cpus=2)

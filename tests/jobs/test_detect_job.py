@@ -141,7 +141,8 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     assert read_status(store).num_events == events
 
 
-def test_an_interrupted_job_says_so_and_ends_with_130(archive, tmp_path):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_an_interrupted_job_says_so_and_ends_with_130(archive, tmp_path, name):
     command = [sys.executable, "-u", "-m", "jobs.detect", str(archive), str(tmp_path / "workspace"), *FLAGS]
     with subprocess.Popen(
         command,
@@ -155,11 +156,12 @@ def test_an_interrupted_job_says_so_and_ends_with_130(archive, tmp_path):
         for line in process.stdout:
             if line.startswith("detect: ") and "shards" in line:
                 break
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.Signals[name])
         _, said = process.communicate(timeout=120)
     assert process.returncode == 130, said
-    assert "interrupted; the same command goes on where it stopped" in said
+    assert "interrupted; run the same command again to continue" in said
     assert "Traceback" not in said
+    assert "SIGTERM received" not in said
 
 
 def test_a_bucket_gives_the_same_bytes_as_a_disk(archive, tmp_path, moto_s3, mlflow_server, ray_cluster):

@@ -10,6 +10,7 @@ import pytest
 from jobs import run as run_job
 from jobs import synthesize as synthesize_job
 from pipelines import config as configuration
+from pipelines.runtime.redaction import SECRET_VARIABLES
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import storage, tables
 from pipelines.workspace.artifacts import TrainingRecord
@@ -113,7 +114,14 @@ def test_settings_that_conflict_with_what_a_later_stage_has_done_are_said_before
 
 
 @pytest.mark.timeout(900)
-def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server, ray_cluster, capsys):
+def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(
+    moto_s3, mlflow_server, ray_cluster, capfd, monkeypatch, tmp_path_factory
+):
+    # Secrets that must be found nowhere at the end; the servers on loopback take any.
+    for name in SECRET_VARIABLES[:-1]:
+        monkeypatch.setenv(name, f"planted-{name.lower()}")
+    monkeypatch.delenv("AWS_SESSION_TOKEN")
+    plain_uri, mlflow_server = mlflow_server, mlflow_server.replace("http://", "http://me:planted-mlflow%2Fpassword@")
     storage._s3.cache_clear()
     archive, workspace = f"{moto_s3.url}/archive", f"{moto_s3.url}/workspace"
     assert synthesize_job.main([archive, *SYNTHETIC]) == 0
@@ -121,11 +129,13 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
     # That there are too few events is known once they are detected, and said before an encoder is trained.
     too_many = ["--kmeans.k", "99999", "--mlflow.experiment", "the chain"]
     assert run_job.main([archive, workspace, *FLAGS, *labels, *too_many]) == 2
-    assert "kmeans.k is 99999 but there are only" in capsys.readouterr().err
+    refused = capfd.readouterr()
+    assert "kmeans.k is 99999 but there are only" in refused.err
     assert not list(open_store(workspace).walk("train"))
     assert run_job.main([archive, workspace, *FLAGS, *labels]) == 0
-    said = capsys.readouterr().out
-    assert f"Report:        {workspace}/report/index.html" in said
+    done = capfd.readouterr()
+    assert f"Report:        {workspace}/report/index.html" in done.out
+    assert f"MLflow:        {plain_uri.replace('http://', 'http://***@')}" in done.out
     store = open_store(workspace)
     events, found = rows(store, "events", ["event_id"]), rows(store, "labels", ["event_id", "cluster", "label_source"])
     assert 100 < events.num_rows == found.num_rows
@@ -155,3 +165,13 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(moto_s3, mlflow_server,
     }
     written = {path for path in after if before.get(path) != after[path]}
     assert not {path for path in written if path.startswith(("events", "embeddings", "labels", "train", "catalog"))}
+
+    again = capfd.readouterr()
+    shown = "".join((*refused, *done, *again)).encode()
+    kept = {item.path: store.read(item.path) for item in store.walk()}
+    folders = [path for path in tmp_path_factory.getbasetemp().iterdir() if path.name.startswith("mlflow")]
+    kept |= {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    assert any(name.endswith("mlflow.db") for name in kept)
+    for secret in (b"planted-", b"me:", b"%2Fpassword"):
+        assert secret not in shown
+    assert not [name for name, content in kept.items() if b"planted-" in content]

@@ -20,7 +20,7 @@ from loopback_servers import free_port
 from jobs import submit
 from pipelines.config import describe_keys
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.ray_session import private_ray_environment
+from pipelines.runtime.ray_token import private_ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

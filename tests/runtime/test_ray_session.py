@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from pipelines.runtime import ray_session as cluster
+from pipelines.runtime import ray_token
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import RaySession, ray_session
 
@@ -209,7 +210,7 @@ def test_an_address_that_is_no_cluster_is_refused_with_what_is_right(tmp_path: P
 
 def test_a_new_token_is_private_and_the_same_for_processes_that_start_together(tmp_path: Path):
     code = (
-        "from pathlib import Path; from pipelines.runtime.ray_session import token_environment;"
+        "from pathlib import Path; from pipelines.runtime.ray_token import token_environment;"
         "path = Path(token_environment()['RAY_AUTH_TOKEN_PATH']); print(path, path.read_text())"
     )
     environment = {**os.environ, "HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
@@ -236,7 +237,7 @@ def test_without_a_home_to_write_in_the_token_lies_in_the_users_private_folder(
     monkeypatch.setenv("HOME", str(blocked))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    path = Path(cluster.token_environment()["RAY_AUTH_TOKEN_PATH"])
+    path = Path(ray_token.token_environment()["RAY_AUTH_TOKEN_PATH"])
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -249,7 +250,7 @@ def test_a_token_file_that_others_could_read_is_closed_to_them(tmp_path: Path, m
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
-    cluster.token_environment()
+    ray_token.token_environment()
     assert token.stat().st_mode & 0o777 == 0o600
 
 
@@ -257,13 +258,13 @@ def test_a_configured_token_file_that_is_missing_is_named(tmp_path: Path, monkey
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="nowhere"):
-        cluster.token_environment()
+        ray_token.token_environment()
 
 
 def test_rays_sockets_fit_a_unix_path_whatever_the_temporary_folder(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setenv("TMPDIR", "/var/folders/zz/zyxvpxvq6csfxvn_n0000000000000/T")
-    folder = cluster._private_folder()
+    folder = ray_token.private_folder()
     socket_path = folder / "ray" / "session_2026-01-01_00-00-00_000000_4194304" / "sockets" / "plasma_store"
     assert len(str(socket_path)) < 104
     assert folder.stat().st_mode & 0o777 == 0o700
