@@ -187,7 +187,7 @@ def _join(address: str, *, worker_logs: bool) -> None:
     import ray
 
     # Inside a job Ray has already sent our code; a driver on a node sends its own, so that all nodes run the same code.
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     code = None if in_ray_job() else {"py_modules": [str(root / "pipelines"), str(root / "jobs")]}
     try:
         ray.init(

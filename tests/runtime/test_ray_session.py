@@ -16,7 +16,7 @@ from pipelines.runtime import ray_token
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import RaySession, ray_session
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 # One harmless question of each of Ray's gRPC services; a server that has the service must refuse it without the token.
 GRPC_QUESTIONS = (
