@@ -2,21 +2,22 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-VENV ?= .venv
+# `make test PYTHON=python3.12` tests with that Python, in an environment of its own beside .venv.
+VENV ?= $(if $(and $(filter command,$(firstword $(origin PYTHON))),$(filter test lint,$(MAKECMDGOALS))),build/venv-$(notdir $(PYTHON)),.venv)
 PY := $(VENV)/bin/python
 
 # The first Python of 3.11 or later that can make virtual environments; override with `make install PYTHON=...`.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: help install install-dev demo test lint types bench chaos test-ceph lock clean
+.PHONY: help install install-dev demo test lint docs tutorial bench chaos test-ceph lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
 
 install: $(VENV)/.installed ## the virtual environment (.venv), with the locked versions
 
-install-dev: $(VENV)/.installed-dev ## the same with what the tests need
+install-dev: $(VENV)/.installed-dev ## the same with what tests and documentation need
 
 .PHONY: venv
 venv:
@@ -27,7 +28,7 @@ venv:
 		echo "make install: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or later is needed" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 
-# A virtual environment whose making was interrupted has no pip, and is made anew.
+# A virtual environment whose creation was interrupted has no pip and is created again.
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PY) -m pip --version >/dev/null 2>&1 || $(MAKE) --no-print-directory venv VENV='$(VENV)'
 	$(PY) -m pip install --quiet --disable-pip-version-check -c requirements.lock -e .
@@ -41,7 +42,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 given = $(if $(filter command,$(firstword $(origin $(1)))),$${$(1)})
 
 # ARCHIVE= takes an archive of one's own; its workspace gets a name of its own, so that no two archives ever share one.
-demo: install ## the whole chain on a small synthetic archive, or on ARCHIVE=...; results in runs/demo, or in WORKSPACE=...
+demo: install ## the whole chain on a small synthetic archive or on ARCHIVE=...; results in runs/demo or in WORKSPACE=...
 	@archive="$(call given,ARCHIVE)"; workspace="$(call given,WORKSPACE)"; given_config="$(call given,CONFIG)"; \
 	if [ -z "$$archive" ]; then \
 		archive=runs/demo-archive; workspace="$${workspace:-runs/demo}"; config=configs/demo.yaml; \
@@ -52,24 +53,30 @@ demo: install ## the whole chain on a small synthetic archive, or on ARCHIVE=...
 	fi; \
 	$(PY) -m jobs.run "$$archive" "$$workspace" --config "$${given_config:-$$config}"
 
-test: lint ## set up, lint, check types, run all the tests
-	$(PY) -m pytest
+test: lint ## install, lint, check types, run all tests, report their coverage; PYTHON=... names another Python
+	$(PY) -m pytest --cov --cov-report=term:skip-covered
 
 lint: install-dev ## ruff and mypy
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: install-dev ## the comparisons of benchmarks/ (hours), with the figures they give on this machine; dropouts.py is for real recordings
+docs: install-dev ## README, docs/ and the API as web pages in build/docs; warnings and broken links are errors
+	$(PY) docs/build.py
+
+tutorial: install-dev ## run docs/tutorial.ipynb and store it with its pictures
+	OMP_NUM_THREADS=1 $(PY) docs/build.py --tutorial
+
+bench: install-dev ## the benchmarks, hours (dropouts.py, which needs real recordings, is left out)
 	@for script in $(filter-out benchmarks/dropouts.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
 
-chaos: install-dev ## kill worker, driver and node twenty times each; the events must come out the same
+chaos: install-dev ## kill worker, driver and node twenty times each; the events must stay the same
 	FIRNLINE_CHAOS_ROUNDS=20 $(PY) -m pytest -m "chaos" --timeout=7200
 
 test-ceph: install-dev ## the storage tests against a real Ceph object store, with faults in front
 	$(PY) -m pytest -m "ceph" --timeout=1800
 
-lock: ## resolve all versions anew into requirements.lock
+lock: ## resolve all versions again and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --disable-pip-version-check '.[dev]'
 	{ echo "# All versions of an install with tests, resolved by \`make lock\` (Python 3.11, Linux); used as pip constraints."; \

@@ -7,6 +7,7 @@ is the same as `python -m jobs.detect ARCHIVE WORKSPACE ...`.
 
 import atexit
 import importlib
+import json
 import os
 import sys
 import traceback
@@ -256,10 +257,24 @@ def usage(job: str, positional: Sequence[str], switches: Mapping[str, str]) -> s
     return "\n".join(lines)
 
 
-def print_config(config: configuration.Config, stage: str) -> None:
-    """Print a stage's resolved configuration."""
-    print(f"# {stage}: resolved configuration")
-    print(configuration.to_yaml(configuration.stage_config(config, stage)), end="", flush=True)
+def print_config(config: configuration.Config, stage: str, workspace: Workspace | None = None) -> None:
+    """Print the keys of a stage's resolved configuration that differ from the defaults, and where all of it is.
+
+    Without a workspace (synthesize, fetch) nothing stores the configuration, so the line points to --help.
+    """
+    defaults = dict(configuration.flatten(configuration.stage_config(configuration.Config(), stage)))
+    resolved = configuration.flatten(configuration.stage_config(config, stage))
+    changed = [(key, value) for key, value in resolved if key not in defaults or defaults[key] != value]
+    where = (
+        f"firnline {stage} --help lists all keys"
+        if workspace is None
+        else f"all keys are in {workspace.store.full(f'config/{stage}.yaml')}"
+    )
+    print(f"{stage}: " + (f"settings that differ from the defaults ({where}):" if changed else f"defaults ({where})"))
+    for key, value in changed:
+        # JSON's spelling of numbers, lists and null is YAML's on one line.
+        print(f"    {key}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}")
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

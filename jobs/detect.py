@@ -25,7 +25,7 @@ def detect(arguments: Arguments) -> None:
     archive = open_archive(arguments.positional[0], workspace, arguments.config("detect", workspace))
     config = archive.config
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
-    print_config(config, "detect")
+    print_config(config, "detect", workspace)
     with ray_session(arguments.address) as session:
         workspace.claim("detect", config, replace=arguments.replace)
         detect_events(

@@ -19,7 +19,7 @@ def label(arguments: Arguments) -> None:
     """Resolve the configuration and label the workspace's events."""
     workspace = arguments.workspace(0)
     config = arguments.config("label", workspace)
-    print_config(config, "label")
+    print_config(config, "label", workspace)
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     label_events(workspace, config, tracking, replace=arguments.replace, address=arguments.address)
 

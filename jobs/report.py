@@ -25,7 +25,7 @@ def report(arguments: Arguments) -> None:
     """Resolve the configuration and write catalogue and page; a small workspace needs no Ray."""
     workspace = arguments.workspace(0)
     config = arguments.config("report", workspace)
-    print_config(config, "report")
+    print_config(config, "report", workspace)
     needed = wants_ray(workspace) or arguments.address is not None or in_ray_job()
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     with ray_session(arguments.address) if needed else contextlib.nullcontext():

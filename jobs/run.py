@@ -45,7 +45,7 @@ def run(arguments: Arguments) -> None:
     tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
     check_chain(workspace, configs, tracking, replace=arguments.replace)
     for stage, config in configs.items():
-        print_config(config, stage)
+        print_config(config, stage, workspace)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
         if session.started:

@@ -25,7 +25,7 @@ def train(arguments: Arguments) -> None:
     """Resolve the configuration and train; without workers no Ray is needed."""
     workspace = arguments.workspace(0)
     config = arguments.config("train", workspace)
-    print_config(config, "train")
+    print_config(config, "train", workspace)
     needed = config.train.num_workers > 0
     if arguments.address is not None and not needed:
         raise InputError(

@@ -23,7 +23,7 @@ def tune(arguments: Arguments) -> None:
     """Resolve the configuration and search."""
     workspace = arguments.workspace(0)
     config = arguments.config("tune", workspace)
-    print_config(config, "tune")
+    print_config(config, "tune", workspace)
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     with ray_session(arguments.address):
         tune_augmentations(workspace, config, tracking)

@@ -1,8 +1,8 @@
-# The bucket, the three roles that touch it with no more rights than each needs, and (optionally) an MLflow server.
+# The bucket, the three roles that use it, each with the rights it needs and no more, and (optionally) an MLflow server.
 #
 #   terraform init && terraform apply -var bucket=MY-FIRNLINE-BUCKET
 #
-# No access key is made: nodes and pods take on a role.
+# No access key is created: nodes and pods assume a role.
 
 terraform {
   required_version = ">= 1.6"
@@ -60,7 +60,7 @@ resource "aws_s3_bucket_server_side_encryption_configuration" "firnline" {
   }
 }
 
-# A killed worker leaves uploads that were never completed; they cost storage and nobody sees them.
+# A killed worker leaves incomplete uploads, which cost storage and appear in no listing.
 resource "aws_s3_bucket_lifecycle_configuration" "firnline" {
   bucket = aws_s3_bucket.firnline.id
   rule {
@@ -144,7 +144,7 @@ resource "aws_iam_policy" "data" {
   policy = data.aws_iam_policy_document.data.json
 }
 
-# `firnline fetch` writes recordings; only whoever fetches has this.
+# `firnline fetch` writes recordings; attach this policy only to whoever runs it.
 data "aws_iam_policy_document" "fetch" {
   statement {
     sid       = "WriteRecordings"
@@ -158,7 +158,7 @@ resource "aws_iam_policy" "fetch" {
   policy = data.aws_iam_policy_document.fetch.json
 }
 
-# The head of cluster.yaml starts and ends workers: only of the given types, only with the nodes' role, only its own.
+# The head of cluster.yaml starts and ends workers: only of these types, only with the nodes' role, only of its own cluster.
 data "aws_iam_policy_document" "scaling" {
   statement {
     sid = "Look"
@@ -238,7 +238,7 @@ resource "aws_iam_policy" "scaling" {
   policy = data.aws_iam_policy_document.scaling.json
 }
 
-# Who may take a role on.
+# Who may assume a role.
 
 data "aws_iam_policy_document" "assume_ec2" {
   statement {
@@ -250,7 +250,9 @@ data "aws_iam_policy_document" "assume_ec2" {
   }
 }
 
-data "aws_iam_policy_document" "assume_nodes" {
+# Roles that pods may assume as well as machines: one service account of the EKS cluster each.
+data "aws_iam_policy_document" "assume" {
+  for_each                = { nodes = "firnline", mlflow = "mlflow" }
   source_policy_documents = [data.aws_iam_policy_document.assume_ec2.json]
   dynamic "statement" {
     for_each = local.oidc
@@ -263,7 +265,7 @@ data "aws_iam_policy_document" "assume_nodes" {
       condition {
         test     = "StringEquals"
         variable = "${statement.value}:sub"
-        values   = ["system:serviceaccount:${var.namespace}:firnline"]
+        values   = ["system:serviceaccount:${var.namespace}:${each.value}"]
       }
       condition {
         test     = "StringEquals"
@@ -276,7 +278,7 @@ data "aws_iam_policy_document" "assume_nodes" {
 
 resource "aws_iam_role" "nodes" {
   name               = "firnline-nodes"
-  assume_role_policy = data.aws_iam_policy_document.assume_nodes.json
+  assume_role_policy = data.aws_iam_policy_document.assume["nodes"].json
 }
 
 resource "aws_iam_role_policy_attachment" "nodes_data" {

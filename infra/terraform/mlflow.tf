@@ -1,5 +1,5 @@
 # MLflow: a role for its artifacts, and (with `mlflow_subnet`) a small machine that runs the server.
-# The machine has no public address and no SSH; it is reached through Session Manager:
+# The machine has no public address and no SSH; reach it through Session Manager:
 #   aws ssm start-session --target $(terraform output -raw mlflow_instance) \
 #     --document-name AWS-StartPortForwardingSession --parameters portNumber=5000,localPortNumber=5000
 
@@ -24,33 +24,9 @@ resource "aws_iam_policy" "artifacts" {
   policy = data.aws_iam_policy_document.artifacts.json
 }
 
-data "aws_iam_policy_document" "assume_mlflow" {
-  source_policy_documents = [data.aws_iam_policy_document.assume_ec2.json]
-  dynamic "statement" {
-    for_each = local.oidc
-    content {
-      actions = ["sts:AssumeRoleWithWebIdentity"]
-      principals {
-        type        = "Federated"
-        identifiers = ["${local.arn}:iam::${local.account}:oidc-provider/${statement.value}"]
-      }
-      condition {
-        test     = "StringEquals"
-        variable = "${statement.value}:sub"
-        values   = ["system:serviceaccount:${var.namespace}:mlflow"]
-      }
-      condition {
-        test     = "StringEquals"
-        variable = "${statement.value}:aud"
-        values   = ["sts.amazonaws.com"]
-      }
-    }
-  }
-}
-
 resource "aws_iam_role" "mlflow" {
   name               = "firnline-mlflow"
-  assume_role_policy = data.aws_iam_policy_document.assume_mlflow.json
+  assume_role_policy = data.aws_iam_policy_document.assume["mlflow"].json
 }
 
 resource "aws_iam_role_policy_attachment" "mlflow_artifacts" {
@@ -113,7 +89,7 @@ resource "aws_instance" "mlflow" {
     http_tokens = "required"
   }
 
-  # The runs' database lies here: take snapshots of this volume, or use PostgreSQL (infra/mlflow).
+  # The database of the runs is on this volume: take snapshots of it, or use PostgreSQL (infra/mlflow).
   root_block_device {
     volume_type = "gp3"
     volume_size = 40

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,8 @@ LOGGED_PATH = "ledger/detect/logged"
 """Fingerprint of the events that were last logged to MLflow."""
 MAX_NAMED_FILES = 1000
 MAX_PRINTED_LINES = 10
+BESIDE_RECORDINGS = (".json", ".parquet", ".xml")
+"""Suffixes of what lies beside recordings and is none: StationXML, the truth of a synthetic archive."""
 
 
 @dataclass
@@ -163,10 +166,14 @@ def _manifest_fingerprint(table: pa.Table) -> str:
 
 
 def print_unusable(manifest: Manifest) -> None:
-    """Print the files that cannot be used at all."""
+    """Print the files that cannot be used; those that are no recordings by their suffix are only counted."""
     unusable = manifest.unusable()
-    lines = [f"{key}: {reason}" for key, reason in unusable]
-    _print_some(lines, f"{len(unusable)} files cannot be used", where=MANIFEST_PATH)
+    beside = [key for key, _ in unusable if PurePosixPath(key).suffix in BESIDE_RECORDINGS]
+    if beside:
+        suffixes = ", ".join(sorted({PurePosixPath(key).suffix for key in beside}))
+        print(f"detect: {len(beside)} files beside the recordings are not read ({suffixes})")
+    lines = [f"{key}: {reason}" for key, reason in unusable if PurePosixPath(key).suffix not in BESIDE_RECORDINGS]
+    _print_some(lines, f"{len(lines)} files cannot be used", where=MANIFEST_PATH)
 
 
 def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> None:

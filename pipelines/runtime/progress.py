@@ -1,7 +1,9 @@
-"""The progress bar of the stages' drivers: it moves in a terminal, and writes a line now and then into a log."""
+"""The progress of a stage's driver: a bar that moves in a terminal, a line now and then in a log."""
 
 import sys
-from typing import Any
+import time
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -17,5 +19,65 @@ def progress_bar(stage: str, *, unit: str, total: int | None = None) -> Any:
         unit: what is counted.
         total: how many there are; None where that is not known.
     """
-    seconds = _TERMINAL_SECONDS if sys.stderr.isatty() else _LOG_SECONDS
-    return tqdm(desc=stage, unit=unit, total=total, mininterval=seconds, dynamic_ncols=True)
+    if sys.stderr.isatty():
+        return tqdm(desc=stage, unit=unit, total=total, mininterval=_TERMINAL_SECONDS, dynamic_ncols=True)
+    return LogProgress(stage, unit=unit, total=total)
+
+
+class LogProgress:
+    """Progress as lines of a log: a whole line at most every half minute, and one at the end of what took longer."""
+
+    def __init__(self, stage: str, *, unit: str, total: int | None = None, file: TextIO | None = None) -> None:
+        self.stage, self.unit, self.total = stage, unit, total
+        self.n = 0
+        """How many are done; a stage that counts for itself may set it."""
+        self._file = file
+        self._figures: dict[str, Any] = {}
+        self._began = self._written = time.monotonic()
+        self._lines = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lines:
+            self._write()
+
+    def update(self, count: int = 1) -> None:
+        """Count `count` more as done."""
+        self.n += count
+        self.refresh()
+
+    def set_postfix(self, *, refresh: bool = True, **figures: Any) -> None:
+        """Set the figures that follow the count."""
+        self._figures = figures
+        if refresh:
+            self.refresh()
+
+    def refresh(self) -> None:
+        """Write a line if the last one is old enough."""
+        if time.monotonic() - self._written >= _LOG_SECONDS:
+            self._write()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        self._lines += 1
+        seconds = self._written - self._began
+        text = (
+            f"{self.stage}: {self.n}{'' if self.total is None else f' of {self.total}'} {self.unit}s, {span(seconds)}"
+        )
+        if self.total is not None and 0 < self.n < self.total:
+            text += f", about {span(seconds * (self.total - self.n) / self.n)} left"
+        figures = "".join(f"; {name} {value}" for name, value in self._figures.items())
+        print(text + figures, file=self._file or sys.stderr, flush=True)
+
+
+def span(seconds: float) -> str:
+    """Return a time span as a person says it: `40 s`, `12 min`, `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -21,7 +21,6 @@ import torch
 import yaml
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm  # type: ignore[import-untyped]
 
 from pipelines import encoders
 from pipelines.config import Config, flatten, stage_config
@@ -36,6 +35,7 @@ from pipelines.encoders import Encoder, NetworkConfig
 from pipelines.encoders.baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
 from pipelines.handlabels.sampling import SampleLabels, label_sample, validation_scores
 from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.progress import progress_bar
 from pipelines.runtime.ray_session import local_cores
 from pipelines.tracking.models import (
     CANDIDATE,
@@ -507,7 +507,7 @@ def last_checkpoint(store: Store, folder: str) -> bytes | None:
 def _progress(run: StageRun, epochs: int) -> Iterator[Callable[[list[dict[str, float]]], None]]:
     """Yield what is called with the history so far: it moves the bar and logs the epochs not yet logged to MLflow."""
     logged = 0
-    with tqdm(total=epochs, desc="train", unit="epoch") as bar:
+    with progress_bar("train", unit="epoch", total=epochs) as bar:
 
         def report(history: list[dict[str, float]]) -> None:
             nonlocal logged
