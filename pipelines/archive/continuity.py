@@ -161,6 +161,34 @@ def assemble(runs: Iterable[Run], *, rate_hz: float, tolerance_samples: float = 
     return result
 
 
+def uncovered(segments: Iterable[Segment], others: Sequence[Segment]) -> tuple[list[Segment], int]:
+    """Return the parts of segments at whose time no other segment has samples, and how many samples are dropped.
+
+    A sample is dropped where it lies less than half a sample interval outside another segment, or inside it.
+    """
+    kept: list[Segment] = []
+    num_dropped = 0
+    for segment in segments:
+        half_ns = round(0.5e9 / segment.rate_hz)
+        spans = []
+        for other in others:
+            if other.end_ns - half_ns <= segment.start_ns or other.start_ns - half_ns >= segment.end_ns:
+                continue
+            begin = segment.index_from(other.start_ns - half_ns + 1)
+            end = segment.index_from(other.end_ns - half_ns)
+            if end > begin:
+                spans.append((begin, end))
+        if not spans:
+            kept.append(segment)
+            continue
+        spans = _union(spans)
+        num_dropped += sum(end - begin for begin, end in spans)
+        bounds = [0, *(edge for span in spans for edge in span), segment.num_samples]
+        pairs = zip(bounds[::2], bounds[1::2], strict=True)
+        kept += [_slice(segment, begin, end) for begin, end in pairs if end > begin]
+    return kept, num_dropped
+
+
 class _Growing:
     """A segment under construction: pieces of data, and the stretches of it that conflict."""
 

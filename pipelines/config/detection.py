@@ -40,7 +40,7 @@ class DetectionSettings(Section):
     coincidence_seconds: float = 10.0
     """Triggers of other stations this soon after an event's first trigger belong to it (seconds)."""
     units: Literal["counts", "m/s"] = "counts"
-    """Unit of the windows: counts, or m/s through the sensitivity in archive.stationxml."""
+    """Unit of the windows: counts, or m/s through the sensitivity in archive.stationxml, of velocities in any unit."""
 
     @field_validator("trigger_components")
     @classmethod
@@ -106,7 +106,8 @@ class WindowSettings(Section):
     length_seconds: float = 30.0
     """Length of the window in seconds."""
     remove_response: bool = False
-    """Deconvolve the full instrument response of archive.stationxml from each window (units m/s)."""
+    """Deconvolve the full instrument response of archive.stationxml from each window (units m/s): of velocities,
+    displacements and accelerations."""
     response_prefilt_hz: tuple[float, float, float, float] = (0.5, 1.0, 40.0, 45.0)
     """Corners in Hz of the cosine taper that stabilises the deconvolution."""
 

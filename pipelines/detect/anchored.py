@@ -20,6 +20,7 @@ from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.records import sample_time, sample_times
 from pipelines.config.detection import DetectionSettings, WindowSettings
 from pipelines.detect.kernel import Triggers, design_bandpass, scan_all
+from pipelines.detect.response import GroupResponses
 from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
 
 Array = np.ndarray[Any, Any]
@@ -38,14 +39,21 @@ class Onset(NamedTuple):
 
     Attributes:
         onset_ns, end_ns: first and last triggered sample.
-        component: row of the trigger component (0 E, 1 N, 2 Z).
+        channel: code of the channel that triggered.
         peak: largest STA/LTA.
     """
 
     onset_ns: int
     end_ns: int
-    component: int
+    channel: str
     peak: float
+
+    @property
+    def row(self) -> int:
+        """Return the row of the channel in a window: 0 E, 1 N, 2 Z."""
+        row = component_row(self.channel)
+        assert row is not None
+        return row
 
 
 @dataclass
@@ -54,15 +62,17 @@ class Pass:
 
     Attributes:
         onsets: events owned, in order of onset.
-        blanked_seconds: by component row, time in the owned interval in which nothing can trigger after a gap.
-        covered_seconds: by component row, time in the owned interval with samples.
-        gaps: by component row, how many gaps begin in the owned interval.
+        without_response: triggers owned and dropped, since no epoch of `archive.stationxml` holds their onset.
+        blanked_seconds: by channel, time in the owned interval in which nothing can trigger after a gap.
+        covered_seconds: by channel, time in the owned interval with samples.
+        gaps: by channel, how many gaps begin in the owned interval.
     """
 
     onsets: list[Onset] = field(default_factory=list)
-    blanked_seconds: dict[int, float] = field(default_factory=dict)
-    covered_seconds: dict[int, float] = field(default_factory=dict)
-    gaps: dict[int, int] = field(default_factory=dict)
+    without_response: list[Onset] = field(default_factory=list)
+    blanked_seconds: dict[str, float] = field(default_factory=dict)
+    covered_seconds: dict[str, float] = field(default_factory=dict)
+    gaps: dict[str, int] = field(default_factory=dict)
 
 
 def follow_seconds(detection: DetectionSettings) -> float:
@@ -83,18 +93,20 @@ def context_seconds(detection: DetectionSettings, window: WindowSettings) -> tup
 
 
 def find_onsets(
-    segments: Mapping[int, Sequence[Segment]],
+    segments: Mapping[str, Sequence[Segment]],
     detection: DetectionSettings,
     rate_hz: float,
+    responses: GroupResponses,
     *,
     anchor_ns: int,
 ) -> Pass:
     """Return the events of the anchor's pass: those with an onset in its day.
 
     Args:
-        segments: segments by component row, from the anchor's warm-up to the end of the context after its day.
+        segments: segments by channel code, from the anchor's warm-up to the end of the context after its day.
         detection: settings.
         rate_hz: sampling rate of the channel group in Hz.
+        responses: of the group; triggers at times that they do not know are dropped before any are united.
         anchor_ns: 00:00 UTC of the day.
 
     Raises:
@@ -106,9 +118,9 @@ def find_onsets(
     num_sta, num_lta = detection.average_samples(rate_hz)
     warmup_ns = round(detection.warmup_seconds * 1e9)
     passes = [
-        (row, segment, segment.index_from(anchor_ns - warmup_ns))
-        for row, pieces in segments.items()
-        if COMPONENTS[row] in detection.trigger_components
+        (channel, segment, segment.index_from(anchor_ns - warmup_ns))
+        for channel, pieces in segments.items()
+        if component_letter(channel) in detection.trigger_components
         for segment in pieces
         if segment.end_ns > anchor_ns and segment.start_ns < end_ns
     ]
@@ -124,16 +136,19 @@ def find_onsets(
     )
     spans = [
         onset
-        for (row, segment, first), triggers in zip(passes, found, strict=True)
-        for onset in _merge(triggers, segment, first, row, detection, rate_hz)
+        for (channel, segment, first), triggers in zip(passes, found, strict=True)
+        for onset in _merge(triggers, segment, first, channel, detection, rate_hz)
     ]
-    events = _unite(spans, round(follow_seconds(detection) * 1e9))
+    if not responses.is_counts:
+        spans, unknown = _known(spans, responses)
+        result.without_response = [span for span in unknown if anchor_ns <= span.onset_ns < end_ns]
+    events = _unite(spans, round(follow_seconds(detection) * 1e9), round(0.5e9 / rate_hz))
     result.onsets = [event for event in events if anchor_ns <= event.onset_ns < end_ns]
     return result
 
 
 def _merge(
-    triggers: Triggers, segment: Segment, first: int, row: int, detection: DetectionSettings, rate_hz: float
+    triggers: Triggers, segment: Segment, first: int, channel: str, detection: DetectionSettings, rate_hz: float
 ) -> list[Onset]:
     """Drop short triggers, then join each to the one before it where it begins soon after that one's end."""
     kept = np.flatnonzero((triggers.off - triggers.on) / rate_hz >= detection.min_seconds)
@@ -155,15 +170,30 @@ def _merge(
         return []
     bounds = first + np.array([(on, off) for on, off, _ in groups], np.int64)
     times = segment.times_at(bounds.ravel()).reshape(-1, 2).tolist()
-    return [Onset(on_ns, off_ns, row, peak) for (on_ns, off_ns), (_, _, peak) in zip(times, groups, strict=True)]
+    return [Onset(on_ns, off_ns, channel, peak) for (on_ns, off_ns), (_, _, peak) in zip(times, groups, strict=True)]
 
 
-def _unite(spans: Sequence[Onset], follow_ns: int) -> list[Onset]:
-    """Make overlapping triggers of several components one event with the earliest onset."""
+def _known(spans: Sequence[Onset], responses: GroupResponses) -> tuple[list[Onset], list[Onset]]:
+    """Return the triggers whose counts can be converted at their onset, and the others."""
+    known: list[Onset] = []
+    unknown: list[Onset] = []
+    for channel in dict.fromkeys(span.channel for span in spans):
+        mine = [span for span in spans if span.channel == channel]
+        holds = responses.is_known(channel, np.array([span.onset_ns for span in mine], np.int64)).tolist()
+        for span, is_known in zip(mine, holds, strict=True):
+            (known if is_known else unknown).append(span)
+    return known, unknown
+
+
+def _unite(spans: Sequence[Onset], follow_ns: int, slack_ns: int) -> list[Onset]:
+    """Make overlapping triggers of several components one event with the earliest onset.
+
+    Samples of two components less than half an interval apart (`slack_ns`) are samples of one instant.
+    """
     united: list[Onset] = []
     reach = 0
-    for span in sorted(spans, key=lambda span: (span.onset_ns, _PRECEDENCE[span.component])):
-        if united and span.onset_ns <= reach:
+    for span in sorted(spans, key=lambda span: (span.onset_ns, _PRECEDENCE[span.row], span.channel)):
+        if united and span.onset_ns <= reach + slack_ns:
             event = united[-1]
             if span.onset_ns - event.onset_ns <= follow_ns:
                 end_ns = min(max(event.end_ns, span.end_ns), event.onset_ns + follow_ns)
@@ -176,18 +206,18 @@ def _unite(spans: Sequence[Onset], follow_ns: int) -> list[Onset]:
 
 
 def account(
-    result: Pass, row: int, pieces: Sequence[Segment], num_lta: int, rate_hz: float, start_ns: int, end_ns: int
+    result: Pass, channel: str, pieces: Sequence[Segment], num_lta: int, rate_hz: float, start_ns: int, end_ns: int
 ) -> None:
-    """Add to a pass the coverage, blanked time and gaps of one component in an interval."""
+    """Add to a pass the coverage, blanked time and gaps of one channel in an interval."""
     covered = blanked = 0
     for segment in pieces:
         covered += _shared(segment.start_ns, segment.end_ns, start_ns, end_ns)
         blank_until = min(sample_time(segment.start_ns, num_lta, rate_hz), segment.end_ns)
         blanked += _shared(segment.start_ns, blank_until, start_ns, end_ns)
     ends = [segment.end_ns for segment in pieces[:-1]]
-    result.covered_seconds[row] = covered / 1e9
-    result.blanked_seconds[row] = blanked / 1e9
-    result.gaps[row] = sum(start_ns <= end < end_ns for end in ends)
+    result.covered_seconds[channel] = covered / 1e9
+    result.blanked_seconds[channel] = blanked / 1e9
+    result.gaps[channel] = sum(start_ns <= end < end_ns for end in ends)
 
 
 def _shared(begin: int, end: int, start_ns: int, end_ns: int) -> int:
@@ -198,12 +228,14 @@ class Windows(NamedTuple):
     """Windows cut around onsets.
 
     Attributes:
-        waveforms: float32 (n, 3, samples), rows E/1, N/2, Z; NaN where absent.
+        waveforms: float32 (n, 3, samples), rows E/1, N/2, Z/3; NaN where absent.
+        channels: (n, 3) object, the channel code of each row; None where a row is absent.
         window_start_ns: (n,) int64, time of the first sample.
         snr_db, peak_amplitude, missing_fraction: (n,) float32.
     """
 
     waveforms: Array
+    channels: Array
     window_start_ns: Array
     snr_db: Array
     peak_amplitude: Array
@@ -211,21 +243,21 @@ class Windows(NamedTuple):
 
 
 def cut_windows(
-    segments: Mapping[int, Sequence[Segment]],
+    segments: Mapping[str, Sequence[Segment]],
     onsets: Sequence[Onset],
     detection: DetectionSettings,
     window: WindowSettings,
     rate_hz: float,
-    factors: Mapping[int, Array],
+    responses: GroupResponses,
 ) -> Windows:
-    """Cut and resample the windows of some onsets.
+    """Cut and resample the windows of some onsets, in counts or in m/s.
 
     Args:
-        segments: segments by component row.
+        segments: segments by channel code; of two codes of one component the one that comes first is preferred.
         onsets: events, in order of onset.
         detection, window: settings.
         rate_hz: source sampling rate in Hz.
-        factors: by component row, (onsets,) what each window is multiplied with: 1 / sensitivity. Empty for counts.
+        responses: of the channel group; those of the onset's time convert the whole window.
     """
     num_source = source_samples(window.num_samples, rate_hz, window.rate_hz)
     margin = resampling_margin(rate_hz, window.rate_hz)
@@ -233,33 +265,78 @@ def cut_windows(
     onset_ns = np.array([onset.onset_ns for onset in onsets], np.int64)
     starts = sample_times(onset_ns, np.full(len(onsets), -lead), rate_hz)
     # Samples that are neither scaled nor resampled need no more digits on their way.
-    plain = margin == 0 and not factors
+    plain = margin == 0 and responses.is_counts
     source = np.full((len(onsets), 3, num_source), np.nan, np.float32 if plain else np.float64)
+    channels = np.full((len(onsets), 3), None, object)
     firsts = sample_times(starts, np.full(len(starts), -margin), rate_hz)
-    for row, pieces in segments.items():
-        cut(source[:, row], pieces, firsts, rate_hz)
-        if factors:
-            source[:, row] *= factors[row][:, None]
+    rows = np.array([onset.row for onset in onsets], np.int64)
+    for row in range(3):
+        mine = {code: pieces for code, pieces in segments.items() if component_row(code) == row}
+        channels[:, row] = _cut_component(source[:, row], mine, onsets, firsts, rate_hz)
+        for code in mine if not responses.is_counts else ():
+            chosen = channels[:, row] == code
+            source[chosen, row] *= responses.factors(code, onset_ns[chosen])[:, None]
     waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32, copy=False)
-    num_lead = window.lead_samples
+    if window.remove_response and not responses.is_counts:
+        for code in segments:
+            row = COMPONENTS.index(component_letter(code))
+            chosen = channels[:, row] == code
+            waveforms[chosen, row] = responses.remove(waveforms[chosen, row], code, window, onset_ns[chosen])
+    channels[~np.isfinite(waveforms).any(axis=2)] = None
     num_signal = np.array([ceil((o.end_ns - o.onset_ns) / 1e9 * window.rate_hz) for o in onsets], np.int64)
-    component = np.array([o.component for o in onsets], np.int64)
     snr_db, peak = amplitudes(
         waveforms,
-        component,
-        num_lead,
+        rows,
+        window.lead_samples,
         num_signal,
         band_hz=detection.band_hz,
         corners=detection.corners,
         rate_hz=window.rate_hz,
     )
     missing = np.isnan(waveforms).mean(axis=(1, 2))
-    return Windows(waveforms, starts, snr_db.astype(np.float32), peak.astype(np.float32), missing.astype(np.float32))
+    return Windows(
+        waveforms,
+        channels,
+        starts,
+        snr_db.astype(np.float32),
+        peak.astype(np.float32),
+        missing.astype(np.float32),
+    )
+
+
+def _cut_component(
+    out: Array, segments: Mapping[str, Sequence[Segment]], onsets: Sequence[Onset], firsts: Array, rate_hz: float
+) -> Array:
+    """Fill one component's windows, each with the samples of one channel code, and return the codes, (n,) object.
+
+    The code is the trigger's where that is of this component, else the one with more samples in the window.
+    """
+    chosen = np.full(len(out), next(iter(segments), None), object)
+    if len(segments) == 1:
+        cut(out, segments[chosen[0]], firsts, rate_hz)
+    elif segments:
+        parts = {code: np.full_like(out, np.nan) for code in segments}
+        counts = np.zeros((len(segments), len(out)), np.int64)
+        for count, (code, part) in zip(counts, parts.items(), strict=True):
+            cut(part, segments[code], firsts, rate_hz)
+            count[:] = np.isfinite(part).sum(axis=1)
+            count[[onset.channel == code for onset in onsets]] = out.shape[1] + 1
+        codes = np.array(list(segments), object)
+        chosen = codes[counts.argmax(axis=0)]
+        for code, part in parts.items():
+            out[chosen == code] = part[chosen == code]
+    return chosen
 
 
 def component_row(channel: str) -> int | None:
     """Return the row of a channel code in a window (0 E or 1, 1 N or 2, 2 Z or 3); None for other channels."""
     return {"E": 0, "1": 0, "N": 1, "2": 1, "Z": 2, "3": 2}.get(channel[-1:])
+
+
+def component_letter(channel: str) -> str:
+    """Return the letter of a channel code's component, E, N or Z, also where the code has a digit; "" for others."""
+    row = component_row(channel)
+    return "" if row is None else COMPONENTS[row]
 
 
 def split_days(start_ns: int, end_ns: int) -> list[tuple[int, int, int]]:

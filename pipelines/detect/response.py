@@ -1,99 +1,295 @@
 """Counts to metres per second: the sensitivity of StationXML, or the full response removed from cut windows."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import copy
+import re
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from pipelines.config.detection import WindowSettings
-from pipelines.detect.anchored import Windows
 
 Array = np.ndarray[Any, Any]
 
+EPOCH_SLACK_NS = 1_000_000_000
+"""An epoch that ends up to this long before the next one begins lasts until then: many end at 23:59:59."""
+
+MAX_EPOCHS_PER_CHANNEL = 1000
+
 _FIRST_NS, _LAST_NS = -(2**63), 2**63 - 1
+_UNIT = re.compile(
+    r"(?P<length>[NUMC]?M|(?:NANO|MICRO|MILLI|CENTI)?MET(?:ER|RE)S?)"
+    r"(?P<motion>(?P<velocity>/S|/SEC|/SECONDS?)|"
+    r"(?P<acceleration>/\(?(?:S|SEC|SECONDS?)(?:\*\*|\^)?2\)?|/(?:S|SEC)/(?:S|SEC)|/\((?:S|SEC)\*(?:S|SEC)\)))?"
+)
+_METRES = {"N": 1e-9, "U": 1e-6, "C": 1e-2, "M": 1e-3}
+_SI = {"displacement": "M", "velocity": "M/S", "acceleration": "M/S**2"}
+_COUNTS = re.compile(r".*COUNTS?\b.*|CTS?|CNTS?|DU|LSB|")
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What is known of a channel between two times.
+
+    Attributes:
+        start_ns, end_ns: the times, in nanoseconds since 1970 (UTC); the second is exclusive.
+        sensitivity: counts per unit of ground motion; NaN where counts cannot be converted.
+        metres: what that unit is in m, m/s or m/s**2.
+        is_velocity: whether the division by the sensitivity alone gives a velocity.
+        response: ObsPy's, where it is to be removed, with its input unit in metres.
+        problem: why counts cannot be converted; "" where they can.
+    """
+
+    start_ns: int
+    end_ns: int
+    sensitivity: float = np.nan
+    metres: float = 1.0
+    is_velocity: bool = True
+    response: Any = None
+    problem: str = ""
+
+    @property
+    def factor(self) -> float:
+        """Return what counts are multiplied with."""
+        return 1.0 / self.sensitivity * self.metres
+
+    def says_the_same(self, other: "Epoch") -> bool:
+        """Return whether two epochs convert counts alike."""
+        if self.problem or other.problem:
+            return self.problem == other.problem
+        return bool(
+            (self.sensitivity, self.metres, self.is_velocity) == (other.sensitivity, other.metres, other.is_velocity)
+            and self.response == other.response
+        )
+
+
+@dataclass(frozen=True)
+class GroupResponses:
+    """The responses of one channel group: by channel code, its epochs in order of time, none of which overlap.
+
+    Attributes:
+        epochs: None where samples stay counts.
+    """
+
+    epochs: Mapping[str, Sequence[Epoch]] | None = None
+
+    @property
+    def is_counts(self) -> bool:
+        """Return whether samples stay counts."""
+        return self.epochs is None
+
+    def problem(self, channel: str) -> str:
+        """Return why no sample of a channel can be converted, with what `archive.stationxml` says; "" if some can."""
+        if self.epochs is None:
+            return ""
+        epochs = self.epochs.get(channel, ())
+        if any(not epoch.problem for epoch in epochs):
+            return ""
+        return epochs[0].problem if epochs else "archive.stationxml does not have this channel"
+
+    def factors(self, channel: str, times_ns: Array) -> Array:
+        """Return what counts are multiplied with at (n,) times: (n,) float64; 1 for counts, NaN where nothing is known.
+
+        The product is in m/s, or in what `remove` makes m/s of.
+        """
+        if self.epochs is None:
+            return np.ones(len(times_ns))
+        values = np.full(len(times_ns), np.nan)
+        for epoch in self.epochs.get(channel, ()):
+            values[(epoch.start_ns <= times_ns) & (times_ns < epoch.end_ns)] = epoch.factor
+        return values
+
+    def is_known(self, channel: str, times_ns: Array) -> Array:
+        """Return whether samples of a channel at (n,) times can be converted: (n,) bool."""
+        return np.isfinite(self.factors(channel, times_ns))
+
+    def remove(self, waveforms: Array, channel: str, window: WindowSettings, times_ns: Array) -> Array:
+        """Return one component's windows, with the response removed where `window.remove_response` asks for it.
+
+        The spectral division of ObsPy's `Trace.remove_response` (velocity), with the response at each window's time. A
+        window with an absent sample cannot be divided so: of a velocity it stays as it is, in m/s by its sensitivity;
+        of a displacement or an acceleration nothing is left.
+
+        Args:
+            waveforms: (n, samples) float32, already multiplied with `factors`; NaN where absent.
+            channel: its code.
+            window: settings.
+            times_ns: (n,) int64.
+        """
+        if self.epochs is None or not window.remove_response:
+            return waveforms
+        from obspy import Trace
+
+        waveforms = waveforms.copy()
+        for epoch in self.epochs.get(channel, ()):
+            if epoch.response is None:
+                continue
+            for index in np.flatnonzero((epoch.start_ns <= times_ns) & (times_ns < epoch.end_ns)).tolist():
+                samples = waveforms[index]
+                if not np.isfinite(samples).all():
+                    if not epoch.is_velocity:
+                        waveforms[index] = np.nan
+                    continue
+                trace = Trace(samples.astype(np.float64))
+                trace.stats.sampling_rate = window.rate_hz
+                trace.stats.response = epoch.response
+                trace.data *= epoch.sensitivity
+                trace.remove_response(output="VEL", pre_filt=window.response_prefilt_hz)
+                waveforms[index] = trace.data
+        return waveforms
 
 
 @dataclass(frozen=True)
 class Responses:
-    """The inventory's responses; without one, samples stay counts.
+    """What a StationXML file says about the units of its channels; without one, samples stay counts.
 
     Attributes:
-        inventory: an ObsPy Inventory, or None for counts.
+        channels: epochs by network, station and location code ("" for none), then by channel code; None for counts.
     """
 
-    inventory: Any = None
+    channels: Mapping[tuple[str, str, str], Mapping[str, Sequence[Epoch]]] | None = None
 
-    def missing(self, codes: tuple[str, str, str, str], channels: Iterable[str]) -> str:
-        """Return the first channel without a sensitivity, "" where all have one or none is needed."""
-        if self.inventory is None:
-            return ""
-        return next((channel for channel in channels if not self._entries(codes, channel)), "")
+    @classmethod
+    def of(cls, inventory: Any, window: WindowSettings) -> "Responses":
+        """Return the responses of an ObsPy Inventory, as `window.remove_response` needs them."""
+        found: dict[tuple[str, str, str], dict[str, list[Epoch]]] = {}
+        for network in inventory:
+            for station in network:
+                for channel in station:
+                    # Looked up as they are: `select` of an inventory takes the codes of headers for patterns.
+                    codes = (network.code, station.code, _location(channel.location_code))
+                    found.setdefault(codes, {}).setdefault(channel.code, []).append(_epoch(channel, window))
+        return cls(
+            {codes: {code: _in_order(epochs) for code, epochs in channels.items()} for codes, channels in found.items()}
+        )
 
-    def factors(
-        self, codes: tuple[str, str, str, str], channels: Mapping[int, str], times_ns: Array
-    ) -> dict[int, Array]:
-        """Return by component row what counts are multiplied with at (n,) times: 1 / sensitivity. Empty for counts."""
-        if self.inventory is None:
-            return {}
-        return {row: 1.0 / self._sensitivities(codes, channel, times_ns) for row, channel in channels.items()}
+    def of_group(self, network: str, station: str, location: str) -> GroupResponses:
+        """Return the responses of the channels of a station and location."""
+        if self.channels is None:
+            return GroupResponses()
+        return GroupResponses(self.channels.get((network, station, _location(location)), {}))
 
-    def remove(
-        self,
-        windows: Windows,
-        codes: tuple[str, str, str, str],
-        channels: Mapping[int, str],
-        window: WindowSettings,
-        times_ns: Array,
-    ) -> Windows:
-        """Return the windows with the full response removed where `window.remove_response` asks for it.
 
-        The spectral division of ObsPy's `Trace.remove_response` (velocity), on windows that were already divided by the
-        sensitivity, with the response at each one's (n,) time. A component with an absent sample stays as it is.
-        """
-        if self.inventory is None or not window.remove_response:
-            return windows
-        from obspy import Trace, UTCDateTime
+def ground_motion(unit: str) -> tuple[str, float] | None:
+    """Return what a unit of StationXML measures and its length in metres; None where it is not ground motion.
 
-        waveforms = windows.waveforms.copy()
-        network, station, location, _ = codes
-        for row, channel in channels.items():
-            sensitivities = self._sensitivities(codes, channel, times_ns)
-            for index, time_ns in enumerate(times_ns.tolist()):
-                samples = waveforms[index, row]
-                if not np.isfinite(samples).all():
-                    continue
-                header = {"network": network, "station": station, "location": location, "channel": channel}
-                trace = Trace(samples.astype(np.float64), header)
-                trace.stats.sampling_rate = window.rate_hz
-                # It only chooses the response.
-                trace.stats.starttime = UTCDateTime(ns=time_ns)
-                trace.data *= sensitivities[index]
-                trace.remove_response(self.inventory, output="VEL", pre_filt=window.response_prefilt_hz)
-                waveforms[index, row] = trace.data
-        return windows._replace(waveforms=waveforms)
+    `NM/S` gives ("velocity", 1e-9). Case, blanks and the ways of writing a square do not matter.
+    """
+    match = _UNIT.fullmatch("".join(unit.upper().replace("µ", "U").replace("μ", "U").split()))
+    if match is None:
+        return None
+    motion = "acceleration" if match["acceleration"] else "velocity" if match["velocity"] else "displacement"
+    length = match["length"]
+    prefix = {"NANO": "N", "MICRO": "U", "MILLI": "M", "CENTI": "C"}
+    short = next((letter for word, letter in prefix.items() if length.startswith(word)), "")
+    if not short and len(length) == 2:
+        short = length[0]
+    return motion, _METRES.get(short, 1.0)
 
-    def _sensitivities(self, codes: tuple[str, str, str, str], channel: str, times_ns: Array) -> Array:
-        """Return the sensitivity at (n,) times; the first one where no epoch holds a time."""
-        entries = self._entries(codes, channel)
-        values = np.full(len(times_ns), entries[0][2])
-        for begin_ns, end_ns, value in reversed(entries):
-            values[(begin_ns <= times_ns) & (times_ns < end_ns)] = value
-        return values
 
-    def _entries(self, codes: tuple[str, str, str, str], channel: str) -> list[tuple[int, int, float]]:
-        network, station, location, _ = codes
-        found = self.inventory.select(network=network, station=station, location=location, channel=channel)
-        return [
-            (
-                entry.start_date.ns if entry.start_date else _FIRST_NS,
-                entry.end_date.ns if entry.end_date else _LAST_NS,
-                float(entry.response.instrument_sensitivity.value),
+def _location(code: str | None) -> str:
+    """Return a location code without the ways of writing that there is none."""
+    code = (code or "").strip()
+    return "" if code == "--" else code
+
+
+def _epoch(channel: Any, window: WindowSettings) -> Epoch:
+    """Return the epoch of an ObsPy channel."""
+    start_ns = max(channel.start_date.ns, _FIRST_NS) if channel.start_date else _FIRST_NS
+    end_ns = min(channel.end_date.ns, _LAST_NS) if channel.end_date else _LAST_NS
+    try:
+        return _converted(channel.response, start_ns, end_ns, window)
+    except ValueError as error:
+        return Epoch(start_ns, end_ns, problem=str(error))
+
+
+def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings) -> Epoch:
+    """Return how a response converts counts; ValueError with the reason where it does not."""
+    sensitivity = response.instrument_sensitivity if response is not None else None
+    if sensitivity is None or sensitivity.value is None:
+        if response is not None and response.instrument_polynomial is not None:
+            raise ValueError("archive.stationxml has a polynomial for it, not a sensitivity")
+        raise ValueError("archive.stationxml has no sensitivity for it")
+    value = float(sensitivity.value)
+    if not np.isfinite(value) or value == 0 or not np.isfinite(1.0 / value):
+        raise ValueError(f"archive.stationxml has the sensitivity {value:g} for it")
+    stages = sorted(response.response_stages or [], key=lambda stage: stage.stage_sequence_number)
+    given = [unit for unit in (sensitivity.input_units, stages[0].input_units if stages else None) if unit]
+    if not given:
+        raise ValueError("archive.stationxml has no input units for it")
+    motions = [ground_motion(unit) for unit in given]
+    if motions[0] is None:
+        raise ValueError(f"archive.stationxml has it in {given[0]}, which is not ground motion")
+    if any(motion != motions[0] for motion in motions):
+        raise ValueError(f"archive.stationxml has its sensitivity in {given[0]} and its first stage in {given[1]}")
+    output = (sensitivity.output_units or "").strip()
+    if not _COUNTS.fullmatch(output.upper()):
+        raise ValueError(f"archive.stationxml has its sensitivity to {output}, not to counts")
+    motion, metres = motions[0]
+    if not window.remove_response:
+        if motion != "velocity":
+            raise ValueError(
+                f"archive.stationxml has it in {given[0]}, and a sensitivity does not make m/s of {motion}: "
+                "window.remove_response does"
             )
-            for net in found
-            for sta in net
-            for entry in sta
-            if entry.response is not None
-            and entry.response.instrument_sensitivity is not None
-            and entry.response.instrument_sensitivity.value
-        ]
+        return Epoch(start_ns, end_ns, value, metres)
+    if not stages:
+        raise ValueError(
+            "archive.stationxml has a sensitivity for it and no stages, which window.remove_response needs"
+        )
+    gains = [stage.stage_gain for stage in stages if stage.stage_gain is not None]
+    bad = next((gain for gain in gains if not np.isfinite(gain) or gain == 0), None)
+    if bad is not None:
+        raise ValueError(f"archive.stationxml has a stage with the gain {bad:g} for it")
+    # ObsPy knows fewer ways of writing a unit, and scales some of them and others not.
+    response = copy.deepcopy(response)
+    first = min(response.response_stages, key=lambda stage: stage.stage_sequence_number)
+    first.input_units = _SI[motion]
+    _check_response(response, window)
+    return Epoch(start_ns, end_ns, value, metres, motion == "velocity", response)
+
+
+def _check_response(response: Any, window: WindowSettings) -> None:
+    """Raise ValueError where ObsPy cannot evaluate a response in the band that is kept, or finds nothing in it."""
+    frequencies = np.minimum(window.response_prefilt_hz[1:3], 0.4 * window.rate_hz)
+    try:
+        values = response.get_evalresp_response_for_frequencies(
+            frequencies, output="VEL", hide_sensitivity_mismatch_warning=True
+        )
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"archive.stationxml has stages for it that cannot be evaluated: {reason}") from None
+    if not np.isfinite(values).all() or not np.abs(values).all():
+        low, high = frequencies
+        raise ValueError(
+            f"archive.stationxml has stages for it whose response at {low:g} or {high:g} Hz "
+            "(window.response_prefilt_hz) is zero or not a number"
+        )
+
+
+def _in_order(epochs: list[Epoch]) -> tuple[Epoch, ...]:
+    """Return epochs in order of time, without overlaps: where some that differ overlap, nothing is known."""
+    if len(epochs) > MAX_EPOCHS_PER_CHANNEL:
+        problem = f"archive.stationxml has {len(epochs)} epochs for it, more than {MAX_EPOCHS_PER_CHANNEL}"
+        return (Epoch(_FIRST_NS, _LAST_NS, problem=problem),)
+    starts = sorted(epoch.start_ns for epoch in epochs)
+    lasting = []
+    for epoch in epochs:
+        index = bisect_left(starts, epoch.end_ns)
+        gap_ns = starts[index] - epoch.end_ns if index < len(starts) else 0
+        lasting.append(replace(epoch, end_ns=epoch.end_ns + gap_ns) if gap_ns <= EPOCH_SLACK_NS else epoch)
+    edges = sorted({edge for epoch in lasting for edge in (epoch.start_ns, epoch.end_ns)})
+    result: list[Epoch] = []
+    for start_ns, end_ns in pairwise(edges):
+        here = [epoch for epoch in lasting if epoch.start_ns <= start_ns and end_ns <= epoch.end_ns]
+        if not here:
+            continue
+        if all(epoch.says_the_same(here[0]) for epoch in here):
+            result.append(replace(here[0], start_ns=start_ns, end_ns=end_ns))
+        else:
+            problem = "archive.stationxml has epochs for it that overlap and differ"
+            result.append(Epoch(start_ns, end_ns, problem=problem))
+    return tuple(result)

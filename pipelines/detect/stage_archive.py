@@ -3,15 +3,19 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.archive.manifest import Manifest, build_manifest, probe, read_manifest
+from pipelines.archive.layouts import code_matcher
+from pipelines.archive.manifest import ANY, Manifest, build_manifest, probe, read_manifest
 from pipelines.archive.stationxml import read_stationxml
 from pipelines.config import Config, with_keys
+from pipelines.config.archive import ArchiveSettings
 from pipelines.config.detection import DetectionSettings
-from pipelines.detect.response import Responses
+from pipelines.detect.anchored import component_row
+from pipelines.detect.response import Epoch, Responses
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
 from pipelines.workspace.workspace import Workspace
 
+MAX_PRINTED_LINES = 10
 MIN_SEISMIC_HZ = 10.0
 """`detection.fit_to_rate` fits the band to the lowest rate that is at least this."""
 
@@ -36,7 +40,8 @@ def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
     """List the archive and check that it can be read with this configuration, before anything is written.
 
     Raises:
-        InputError: missing, empty, unreadable, nothing selected, or a band above every Nyquist frequency.
+        InputError: missing, empty, unreadable, nothing selected, a band above every Nyquist frequency, or a StationXML
+            file that converts none of the recordings.
     """
     if config.detection.units == "m/s" and config.archive.stationxml is None:
         raise InputError("detection.units m/s needs archive.stationxml")
@@ -54,6 +59,7 @@ def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
         config = _fitted(config, rates)
     _check_rates(config.detection, rates)
     responses, stationxml_hash = _read_responses(config)
+    _check_responses(responses, manifest, config.archive)
     return Archive(
         store=archive, manifest=manifest, config=config, responses=responses, stationxml_hash=stationxml_hash
     )
@@ -105,6 +111,57 @@ def _read_responses(config: Config) -> tuple[Responses, str]:
     if config.detection.units == "counts":
         return Responses(), ""
     try:
-        return Responses(read_stationxml(content)), content_hash(content)
+        return Responses.of(read_stationxml(content), config.window), content_hash(content)
     except ValueError as error:
         raise InputError(f"archive.stationxml {path} cannot be read: {error}") from None
+
+
+def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveSettings) -> None:
+    """Print which channels `archive.stationxml` cannot convert to m/s; InputError where that is all of them.
+
+    Channels and times are those that the manifest knows of; what else the headers turn out to hold is dropped by name
+    and recorded in the markers.
+    """
+    if responses.channels is None:
+        return
+    stations: dict[tuple[str, str], dict[str, list[Epoch]]] = {}
+    is_selected = code_matcher(archive.channel)
+    for (network, station, location), channels in responses.channels.items():
+        for channel, epochs in channels.items():
+            if component_row(channel) is not None and is_selected(channel):
+                name = f"{network}.{station}.{location}.{channel}"
+                stations.setdefault((network, station), {}).setdefault(name, []).extend(epochs)
+    groups = manifest.usable().group_by(["network", "station", "band"])
+    problems: dict[str, str] = {}
+    num_converted = 0
+    for row in groups.aggregate([("start_ns", "min"), ("end_ns", "max")]).to_pylist():
+        known = {
+            name: epochs
+            for name, epochs in stations.get((row["network"], row["station"]), {}).items()
+            if row["band"] in (ANY, name.rpartition(".")[2][:2])
+        }
+        if not known:
+            band = "" if row["band"] == ANY else f" {row['band']}"
+            problems[f"{row['network']}.{row['station']}{band}"] = "archive.stationxml does not have its channels"
+        for name, epochs in known.items():
+            held = [
+                epoch for epoch in epochs if epoch.start_ns < row["end_ns_max"] and epoch.end_ns > row["start_ns_min"]
+            ]
+            bad = {epoch.problem for epoch in held if epoch.problem}
+            if not held:
+                problems[name] = "archive.stationxml has no epoch of it at the time of the recordings"
+            elif bad:
+                problems[name] = min(bad)
+            num_converted += any(not epoch.problem for epoch in held)
+    lines = [f"{name}: {problem}" for name, problem in sorted(problems.items())]
+    if not num_converted:
+        more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+        raise InputError(f"archive.stationxml {archive.stationxml} converts no recording to m/s: {lines[0]}{more}")
+    if lines:
+        print(f"detect: archive.stationxml cannot convert {len(lines)} channels to m/s, always or at some time")
+        for line in lines[:MAX_PRINTED_LINES]:
+            print(f"    {line}")
+        if len(lines) > MAX_PRINTED_LINES:
+            print(
+                f"    and {len(lines) - MAX_PRINTED_LINES} more; ledger/ in the workspace lists those with recordings"
+            )

@@ -8,15 +8,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipelines.archive.continuity import Segment, assemble
+from pipelines.archive.continuity import Segment, assemble, uncovered
 from pipelines.archive.layouts import DAY_NS, code_matcher
 from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import Channel, Run, nominal_rate
 from pipelines.config import Config
 from pipelines.config.archive import ArchiveSettings
-from pipelines.detect.anchored import COMPONENTS, Pass, component_row, context_seconds, find_onsets, split_days
-from pipelines.detect.response import Responses
+from pipelines.detect.anchored import Pass, component_letter, context_seconds, find_onsets, split_days
+from pipelines.detect.response import GroupResponses, Responses
 from pipelines.detect.stage_tasks import BatchTask
 from pipelines.workspace.ledger import MarkerName
 from pipelines.workspace.storage import Store
@@ -37,15 +37,15 @@ class ChannelGroup:
     Attributes:
         codes: network, station, location, band and instrument code.
         rate_hz: sampling rate in Hz.
-        channels: channel code by component row.
-        segments: segments by component row.
+        responses: of its channels; none for counts.
+        segments: segments by channel code. Of several codes of one component no two have samples at one time.
         notes: what was done to get the segments, by channel.
     """
 
     codes: tuple[str, str, str, str]
     rate_hz: float
-    channels: dict[int, str]
-    segments: dict[int, list[Segment]]
+    responses: GroupResponses
+    segments: dict[str, list[Segment]] = field(default_factory=dict)
     notes: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
@@ -156,7 +156,9 @@ class DayReader:
                 continue
             day.groups.append(group)
             day.passes.append(
-                _scan_thread().submit(find_onsets, group.segments, self.config.detection, rate_hz, anchor_ns=anchor_ns)
+                _scan_thread().submit(
+                    find_onsets, group.segments, self.config.detection, rate_hz, group.responses, anchor_ns=anchor_ns
+                )
             )
         return day
 
@@ -212,31 +214,38 @@ class DayReader:
         if num_sta >= num_lta:
             day.skipped.append(f"{name}: detection.sta_seconds and lta_seconds are {num_sta} and {num_lta} samples")
             return None
-        group = ChannelGroup(codes, rate_hz, {}, {})
-        for channel in sorted(channels, key=lambda code: _BY_PRECEDENCE.get(code[-1:], 9)):
-            row = component_row(channel)
-            if row is None:
+        group = ChannelGroup(codes, rate_hz, self.responses.of_group(*codes[:3]))
+        for channel in sorted(channels, key=lambda code: (_BY_PRECEDENCE.get(code[-1:], 9), code)):
+            letter = component_letter(channel)
+            if not letter:
                 day.skipped.append(f"{name}: {channel} is not a component E, N, Z, 1, 2 or 3")
                 continue
-            if row in group.channels:
-                day.skipped.append(f"{name}: {channel} is the same component as {group.channels[row]}")
+            problem = group.responses.problem(channel)
+            if problem:
+                day.skipped.append(f"{name}: {channel} cannot be converted to m/s: {problem}")
                 continue
             continuity = assemble(
                 channels[channel], rate_hz=rate_hz, tolerance_samples=self.config.archive.time_tolerance_samples
             )
-            group.channels[row] = channel
-            group.segments[row] = continuity.segments
+            before = [code for code in group.segments if component_letter(code) == letter]
+            others = [segment for code in before for segment in group.segments[code]]
+            segments, num_dropped = uncovered(continuity.segments, others)
+            if num_dropped:
+                day.skipped.append(
+                    f"{name}: {channel} is the same component as {' and '.join(before)} and is used only where that "
+                    "has no samples"
+                )
+            group.segments[channel] = segments
             counts = {
                 "duplicate_samples": continuity.duplicate_samples,
                 "conflicting_samples": continuity.conflicting_samples,
                 "superseded_samples": continuity.superseded_samples,
                 "bad_samples": continuity.bad_samples,
+                "same_component_samples": num_dropped,
             }
             group.notes[channel] = {key: value for key, value in counts.items() if value}
-        if group.channels and not {COMPONENTS[row] for row in group.channels} & set(detection.trigger_components):
+        if group.segments and not {component_letter(code) for code in group.segments} & set(
+            detection.trigger_components
+        ):
             day.skipped.append(f"{name}: no component of detection.trigger_components {detection.trigger_components}")
-        missing = self.responses.missing(codes, group.channels.values())
-        if missing:
-            day.skipped.append(f"{name}: archive.stationxml has no sensitivity for {missing}")
-            return None
         return group if group.segments else None

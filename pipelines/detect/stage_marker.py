@@ -20,12 +20,14 @@ class ShardReport:
         quarantined: by file, what could not be read in it and why.
         skipped: groups and channels that nothing can be detected in, and why.
         onsets_ns: onsets in the order of the rows.
+        num_without_response: triggers that were dropped, since `archive.stationxml` has no epoch at their time.
     """
 
     coverage: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, list[str]] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
     onsets_ns: list[int] = field(default_factory=list)
+    num_without_response: int = 0
 
     def add_day(
         self, day: Day, shard: ShardTask, batch: BatchTask, bounds: tuple[int, int], *, lta_seconds: float
@@ -33,10 +35,18 @@ class ShardReport:
         """Add what a day holds in the `bounds` (start, end) that the shard owns of it."""
         date = iso_time(day.anchor_ns)[:10]
         for group in day.groups:
-            for row, values in find_coverage(group, *bounds, lta_seconds).items():
+            for channel, values in find_coverage(group, *bounds, lta_seconds).items():
                 if values["seconds"] > 0:
-                    code = f"{group.codes[2]}.{group.channels[row]}.{group.rate_hz:g}"
-                    self.coverage[(date, code)] = values | group.notes.get(group.channels[row], {})
+                    code = f"{group.codes[2]}.{channel}.{group.rate_hz:g}"
+                    self.coverage[(date, code)] = values | group.notes.get(channel, {})
+        for group, found in zip(day.groups, day.passes, strict=True):
+            dropped = [span for span in found.result().without_response if bounds[0] <= span.onset_ns < bounds[1]]
+            self.num_without_response += len(dropped)
+            self.skipped.update(
+                f"{'.'.join(group.codes[:3])}.{channel} at {group.rate_hz:g} Hz: triggers at times of which "
+                "archive.stationxml has no epoch, or several that differ"
+                for channel in {span.channel for span in dropped}
+            )
         for index, reasons in day.quarantined.items():
             # The day may have been read for more shards than this one.
             if index in shard.files:
@@ -57,24 +67,25 @@ class ShardReport:
                 {"day": day, "channel": channel} | values for (day, channel), values in sorted(self.coverage.items())
             ],
             "gaps": sum(values["gaps"] for values in self.coverage.values()),
-            "counts": {"events": num_rows},
+            "counts": {"events": num_rows}
+            | ({"triggers_without_response": self.num_without_response} if self.num_without_response else {}),
             "seconds": round(seconds, 3),
             "version": __version__,
         }
 
 
-def find_coverage(group: ChannelGroup, start_ns: int, end_ns: int, lta_seconds: float) -> dict[int, dict[str, Any]]:
-    """Return by component row the seconds with samples, those blanked after gaps, and how many gaps begin there."""
+def find_coverage(group: ChannelGroup, start_ns: int, end_ns: int, lta_seconds: float) -> dict[str, dict[str, Any]]:
+    """Return by channel the seconds with samples, those blanked after gaps, and how many gaps begin there."""
     found = Pass()
-    for row, segments in group.segments.items():
-        account(found, row, segments, round(lta_seconds * group.rate_hz), group.rate_hz, start_ns, end_ns)
+    for channel, segments in group.segments.items():
+        account(found, channel, segments, round(lta_seconds * group.rate_hz), group.rate_hz, start_ns, end_ns)
     return {
-        row: {
-            "seconds": round(found.covered_seconds[row], 6),
-            "blanked_seconds": round(found.blanked_seconds[row], 6),
-            "gaps": found.gaps[row],
+        channel: {
+            "seconds": round(found.covered_seconds[channel], 6),
+            "blanked_seconds": round(found.blanked_seconds[channel], 6),
+            "gaps": found.gaps[channel],
         }
-        for row in group.segments
+        for channel in group.segments
     }
 
 

@@ -9,7 +9,6 @@ import pyarrow as pa
 
 from pipelines.config import Config
 from pipelines.detect.anchored import Onset, Windows, cut_windows
-from pipelines.detect.response import Responses
 from pipelines.detect.stage_day import ChannelGroup, Day
 from pipelines.workspace import tables
 
@@ -40,31 +39,25 @@ def owned_onsets(day: Day, start_ns: int, end_ns: int) -> list[OwnedOnset]:
     return owned
 
 
-def event_rows(owned: Sequence[OwnedOnset], shard: str, config: Config, responses: Responses) -> pa.RecordBatch:
+def event_rows(owned: Sequence[OwnedOnset], shard: str, config: Config) -> pa.RecordBatch:
     """Return the rows of some onsets, in their order.
 
     Args:
         owned: at least one onset.
         shard: name of the shard.
         config: resolved configuration.
-        responses: sensitivities and responses; none for counts.
     """
     window = config.window
     count = len(owned)
-    waveforms, starts, snr_db, peak, missing = _cut(owned, config, responses)
-    present = np.asarray(np.isfinite(waveforms).any(axis=2))
+    waveforms, channels, starts, snr_db, peak, missing = _cut(owned, config)
     onset_ns = np.array([onset.onset_ns for onset, _, _ in owned], np.int64)
     end_ns = np.array([onset.end_ns for onset, _, _ in owned], np.int64)
-    channels = [
-        [group.channels.get(row) if present[index, row] else None for row in range(3)]
-        for index, (_, _, group) in enumerate(owned)
-    ]
     columns: Mapping[str, Any] = {
         "event_id": [name for _, name, _ in owned],
         "network": [group.codes[0] for _, _, group in owned],
         "station": [group.codes[1] for _, _, group in owned],
         "location": [group.codes[2] for _, _, group in owned],
-        "channels": channels,
+        "channels": channels.tolist(),
         "onset": onset_ns,
         "window_start": starts,
         "duration_s": ((end_ns - onset_ns) / 1e9).astype(np.float32),
@@ -75,7 +68,7 @@ def event_rows(owned: Sequence[OwnedOnset], shard: str, config: Config, response
         "sampling_rate": np.full(count, window.rate_hz),
         "source_sampling_rate": np.array([group.rate_hz for _, _, group in owned]),
         "missing_fraction": missing,
-        "trigger_channel": [group.channels[onset.component] for onset, _, group in owned],
+        "trigger_channel": [onset.channel for onset, _, _ in owned],
         "shard": [shard] * count,
     }
     schema = tables.events_schema(window.num_samples)
@@ -91,17 +84,16 @@ def event_id(group: ChannelGroup, onset: Onset) -> str:
     return f"{network}.{station}.{location}.{band}.{group.rate_hz:g}.{moment:%Y%m%dT%H%M%S}.{rest:09d}"
 
 
-def _cut(owned: Sequence[OwnedOnset], config: Config, responses: Responses) -> Windows:
+def _cut(owned: Sequence[OwnedOnset], config: Config) -> Windows:
     """Cut the windows of some onsets, in their order."""
     order: list[int] = []
     parts: list[Windows] = []
     for number in dict.fromkeys(id(group) for _, _, group in owned):
         indexes = [index for index, (_, _, group) in enumerate(owned) if id(group) == number]
         onsets, group = [owned[index].onset for index in indexes], owned[indexes[0]].group
-        times_ns = np.array([onset.onset_ns for onset in onsets], np.int64)
-        factors = responses.factors(group.codes, group.channels, times_ns)
-        cut = cut_windows(group.segments, onsets, config.detection, config.window, group.rate_hz, factors)
-        parts.append(responses.remove(cut, group.codes, group.channels, config.window, times_ns))
+        parts.append(
+            cut_windows(group.segments, onsets, config.detection, config.window, group.rate_hz, group.responses)
+        )
         order += indexes
     if len(parts) == 1:
         return parts[0]

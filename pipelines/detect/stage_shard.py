@@ -34,7 +34,7 @@ class BatchDetector:
     def __init__(
         self, archive: Store, workspace: Store, config: Config, responses: Responses, batch: BatchTask
     ) -> None:
-        self.workspace, self.config, self.responses, self.batch = workspace, config, responses, batch
+        self.workspace, self.config, self.batch = workspace, config, batch
         self.reader = DayReader(archive, config, responses, batch)
 
     def begin(self, shard: ShardTask) -> Future[dict[str, Any]]:
@@ -59,9 +59,7 @@ class BatchDetector:
             owned = owned_onsets(day, start_ns, end_ns)
             report.onsets_ns += [onset.onset_ns for onset, _, _ in owned]
             for first in range(0, len(owned), MAX_ONSETS_PER_CUT):
-                yield event_rows(
-                    owned[first : first + MAX_ONSETS_PER_CUT], shard.name.shard, self.config, self.responses
-                )
+                yield event_rows(owned[first : first + MAX_ONSETS_PER_CUT], shard.name.shard, self.config)
             # They would hold this day's samples until two more are read.
             del day, owned
 

@@ -44,6 +44,7 @@ class DetectionSummary:
     quarantined: dict[str, str] = field(default_factory=dict)
     num_quarantined: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    num_without_response: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_names: list[MarkerName] = field(default_factory=list)
 
@@ -64,6 +65,7 @@ class DetectionSummary:
                 if len(self.quarantined) < MAX_NAMED_FILES:
                     self.quarantined[entry["key"]] = entry["reasons"][0]
         self.skipped.update(marker["skipped"])
+        self.num_without_response += marker["counts"].get("triggers_without_response", 0)
 
 
 def read_summary(workspace: Store, ledger: str) -> DetectionSummary:
@@ -193,6 +195,10 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
     quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
     _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
     _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
+    if summary.num_without_response:
+        print(
+            f"detect: {summary.num_without_response} triggers dropped: archive.stationxml does not hold at their time"
+        )
 
 
 def _print_some(lines: Iterable[str], title: str, *, where: str = "ledger/") -> None:

@@ -135,7 +135,7 @@ def amplitudes(
 
     Returns:
         (n,) `20 log10(rms signal / rms noise)`, NaN where either is absent or zero, and (n,) the largest absolute value
-        from the onset on.
+        from the onset on, NaN where all of that is absent.
     """
     traces = waveforms[np.arange(len(waveforms)), component].astype(np.float64)
     absent = np.isnan(traces)
@@ -149,7 +149,9 @@ def amplitudes(
     with np.errstate(divide="ignore", invalid="ignore"):
         snr_db = 20 * np.log10(signal_rms / noise_rms)
     snr_db[~np.isfinite(snr_db)] = np.nan
-    return snr_db, np.max(np.abs(passed[:, after]), axis=1, initial=0.0)
+    peak = np.max(np.abs(passed[:, after]), axis=1, initial=0.0)
+    peak[absent[:, after].all(axis=1)] = np.nan
+    return snr_db, peak
 
 
 @functools.lru_cache(maxsize=64)

@@ -18,7 +18,7 @@ from pipelines.detect.stage_plan import Plan, destination, make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
 from pipelines.detect.stage_tasks import tasks_of
 from pipelines.workspace import tables
-from pipelines.workspace.ledger import remove_stale
+from pipelines.workspace.ledger import list_markers, read_marker, remove_stale
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import Workspace
 
@@ -103,6 +103,12 @@ def read_events(workspace: Path) -> pa.Table:
     store = open_store(str(workspace))
     found = [tables.read_table(store, item.path) for item in tables.list_shards(store, "events")]
     return pa.concat_tables(found).sort_by("event_id").drop_columns(["shard"]) if found else pa.table({})
+
+
+def read_markers(workspace: Path, ledger: str = "detect") -> list[dict[str, Any]]:
+    """Return all markers' contents."""
+    store = open_store(str(workspace))
+    return [read_marker(store, ledger, name) for name in list_markers(store, ledger)]
 
 
 def write_three_days(root: Path) -> None:

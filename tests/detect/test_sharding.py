@@ -22,6 +22,7 @@ from pipelines.archive import reading
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
 from pipelines.archive.records import Run
+from pipelines.config.detection import WindowSettings
 from pipelines.detect import stage_tasks
 from pipelines.detect.intervals import interval_bounds, intervals, shard_bounds, shard_name
 from pipelines.detect.response import Responses
@@ -291,7 +292,12 @@ def test_a_change_of_sensitivity_within_a_day_is_that_of_each_onset_whatever_the
     write_sds(tmp_path / "archive", [make_trace(make_noise(DAY, 20.0, 3, 120), "2021-03-01", 20.0, "HHZ")])
     flags = with_flags(shards={"interval": interval})
     detect(tmp_path / "archive", tmp_path / "counts", flags)
-    detect(tmp_path / "archive", tmp_path / "velocity", flags, responses=Responses(two_epochs(noon, 4.0, 8.0)))
+    detect(
+        tmp_path / "archive",
+        tmp_path / "velocity",
+        flags,
+        responses=Responses.of(two_epochs(noon, 4.0, 8.0), WindowSettings()),
+    )
     counts, velocity = read_events(tmp_path / "counts"), read_events(tmp_path / "velocity")
     assert counts["event_id"].to_pylist() == velocity["event_id"].to_pylist()
     late = counts["onset"].cast("int64").to_numpy() >= noon.ns
