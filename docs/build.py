@@ -172,12 +172,13 @@ def run_tutorial(folder: Path, timeout_s: int = 600) -> Any:
     from traitlets.config import Config
 
     notebook = nbformat.read(ROOT / "docs" / "tutorial.ipynb", as_version=4)
-    # Sockets in a private folder rather than ports, which would be open to the machine's other users.
-    sockets = Config({"KernelManager": {"transport": "ipc"}})
     resources = {"metadata": {"path": str(folder)}}
-    NotebookClient(
-        notebook, timeout=timeout_s, startup_timeout=timeout_s, resources=resources, config=sockets
-    ).execute()
+    with tempfile.TemporaryDirectory(prefix="firnline-") as private:
+        # Sockets in a private folder rather than ports, which are open to the machine's other users.
+        sockets = Config({"KernelManager": {"transport": "ipc", "ip": f"{private}/kernel"}})
+        NotebookClient(
+            notebook, timeout=timeout_s, startup_timeout=timeout_s, resources=resources, config=sockets
+        ).execute()
     return notebook
 
 
