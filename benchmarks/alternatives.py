@@ -1,10 +1,10 @@
-"""A loss, an optimiser and a choice of positives that the recipe does without, on the windows of benchmarks/recipe.py.
+"""A loss, an optimiser and a choice of positives that the recipe does not use, on the windows of benchmarks/recipe.py.
 
     python benchmarks/alternatives.py --folder runs/recipe --only lars --seeds 3
 
-decoupled The decoupled contrastive loss (Yeh et al., 2022): the positive is left out of the denominator.
+decoupled The decoupled contrastive loss (Yeh et al., 2022): the positive is not part of the denominator.
 lars      LARS (You et al., 2017) as in Chen et al. (2020): momentum 0.9, trust 0.001, weight decay 1e-6, learning rate
-          0.075 sqrt(batch), norms and biases left out; in place of AdamW.
+          0.075 sqrt(batch), norms and biases excluded; instead of AdamW.
 stations  A window's positive is, for every other window that has one, the window of another station whose trigger
           belongs to the same event (within 60 s), augmented; else a second view of the window itself.
 

@@ -1,4 +1,4 @@
-"""Detection against the script that an ObsPy user would write, side by side on the same cores.
+"""Detection compared with the script that an ObsPy user would write, on the same cores.
 
     python benchmarks/detect.py                      300 station-days, 5 pairs
     python benchmarks/detect.py --station-days 12 --pairs 2
@@ -6,9 +6,9 @@
 Both read the same three-component day files (100 Hz, Steim2, 4096-byte records), find the same triggers on the same
 components (overlapping ones of several components are one) and write the same windows as Parquet. ObsPy: read, merge,
 detrend, band-pass, recursive_sta_lta, trigger_onset, cut, in a pool of as many processes as cores. Firnline: the job,
-through Ray. A third row runs decode and compiled pass alone, in as many processes at the same time: what Firnline could
-reach at most. Runs are interleaved, each begins with all files in the page cache; start-up (a run over one station-day)
-is stated apart and taken off, so that rates are marginal.
+through Ray. A third row runs only decoding and the compiled pass, in as many processes at the same time: the most that
+Firnline could reach. Runs are interleaved, and each begins with all files in the page cache. Start-up (a run over one
+station-day) is reported separately and subtracted, so that rates are marginal.
 """
 
 import argparse

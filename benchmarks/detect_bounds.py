@@ -1,4 +1,4 @@
-"""What bounds detection's memory, and what a plan costs: a worker over 2 and 60 days, a listing of a million objects.
+"""The memory of detection and the cost of planning: a worker over 2 and 60 days, a listing of a million objects.
 
     python benchmarks/detect_bounds.py                     all
     python benchmarks/detect_bounds.py plan --objects 1000000
@@ -6,9 +6,9 @@
     python benchmarks/detect_bounds.py driver --days 60
 
 `plan` times what the driver does before the first shard runs, on a generated listing in SDS (so the store's own time is
-left out): manifest, shards, fingerprints, tasks. `worker` detects so many days of three components (all of them
+excluded): manifest, shards, fingerprints, tasks. `worker` detects so many days of three components (all of them
 trigger) in a process of its own, as one Ray task would. `driver` runs the job over the same days with a high and a low
-threshold and looks at its own process alone. Peaks are the processes' largest resident memory, the interpreter and its
+threshold and measures only its own process. Peaks are the processes' largest resident memory, the interpreter and its
 libraries included.
 """
 

@@ -1,12 +1,12 @@
-"""What the way to the bucket costs a detection worker: a store on this machine, each request answered later.
+"""The cost of a bucket for a detection worker: a store on this machine that answers each request with a delay.
 
     python benchmarks/detect_bucket.py                  8 station-days, 0, 20 and 60 ms a request, three rounds
     python benchmarks/detect_bucket.py --station-days 20 --milliseconds 100
 
 Day files of three components at 100 Hz (as of benchmarks/detect.py) lie in a bucket, and the events go there. One
-worker detects them as the job does: files of the next day come and finished shards go meanwhile. Beside it the same
-worker waits for each request, and it reads and writes a disk. The store (moto) and what delays it are processes of
-their own on the same cores. Needs the test dependencies.
+worker detects them as the job does, while the files of the next day are fetched and finished shards are written. For
+comparison the same worker waits for each request, and reads from and writes to a disk. The store (moto) and the proxy
+that delays it are processes of their own on the same cores. Needs the test dependencies.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""Whether windows with a digitiser dropout end in clusters of their own, on recordings whose dropouts can be counted.
+"""Do windows with a digitiser dropout get clusters of their own? On recordings whose dropouts can be counted.
 
     firnline run ../shared/data/rutford2009 runs/rutford --config configs/rutford.yaml
     python benchmarks/dropouts.py ../shared/data/rutford2009 runs/rutford
 
 A dropout is one sample of value 0 whose two neighbours lie on the same side, at least 20 times the median step between
-samples away. A cluster most of whose windows hold one is a dropout cluster. Purity is the share of its windows that do,
-recall the share of all such windows that lie in dropout clusters; their share of all windows is what chance would give.
+samples away. A cluster most of whose windows contain one is a dropout cluster. Purity is the share of its windows that
+contain one, recall the share of all such windows that are in dropout clusters; chance would give their share of all
+windows.
 """
 
 import argparse

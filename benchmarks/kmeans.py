@@ -1,11 +1,11 @@
-"""Distributed k-means against scikit-learn, dask-ml and Spark MLlib: one run, the same cores, the same rows.
+"""Distributed k-means compared with scikit-learn, dask-ml and Spark MLlib: one run, the same cores, the same rows.
 
     python benchmarks/kmeans.py
     python benchmarks/kmeans.py --peers PYTHON                 # an environment with dask-ml and pyspark (and Java 17)
     python benchmarks/kmeans.py --peers PYTHON --peer dask-ml  # one of them
     python benchmarks/kmeans.py --restarts 4                   # ours and scikit-learn's best of as many restarts
 
-The peers need more than Firnline does, so they live in an environment of their own:
+The peers need packages that Firnline does not, so they have an environment of their own:
 
     python -m venv peers && peers/bin/pip install dask-ml pyspark pyarrow
 
@@ -14,11 +14,11 @@ Rows: 500,000 x 128 float32 from 100 overlapping normal distributions, k = 64. T
 k-means|| (scikit-learn: k-means++) and Lloyd to the same tolerance, rows already in memory; ours once more through Ray,
 where the workers' start and their reading of Parquet, before which no row is in memory, are timed apart.
 
-The peers are asked for the same work. The tolerance is scikit-learn's, the centroids' summed squared shift as a share
+The peers get the same work. The tolerance is scikit-learn's, the centroids' summed squared shift as a share
 of the rows' mean variance: dask-ml takes it without that share; Spark MLlib ends when no centroid moves farther than a
-distance, and is given the one that the summed shift allows a single centroid, so that it ends earlier rather than
+distance, and gets the distance that the summed shift allows a single centroid, so that it ends earlier rather than
 later. k-means|| draws 2 k candidates a round, in 5 rounds (Spark's own default: 2); left to itself dask-ml draws 2 in
-each of some 18 rounds and fills up by chance, which takes longer and ends worse.
+each of some 18 rounds and fills up by chance, which takes longer and gives a worse result.
 """
 
 import argparse

@@ -1,11 +1,12 @@
-"""How well the default recipe tells classes apart that it was never told of, beside the baselines, over several seeds.
+"""How well the default recipe separates classes that it never sees, compared with the baselines, over several seeds.
 
     python benchmarks/recipe.py --folder runs/recipe
     python benchmarks/recipe.py --folder runs/recipe --train "frequency:--train.augmentation frequency"
 
 A synthetic archive of four classes is made and its events detected once. Each training then has a workspace of its own
-with these events: `firnline train` sees no label, `firnline label` clusters with k = number of classes and scores
-against the truth, by the protocol of docs/labelling.md (test half, split by event). What draws nothing runs once.
+with these events: `firnline train` uses no labels, `firnline label` clusters with k = number of classes and scores
+against the truth, by the protocol of docs/labelling.md (test half, split by event). An encoder without random
+numbers runs once.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""How well the default recipe tells three classes apart on windows of another generator than the project's.
+"""How well the default recipe separates three classes on windows from a generator other than the project's.
 
     python benchmarks/three_classes.py --folder runs/three-classes
 
-Windows of one station's noise hold an icequake, an earthquake or a spike (60/30/10 %), all with one distribution of
-signal-to-noise ratios. Frequency and duration of the classes reach far into each other; spikes are of four kinds; in
-4 % of the windows a component is missing. Nothing is shared with `pipelines.synthesize`. `firnline train` sees no
-label, `firnline label` clusters with k = 3 and scores against the truth, by the protocol of docs/labelling.md.
+Windows of one station's noise contain an icequake, an earthquake or a spike (60/30/10 %), all with one distribution of
+signal-to-noise ratios. Frequency and duration of the classes overlap widely; there are four kinds of spikes; in
+4 % of the windows a component is missing. Nothing is shared with `pipelines.synthesize`. `firnline train` uses no
+labels, `firnline label` clusters with k = 3 and scores against the truth, by the protocol of docs/labelling.md.
 """
 
 import argparse

@@ -1,10 +1,11 @@
-"""Windows a second of contrastive training through Ray Train against a bare PyTorch loop, and what augmenting costs.
+"""Windows per second of contrastive training through Ray Train and in a bare PyTorch loop, and the cost of augmenting.
 
     python benchmarks/train.py
     python benchmarks/train.py --pairs 7 --epochs 6 --events 1024 --workers 2
 
 Both sides train the default encoder with the same processes, threads, data and augmentations; pairs are interleaved.
-The rate is that of the epochs after the first, with checkpoints and reports on Ray's side; start-up is stated apart.
+The rate is that of the epochs after the first, with checkpoints and reports on Ray's side. Start-up is reported
+separately.
 """
 
 import argparse

@@ -25,16 +25,16 @@ from pipelines.workspace.workspace import Workspace, open_workspace
 
 JOBS = {
     "synthesize": "write a synthetic archive with its truth",
-    "fetch": "bring recordings from an FDSN service",
-    "detect": "STA/LTA over the archive: events",
-    "tune": "search the augmentations",
-    "train": "learn features: SimCLR",
-    "label": "embed every event, cluster, label",
-    "report": "figures and catalogue",
-    "explore": "browse and hand-label events",
-    "compare": "labelling runs side by side",
-    "status": "progress, coverage, failures",
-    "run": "detect, train, label and report",
+    "fetch": "download recordings from an FDSN service",
+    "detect": "find events in the archive by STA/LTA",
+    "tune": "search for the best augmentations",
+    "train": "learn features of the events (SimCLR)",
+    "label": "embed, cluster and label every event",
+    "report": "write figures and the catalogue",
+    "explore": "browse events and label them by hand",
+    "compare": "compare labelling runs side by side",
+    "status": "show progress, coverage and failures of detection",
+    "run": "detect, train, label and report in one go",
     "submit": "send a job to a Ray cluster",
 }
 

@@ -1,4 +1,4 @@
-"""Find the events of an archive: STA/LTA over sharded miniSEED, one Parquet file of windows a shard.
+"""Find the events of an archive: STA/LTA over sharded miniSEED, one Parquet file of windows for each shard.
 
 firnline detect ARCHIVE WORKSPACE
 firnline detect s3://bucket/archive s3://bucket/workspace --config configs/neumayer.yaml --mlflow http://mlflow:5000

@@ -1,4 +1,4 @@
-"""Look through the events of a labelled workspace in a browser, label them by hand, name clusters.
+"""Browse the events of a labelled workspace, label them by hand, and name clusters.
 
     firnline explore WORKSPACE
     python -m jobs.explore runs/demo --explore.port 0 --explore.labels_path labels.csv

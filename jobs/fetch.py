@@ -1,9 +1,9 @@
-"""Bring recordings and StationXML from an FDSN service into an SDS archive, on a disk or in a bucket.
+"""Download recordings and StationXML from an FDSN service into an SDS archive, on a disk or in a bucket.
 
     python -m jobs.fetch runs/neumayer-archive --config configs/neumayer.yaml --fetch.end 2019-01-03
 
-is a laptop-size run: two days of three stations. The same command goes on where it was interrupted, and brings what has
-come since. No Ray: a data centre is asked by one machine, with few connections.
+is a laptop-size run: two days of three stations. The same command resumes where it was interrupted, and downloads what
+has been added since. It needs no Ray: one machine asks a data centre, with few connections.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def fetch(arguments: Arguments) -> None:
-    """Bring what the archive lacks and print what came."""
+    """Download what the archive lacks and print a summary."""
     store = open_store(arguments.positional[0])
     config = arguments.config("fetch")
     store.check_writable(what="archive")

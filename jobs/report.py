@@ -1,4 +1,4 @@
-"""Figures that a person reads and a catalogue that others can open, from the tables of a workspace.
+"""Write figures for people and a catalogue for other programs, from the tables of a workspace.
 
     firnline report WORKSPACE
     python -m jobs.report runs/demo --report.random_per_cluster 6 --catalog.min_stations 2

@@ -1,9 +1,9 @@
-"""The whole chain in one process and one Ray: detect, train, label, report; with `run.tune true`, tune before train.
+"""Run the whole chain in one process and one Ray: detect, train, label, report (with `run.tune true`, tune first).
 
     firnline run ARCHIVE WORKSPACE
     firnline run runs/demo-archive runs/demo --config configs/demo.yaml
 
-Each stage goes on where it stopped; a chain that is done is a no-op.
+Each stage resumes where it stopped; a chain that is complete does nothing.
 """
 
 import shlex
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(arguments: Arguments) -> None:
-    """Check all that can be wrong, then run the stages one after the other."""
+    """Check everything that can be checked, then run the stages one after the other."""
     workspace = arguments.workspace(1, create=True)
     configs = stage_configs(arguments, workspace)
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
@@ -78,14 +78,14 @@ def stage_configs(arguments: Arguments, workspace: Workspace) -> dict[str, Confi
     named = {"mlflow": {"experiment": next(filter(None, experiments), None)}}
     configs = {stage: with_keys(config, named) for stage, config in configs.items()}
     if tune:
-        # What the search finds is what is trained with, unless the user names another source.
+        # Train with what the search finds, unless the user names another source.
         source = configs["train"].train.augment_from or "tune"
         configs["train"] = with_keys(configs["train"], {"train": {"augment_from": source}})
     return configs
 
 
 def check_chain(workspace: Workspace, configs: Mapping[str, Config], tracking: Tracking, *, replace: bool) -> None:
-    """Refuse, before detection begins, what a later stage would refuse hours later; InputError as the stages'."""
+    """Refuse before detection what a later stage would refuse hours later; raises the stages' InputErrors."""
     window = configs["detect"].window
     for path in filter(None, {config.labels.path for config in configs.values()}):
         read_label_table(path)

@@ -2,8 +2,8 @@
 
     python -m jobs.synthesize runs/synthetic --synthesize.num_stations 2 --synthesize.num_days 1
 
-is a laptop-size run: 2 station-days of 3 components at 100 Hz, some seconds each. The same command goes on where it
-was interrupted.
+is a laptop-size run: 2 station-days of 3 components at 100 Hz, some seconds each. The same command resumes where it was
+interrupted.
 """
 
 import time
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def synthesize(arguments: Arguments) -> None:
-    """Write the archive and print what it holds."""
+    """Write the archive and print what it contains."""
     store = open_store(arguments.positional[0])
     config = arguments.config("synthesize")
     check_archive(store, config.synthesize, replace=arguments.replace)

@@ -1,9 +1,9 @@
-"""Learns the encoder from a workspace's events (SimCLR), stores it there and registers it in MLflow.
+"""Learn the encoder from a workspace's events (SimCLR), store it there and register it in MLflow.
 
     firnline train WORKSPACE
     python -m jobs.train runs/demo --train.epochs 10 --train.num_workers 2
 
-A training that was interrupted goes on after its last finished epoch when the same command is given again.
+The same command resumes an interrupted training after its last complete epoch.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Searches the augmentations on a workspace's events and writes the best ones where training can take them from.
+"""Search for the best augmentations on a workspace's events and store them for the training.
 
     firnline tune WORKSPACE
     python -m jobs.tune runs/demo --tune.num_trials 4 --tune.epochs 3

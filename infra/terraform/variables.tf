@@ -40,7 +40,7 @@ variable "worker_instance_types" {
 }
 
 variable "eks_oidc_provider" {
-  description = "OIDC provider of an EKS cluster without https://, for KubeRay; empty where there is none."
+  description = "OIDC provider of an EKS cluster without https://, for KubeRay; empty without one."
   type        = string
   default     = ""
 }

@@ -1,8 +1,8 @@
-"""Background noise between the Peterson models, without a seam at any instant and the same however it is cut.
+"""Background noise between the Peterson models, continuous, and the same samples for any piece that is asked for.
 
 Noise is a sum of half-overlapping blocks, each a coloured random spectrum under a sine window. Sine windows of
 half-overlapping blocks have squares that add up to one, so the sum has the wanted power everywhere. A block is keyed
-by its number since 1970-01-01, never by the piece of record that is asked for.
+by its number since 1970-01-01, never by the piece of the record that is requested.
 """
 
 from functools import lru_cache
@@ -102,7 +102,7 @@ def _band() -> tuple[Array, Array]:
 
 
 def _spectral_shape(frequency_hz: Array) -> Array:
-    """Return (3, frequency): velocity PSD in dB of calm air, dB a unit of wind share, dB a dB of microseism."""
+    """Return (3, frequency): velocity PSD in dB of calm air, dB per unit of wind share, dB per dB of microseism."""
     period, low = get_nlnm()
     _, high = get_nhnm()
     frequency = np.maximum(frequency_hz, 1e-5)

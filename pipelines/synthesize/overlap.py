@@ -1,4 +1,4 @@
-"""How much the classes overlap for simple means: single features, and k-means on hand-made features."""
+"""How much the classes overlap for simple methods: single features, and k-means on hand-made features."""
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +37,8 @@ SIMPLE_FEATURES = FEATURES[:4]
 def hand_features(waveforms: npt.NDArray[np.float32], rate_hz: int, lead_seconds: float = 5.0) -> Array:
     """Return FEATURES of windows (window, 3, sample), components E, N, Z, as (window, 16).
 
-    All are taken after a band-pass of SIGNAL_BAND_HZ, from the component with the most energy where one is meant.
-    Duration is the time from the first to the last instant at which the smoothed envelope is above its noise;
+    All are taken after a band-pass of SIGNAL_BAND_HZ, from the component with the most energy where one is
+    needed. Duration is the time from the first to the last instant at which the smoothed envelope is above its noise;
     features of shape and spectrum are those of that time, at least 1.5 s. Duration, frequencies, peak, ratios and
     kurtosis are logarithms.
     """
@@ -58,7 +58,7 @@ def single_feature_accuracy(feature: Array, labels: Labels, *, seed: int = 0) ->
 
 
 def single_threshold_accuracy(feature: Array, labels: Labels) -> float:
-    """Return the best balanced accuracy of one threshold telling one class from the rest."""
+    """Return the best balanced accuracy of one threshold that separates one class from the rest."""
     order = np.argsort(feature, kind="stable")
     best = 0.5
     for label in np.unique(labels):

@@ -1,8 +1,8 @@
 """What happens where and when: stations, events, and their arrivals, day by day.
 
-Each UTC day is cut into equal slots. A slot holds one event at a random instant (or, for spikes, one a station), so
+Each UTC day is divided into equal slots. A slot holds one event at a random time (or, for spikes, one per station), so
 arrivals seldom overlap, and any day is planned without the days before it. An event belongs to the day of its slot;
-its arrivals and codas run on into the next.
+its arrivals and codas continue into the next.
 """
 
 from dataclasses import dataclass
@@ -133,7 +133,7 @@ def truth_arrivals(settings: SynthesizeSettings, station: Station, day: int) -> 
 
 
 def arrivals_near(settings: SynthesizeSettings, station: Station, start_ns: int, end_ns: int) -> list[Arrival]:
-    """Return the arrivals at a station, weak ones included, that may be felt in [start_ns, end_ns)."""
+    """Return the arrivals at a station, weak ones included, that may show in [start_ns, end_ns)."""
     reach_ns = int(LONGEST_SECONDS * 1e9)
     return [
         arrival
@@ -169,7 +169,7 @@ def render(settings: SynthesizeSettings, arrival: Arrival) -> tuple[Waveform, fl
 
 
 def num_slots(settings: SynthesizeSettings) -> int:
-    """Return the slots a day: as many as give `events_per_station_day` arrivals above the floor on average."""
+    """Return the slots per day that give `events_per_station_day` arrivals above the floor on average."""
     return round(settings.events_per_station_day * float(_slot_weights(settings).sum()))
 
 
@@ -320,7 +320,7 @@ def _ratio(settings: SynthesizeSettings, random: np.random.Generator) -> float:
 
 @lru_cache(maxsize=8)
 def _slot_weights(settings: SynthesizeSettings) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """Return slots per expected arrival, by class, (4,): a class that few stations hear needs more events."""
+    """Return slots per expected arrival, by class, (4,): a class that few stations record needs more events."""
     shares = settings.shares
     wanted = np.array([shares.icequake, shares.earthquake, shares.spike, shares.tremor])
     network = stations(settings)

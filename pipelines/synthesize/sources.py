@@ -188,7 +188,7 @@ def scale_to_snr(waveform: Waveform, snr: float, noise_rms: float, rate_hz: int)
     """Scale a waveform to a signal-to-noise ratio.
 
     The ratio is that of the greatest root mean square over SNR_WINDOW_SECONDS, on the strongest component after the
-    band-pass of SIGNAL_BAND_HZ, and `noise_rms`, the noise's in that band: what STA/LTA goes by.
+    band-pass of SIGNAL_BAND_HZ, and `noise_rms`, the noise's in that band, which is what STA/LTA responds to.
     """
     sos = _signal_band(rate_hz)
     length = int(SNR_WINDOW_SECONDS * rate_hz)

@@ -1,4 +1,4 @@
-"""Writes a synthetic archive: SDS day files, StationXML and truth, one Ray task a station-day.
+"""Writes a synthetic archive: SDS day files, StationXML and truth, one Ray task for each station-day.
 
 synthetic.json                                       generator version and settings; written first
 stations.xml
@@ -56,10 +56,10 @@ TRUTH_SCHEMA = pa.schema(
         ("magnitude", pa.float32()),
     ]
 )
-"""One row an arrival in the record: `time` is the first arrival's onset; `source` is shared by repeating events."""
+"""One row for each arrival in the record: `time` is the onset of the first arrival; repeating events share `source`."""
 
 _CHUNK_SAMPLES = 1 << 21
-_MOST_SLOTS = 4000
+_MAX_SLOTS = 4000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,15 +77,15 @@ class SyntheticSummary:
 
 
 def check_archive(store: Store, settings: SynthesizeSettings, *, replace: bool = False) -> None:
-    """Check that the archive can be written to or gone on with, before any work.
+    """Check, before any work, that the archive can be written or resumed.
 
     Raises:
-        InputError: another archive or other files are there, the place cannot be written, or too many events.
+        InputError: the folder holds another archive or other files or cannot be written, or too many events.
     """
-    if num_slots(settings) > _MOST_SLOTS:
+    if num_slots(settings) > _MAX_SLOTS:
         raise InputError(
             f"synthesize.events_per_station_day = {settings.events_per_station_day:g} needs {num_slots(settings)} "
-            f"events a day over this network; at most {_MOST_SLOTS} are kept apart: give fewer"
+            f"events a day over this network; at most {_MAX_SLOTS} can be kept from overlapping: give fewer"
         )
     store.check_writable(what="archive")
     present = _manifest(store)
@@ -99,7 +99,7 @@ def check_archive(store: Store, settings: SynthesizeSettings, *, replace: bool =
             "choose another folder or give --replace"
         )
     if present is None and next(iter(store.walk()), None) is not None:
-        raise InputError(f"{store.url} holds files that are no synthetic archive; choose a new or empty folder")
+        raise InputError(f"{store.url} holds other files than a synthetic archive; choose a new or empty folder")
 
 
 def synthesize_archive(store: Store, settings: SynthesizeSettings, *, replace: bool = False) -> SyntheticSummary:
@@ -300,7 +300,7 @@ def _manifest(store: Store) -> dict[str, Any] | None:
     except ValueError:
         content = None
     if not isinstance(content, dict) or "settings" not in content:
-        raise InputError(f"{store.full(MANIFEST)} is no description of a synthetic archive; choose another folder")
+        raise InputError(f"{store.full(MANIFEST)} does not describe a synthetic archive; choose another folder")
     return content
 
 

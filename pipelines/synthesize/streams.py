@@ -1,4 +1,4 @@
-"""Random streams keyed by what they are for, so that no draw depends on the order or place of the work."""
+"""Random streams keyed by what they are for, so that no draw depends on the order of the work or on where it runs."""
 
 import zlib
 from enum import IntEnum

@@ -92,9 +92,9 @@ def synthesize_windows(
     """Return windows around arrivals, station by station and day by day, until there are `num_windows`.
 
     With `onset="truth"` each arrival above the floor gives a window that starts `lead_seconds` before it. With
-    `onset="detected"` windows lie around the first trigger between 1 s before the arrival and 2 s after its S wave, of
+    `onset="detected"` windows are around the first trigger between 1 s before the arrival and 2 s after its S wave, of
     recursive STA/LTA (0.5 s, 10 s, on 3.5) over 1-20 Hz on any component; arrivals without one give no window.
-    `settings` are the archive's, its seed aside.
+    `settings` are those of the archive, except the seed.
     """
     settings = (settings or SynthesizeSettings()).model_copy(update={"seed": seed})
     if settings.events_per_station_day <= 0:
