@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
 from .networks import NetworkConfig, SpectrogramNetwork, WaveformNetwork
-from .preparation import prepare
+from .preparation import frame_length_for, prepare
 
 NETWORKS: dict[str, type[nn.Module]] = {"spectrogram": SpectrogramNetwork, "waveform": WaveformNetwork}
 """Encoders that the contrastive training trains."""
@@ -23,10 +23,29 @@ BASELINES: dict[str, type[nn.Module]] = {
     "pca": SpectrogramPca,
     "autoencoder": ConvolutionalAutoencoder,
 }
-"""Encoders that are fitted otherwise, to compare with."""
+"""Encoders that are fitted in another way, for comparison."""
 
 EMBED_BATCH = 128
-"""Windows of one forward pass of `Encoder.embed`; fixed, since a sum's order may depend on the batch's size."""
+"""Windows in one forward pass of `Encoder.embed`; fixed, since the order of a sum may depend on the batch size."""
+
+MAX_FILE_BYTES = 4 << 30
+"""Of an encoder's file; the largest network that can be configured has 2.3 GB."""
+
+MAX_SIZES = {
+    "num_samples": 36_000_000,
+    "lead_samples": 36_000_000,
+    "width": 512,
+    "blocks": 8,
+    "dim": 4096,
+    "num_bands": 256,
+    "num_frames": 1024,
+}
+"""Largest values in a stored configuration: those of the sections `train` and `window`."""
+
+MAX_RATE_HZ = 10_000.0
+
+MAX_BAND_MATRIX = 1 << 25
+"""Bands times samples of a frame: a matrix that is computed, not stored, of at most 128 MiB."""
 
 _HEADER_KEY = "firnline_encoder"
 
@@ -77,7 +96,7 @@ class Encoder:
             (window, dim) float32, finite; zero rows for zero windows.
 
         Raises:
-            ValueError: if the windows have another shape than the encoder was trained for.
+            ValueError: if the windows do not have the shape that the encoder was trained for.
         """
         if waveforms.ndim != 3 or waveforms.shape[1:] != (3, self.num_samples):
             raise ValueError(
@@ -93,7 +112,7 @@ class Encoder:
 
     def prepare(self, waveforms: NDArray[np.float32]) -> Tensor:
         """Return prepared windows on the network's device (see `preparation.prepare`)."""
-        # Ray and Arrow hand out read-only arrays, which torch warns of: this copies.
+        # Ray and Arrow give read-only arrays, which torch warns about, so the array is copied.
         raw = torch.from_numpy(np.array(waveforms, dtype=np.float32))
         with torch.inference_mode():
             return prepare(raw.to(_device(self.network)), self.config.lead_samples)
@@ -120,25 +139,77 @@ class Encoder:
 def load(source: bytes | str | Path) -> Encoder:
     """Return the encoder stored by `Encoder.to_bytes`, from its bytes or a local file; executes no code of the file.
 
+    Memory is bounded by the file's size: the sizes that its configuration states are checked against the stated bounds
+    and against the tensors that the file holds before a network is built.
+
     Raises:
-        ValueError: if the content is no encoder.
+        ValueError: if the content is not an encoder, or its configuration and its tensors disagree.
     """
+    name = "the given bytes" if isinstance(source, bytes) else str(source)
+    try:
+        content = source if isinstance(source, bytes) else _read(Path(source))
+        config, tensors = _parse(content)
+        network = _build(config, tensors)
+    except ValueError as error:
+        raise ValueError(f"There is no Firnline encoder in {name}: {error}") from error
+    return Encoder(config, network)
+
+
+def _read(path: Path) -> bytes:
+    if not path.is_file():
+        raise ValueError("it is not a file.")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ValueError(f"it is larger than {MAX_FILE_BYTES >> 30} GiB.")
+    return path.read_bytes()
+
+
+def _parse(content: bytes) -> tuple[NetworkConfig, dict[str, Tensor]]:
+    """Return the configuration and the tensors of a safetensors file, each of its stated kind and within the bounds."""
     from safetensors import SafetensorError
     from safetensors.torch import load as load_tensors
 
-    content = source if isinstance(source, bytes) else Path(source).read_bytes()
     try:
+        # It checks the header against the file's size.
         tensors = load_tensors(content)
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-        values: dict[str, Any] = json.loads(header[_HEADER_KEY])
-        config = NetworkConfig(**values)
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        name = "the given bytes" if isinstance(source, bytes) else str(source)
-        raise ValueError(f"There is no Firnline encoder in {name}: {type(error).__name__}: {error}.") from error
+        values: Any = json.loads(header[_HEADER_KEY])
+    except (SafetensorError, KeyError, AttributeError, TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}.") from error
+    kinds = {field.name: field.type for field in fields(NetworkConfig)}
+    required = {field.name for field in fields(NetworkConfig) if field.default is MISSING}
+    if not isinstance(values, dict) or not required <= set(values) <= set(kinds):
+        raise ValueError(f"its configuration must have the keys {', '.join(kinds)}.")
+    for key, value in values.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key == "kind" or key == "log_amplitude":
+            right = isinstance(value, str if key == "kind" else bool)
+        elif key == "rate_hz":
+            right = number and 0 < value <= MAX_RATE_HZ
+        else:
+            right = number and isinstance(value, int) and 0 <= value <= MAX_SIZES[key]
+        if not right:
+            raise ValueError(f"its {key} is {str(value)[:40]!r}.")
+    return NetworkConfig(**values), tensors
+
+
+def _build(config: NetworkConfig, tensors: dict[str, Tensor]) -> nn.Module:
+    """Return the network with these weights; nothing is allocated before the shapes agree."""
+    fft_length, _ = frame_length_for(config.num_samples, max(config.num_frames, 1))
+    if config.num_bands * fft_length > MAX_BAND_MATRIX:
+        raise ValueError(f"its {config.num_bands} bands of {fft_length} samples are too many.")
+    try:
+        with torch.device("meta"):
+            expected = {name: (value.shape, value.dtype) for name, value in build_network(config).state_dict().items()}
+    except (RuntimeError, ZeroDivisionError, IndexError) as error:
+        raise ValueError(f"its configuration gives no network: {error}.") from error
+    if expected != {name: (value.shape, value.dtype) for name, value in tensors.items()}:
+        raise ValueError("its tensors are not those of the network in its configuration.")
+    if not all(bool(torch.isfinite(value).all()) for value in tensors.values()):
+        raise ValueError("its weights are not all finite.")
     network = build_network(config)
     network.load_state_dict(tensors)
-    return Encoder(config, network)
+    return network
 
 
 def _content_hash(config: NetworkConfig, tensors: dict[str, Tensor]) -> str:
