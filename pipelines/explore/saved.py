@@ -29,7 +29,7 @@ class SavedLabels:
     def read(self) -> dict[str, dict[str, str]]:
         """Return the hand labels as they are stored now, by event id."""
         try:
-            return editing.read_labels(self.store.read(self.name).decode())
+            return editing.read_labels(self.store.read(self.name))
         except FileNotFoundError:
             return {}
 

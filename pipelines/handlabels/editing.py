@@ -6,40 +6,40 @@ import re
 from collections.abc import Mapping
 
 from pipelines.config import load_yaml, to_yaml
+from pipelines.handlabels.csv_text import MAX_LABEL_CHARACTERS, decode_text, one_spelling, read_rows, spelling_key
 from pipelines.runtime.errors import InputError
 
-MAX_LETTERS = 64
-# Letters, digits, blanks, some punctuation: nothing that a spreadsheet takes for a formula or a page for markup.
+# Letters, digits, blanks and some punctuation: nothing that a spreadsheet runs as a formula or a page as markup.
 _LABEL = re.compile(r"\w(?:[\w .,/()+-]*[\w.)])?")
 
 
 def check_label(label: str) -> str:
-    """Return a label without blanks around it; ValueError where it is empty, too long, or has odd characters."""
+    """Return a label without blanks around it; ValueError if it is empty, too long, or has unusual characters."""
     label = label.strip()
-    if len(label) > MAX_LETTERS or not _LABEL.fullmatch(label):
+    if len(label) > MAX_LABEL_CHARACTERS or not _LABEL.fullmatch(label):
         raise ValueError(
-            f"the label {label[:MAX_LETTERS]!r} must have 1 to {MAX_LETTERS} letters, digits, blanks or .,/()+- "
-            "and begin with a letter or digit"
+            f"the label {label[:MAX_LABEL_CHARACTERS]!r} must have 1 to {MAX_LABEL_CHARACTERS} letters, digits, blanks "
+            "or .,/()+- and begin with a letter or digit"
         )
     return label
 
 
-def read_labels(text: str) -> dict[str, dict[str, str]]:
+def read_labels(text: str | bytes) -> dict[str, dict[str, str]]:
     """Return the rows of a label CSV by event id, in their order; other columns (such as `split`) are kept.
 
     Raises:
         ValueError: a column is missing.
     """
-    reader = csv.DictReader(io.StringIO(text))
-    if not reader.fieldnames:
+    columns, rows = read_rows(text if isinstance(text, str) else decode_text(text))
+    if not columns:
         return {}
-    if not {"event_id", "label"} <= set(reader.fieldnames):
+    if not {"event_id", "label"} <= set(columns):
         raise ValueError("it must have the columns event_id and label")
-    return {row["event_id"]: {name: value or "" for name, value in row.items() if name} for row in reader}
+    return {row["event_id"]: row for row in rows if row["event_id"]}
 
 
 def write_labels(rows: Mapping[str, Mapping[str, str]]) -> str:
-    """Return the CSV text of label rows, sorted by event id, so that a change of one label changes one line."""
+    """Return the CSV text of label rows, sorted by event id, so that changing one label changes one line."""
     columns = list(dict.fromkeys(("event_id", "label", *(name for row in rows.values() for name in row))))
     stream = io.StringIO()
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
@@ -50,18 +50,24 @@ def write_labels(rows: Mapping[str, Mapping[str, str]]) -> str:
 
 
 def with_labels(rows: Mapping[str, Mapping[str, str]], changes: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
-    """Return label rows with some labels set, or removed where the new label is None."""
+    """Return label rows with some labels set, or removed where the new label is None.
+
+    A class that is already there in other capitals or blanks keeps its spelling.
+    """
     result = {event_id: dict(row) for event_id, row in rows.items()}
+    spelling_of = one_spelling(row["label"] for row in rows.values())
+    known = {spelling_key(label): spelling for label, spelling in spelling_of.items()}
     for event_id, label in changes.items():
         if label is None:
             result.pop(event_id, None)
         else:
-            result[event_id] = {"event_id": event_id, **result.get(event_id, {}), "label": check_label(label)}
+            spelling = known.setdefault(spelling_key(label), check_label(label))
+            result[event_id] = {"event_id": event_id, **result.get(event_id, {}), "label": spelling}
     return result
 
 
 def read_names(text: str) -> dict[int, str]:
-    """Return cluster names from YAML such as `0: icequake`; ValueError where it is anything else."""
+    """Return cluster names from YAML such as `0: icequake`; ValueError if it is anything else."""
     try:
         content = load_yaml(text, name="it") or {}
     except InputError as error:

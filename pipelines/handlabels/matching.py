@@ -1,4 +1,4 @@
-"""Hand labels matched to the whole events table: one half of validation or test for each, whichever stage asks."""
+"""Hand labels matched to the whole events table, each in the validation or the test half, the same for every stage."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from pipelines.workspace.storage import Store
 DAY_NS = 86_400 * NANOSECONDS
 
 Run = Callable[[Callable[..., Any], Sequence[tuple[Any, ...]]], list[Any]]
-"""Calls a function with each of some tuples of arguments, anywhere, and returns the results in their order."""
+"""Calls a function with each tuple of arguments, in any process, and returns the results in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,14 @@ class HandLabels:
 def match_hand_labels(
     store: Store, paths: Sequence[str], settings: LabelsSettings, known: LabelTable, run: Run
 ) -> HandLabels:
-    """Match a label table to the events of all files of the events table (`paths`), a station a call of `run`.
+    """Match a label table to the events in all files of the events table (`paths`), one call of `run` per station.
 
     Raises:
         InputError: it matches no event.
     """
     table = known.rows
+    for note in known.notes:
+        print(note, flush=True)
     by_station: dict[tuple[str, str], list[str]] = {}
     for path in paths:
         by_station.setdefault(tables.station_of(path), []).append(path)
@@ -63,8 +65,9 @@ def match_hand_labels(
     attributed = {row for _, rows in results for row in rows[2]}
     if not label_of:
         tolerance = f"labels.tolerance_seconds = {settings.tolerance_seconds:g} s"
-        near = "its event_ids are no events" if has_ids else f"no time lies within {tolerance} of its station's onsets"
-        raise InputError(f"labels.path {settings.path} matches no event: {near}")
+        by_time = f"no time lies within {tolerance} of its station's onsets"
+        reason = "none of its event_ids is in events/" if has_ids else by_time
+        raise InputError(f"labels.path {settings.path} matches no event: {reason}")
     events = _associate_labelled(store, paths, onset_of, settings.association_seconds, run)
     halves = dict(zip(events, in_validation(list(events.values())).tolist(), strict=True))
     if "split" in table:
@@ -83,7 +86,7 @@ def match_hand_labels(
 def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -> dict[str, bool]:
     """Return whether each trigger is in the validation half, for the events whose rows name one half.
 
-    An event lies in one half with all its triggers; where its rows name both, it is said, and the hash decides.
+    All triggers of an event are in one half; if its rows name both, this is reported, and a hash decides.
     """
     named: dict[str, set[str]] = {}
     for event_id, split in split_of.items():
@@ -92,7 +95,7 @@ def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -
     both = sum(len(splits) > 1 for splits in named.values())
     if both:
         print(
-            f"hand labels: {both} events have triggers in both splits; a hash of their name puts each in one half",
+            f"hand labels: {both} events have triggers in both splits; a hash of its name assigns each to one half",
             flush=True,
         )
     clear = {event: splits == {"validation"} for event, splits in named.items() if len(splits) == 1}

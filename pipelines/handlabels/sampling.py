@@ -22,18 +22,18 @@ class SampleLabels:
     """The labelled events of a sample that lie in the validation half."""
 
     places: NDArray[np.int64]
-    """Places in the sample."""
+    """Indices in the sample."""
     labels: NDArray[np.object_]
     """Their labels."""
     folds: NDArray[np.int64]
-    """0 or 1: one fold teaches, the other is scored; the triggers of one event share a fold."""
+    """0 or 1: each fold is scored by a model of the other; the triggers of one event are in one fold."""
 
 
 def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) -> SampleLabels | None:
     """Return the validation half of the configured labels on a sample; None where none is configured or in it.
 
-    Labels are matched, and events associated, over the whole table that the sample is of: a sample without an event's
-    first trigger would give the event another name, and perhaps the other half.
+    Labels are matched, and events associated, over the whole events table: in a sample without its first trigger, an
+    event would get another name, and perhaps the other half.
 
     Raises:
         InputError: the label table cannot be read, lacks columns or matches no event.
@@ -41,19 +41,19 @@ def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) ->
     if settings.path is None:
         return None
     hand = match_hand_labels(store, sample.paths, settings, read_label_table(settings.path), _run_on_threads)
-    places = [place for place, event_id in enumerate(sample.event_ids) if hand.validation.get(event_id, False)]
-    if not places:
+    indices = [index for index, event_id in enumerate(sample.event_ids) if hand.validation.get(event_id, False)]
+    if not indices:
         return None
-    ids = [sample.event_ids[place] for place in places]
+    ids = [sample.event_ids[index] for index in indices]
     return SampleLabels(
-        places=np.array(places, dtype=np.int64),
+        places=np.array(indices, dtype=np.int64),
         labels=np.array([hand.label_of[event_id] for event_id in ids], dtype=object),
         folds=in_validation([f"fold {hand.event_of[event_id]}" for event_id in ids]).astype(np.int64),
     )
 
 
 def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> dict[str, float]:
-    """Return balanced accuracies of nearest neighbours and of a linear probe, each fold scored by the other.
+    """Return balanced accuracies of nearest neighbours and of a linear probe, each fold scored by a model of the other.
 
     Args:
         embeddings: of the labelled events, in the order of `labels.places`.

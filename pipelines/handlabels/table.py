@@ -1,13 +1,21 @@
-"""Hand labels as a table: what a file or a folder of them holds, checked, before it is matched to events."""
+"""Hand labels as a table: the content of a file or a folder of them, checked, before it is matched to events.
+
+The one reader of hand labels, for `label`, `train`, `tune`, `report` and the checks of `run`.
+"""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from pipelines.handlabels import csv_text
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import content_hash, open_parent, open_store, said_of
+
+TIMED = {"network", "station", "time", "label"}
+BY_ID = {"event_id", "label"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,26 +25,25 @@ class LabelTable:
     rows: pd.DataFrame
     """`label`, and `event_id` or `network, station, time_ns`; perhaps `split`."""
     content_hash: str
+    notes: tuple[str, ...] = ()
+    """Sentences on spellings that were read as one class, to be reported with the matching."""
 
 
 def read_label_table(path: str) -> LabelTable:
     """Read the hand labels; times become nanoseconds in `time_ns`, and rows without a label are left out.
 
-    Where a table has both forms, its times count, and its `event_id` is left out.
+    Spellings of a label that differ in capitals or blanks are one class, in its most frequent spelling. Where a table
+    has both forms, its times count, and its `event_id` is left out.
 
     Raises:
-        InputError: it cannot be read, lacks columns, or holds a time or split that is none.
+        InputError: it cannot be read, lacks columns, or holds an invalid time, label or split; names file and row.
     """
     with said_of(path, "labels.path"):
         files = _label_files(path)
     parts, digests = [], []
     for name, content in files:
         try:
-            part = (
-                pd.read_parquet(io.BytesIO(content))
-                if name.endswith(".parquet")
-                else pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-            )
+            part = _read_parquet(content) if name.endswith(".parquet") else _read_csv(content)
         except (ValueError, OSError) as error:
             raise InputError(f"labels.path {name} cannot be read as a table: {' '.join(str(error).split())}") from None
         parts.append(part.reset_index(drop=True))
@@ -44,40 +51,69 @@ def read_label_table(path: str) -> LabelTable:
     table = pd.concat(parts, keys=[name for name, _ in files])
     if "label" not in table and "class" in table:
         table = table.rename(columns={"class": "label"})
-    timed = {"network", "station", "time", "label"}
-    if not (timed <= set(table) or {"event_id", "label"} <= set(table)):
+    if not (set(table) >= TIMED or set(table) >= BY_ID):
         raise InputError(
             f"labels.path {path} has the columns {', '.join(map(str, table))}; it needs event_id, label or "
             "network, station, time, label"
         )
-    if timed <= set(table):
+    if set(table) >= TIMED:
         # A catalogue, such as a synthetic archive's truth, may number events of its own: the time says which is meant.
         table = table.drop(columns="event_id", errors="ignore")
+    for name in {"event_id", "network", "station", "label", "split"} & set(table):
+        table[name] = table[name].fillna("").astype(str).str.strip()
     if "split" in table:
-        wrong = set(table["split"].dropna().astype(str)) - {"validation", "test", ""}
+        table["split"] = table["split"].str.lower()
+        wrong = set(table["split"]) - {"validation", "test", ""}
         if wrong:
             raise InputError(f"labels.path {path} has the split {sorted(wrong)[0]!r}; it must be validation or test")
-    for name in {"event_id", "network", "station", "label"} & set(table):
-        table[name] = table[name].fillna("").astype(str)
+    table["label"] = _each(table["label"], csv_text.check_text)
     rows = table[table["label"].str.len() > 0].copy()
-    if timed <= set(rows):
+    spelling_of = csv_text.one_spelling(rows["label"])
+    rows["label"] = rows["label"].map(spelling_of).astype(object)
+    if set(rows) >= TIMED:
         rows["time_ns"] = _times_ns(rows["time"])
-    return LabelTable(rows=rows.reset_index(drop=True), content_hash=content_hash("".join(digests).encode()))
+    return LabelTable(
+        rows=rows.reset_index(drop=True),
+        content_hash=content_hash("".join(digests).encode()),
+        notes=tuple(f"hand labels: {note}" for note in csv_text.describe_spellings(spelling_of)),
+    )
+
+
+def _read_csv(content: bytes) -> pd.DataFrame:
+    columns, rows = csv_text.read_rows(csv_text.decode_text(content))
+    return pd.DataFrame([list(row.values()) for row in rows], columns=columns, dtype=object)
+
+
+def _read_parquet(content: bytes) -> pd.DataFrame:
+    return pd.read_parquet(io.BytesIO(content)).rename(columns=lambda name: str(name).strip().lower())
+
+
+def _each(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
+    """Return a column of text changed value by value; InputError names the file and row of one that is refused."""
+    changed: dict[str, str] = {}
+    for text in column.unique():
+        try:
+            changed[text] = change(text)
+        except ValueError as error:
+            file, row = column.index[int((column == text).to_numpy().argmax())]
+            raise InputError(f"labels.path {file}: row {row + 1} after the header {error}") from None
+    return column.map(changed)
 
 
 def _times_ns(column: pd.Series) -> pd.Series:
     """Return times in nanoseconds since 1970, int64.
 
     Raises:
-        InputError: one is none; names its file and row, which the index holds.
+        InputError: one is invalid; names its file and row, which the index holds.
     """
-    times = pd.to_datetime(column.astype(str), utc=True, format="ISO8601", errors="coerce")
+    texts = _each(column.astype(object).map(str), csv_text.iso_time)
+    times = pd.to_datetime(texts, utc=True, format="ISO8601", errors="coerce")
     # Beyond these, nanoseconds do not fit into 64 bits.
     wrong = ~times.between(pd.Timestamp.min.tz_localize("UTC"), pd.Timestamp.max.tz_localize("UTC"))
     if wrong.any():
         file, row = column.index[int(wrong.argmax())]
         raise InputError(
-            f"labels.path {file} has a time that is none in row {row + 1} after the header ({column[file, row]}); "
+            f"labels.path {file}: row {row + 1} after the header has an invalid time ({column[file, row]}); "
             "write it as 2020-01-01T00:00:00.00Z, from 1678 to 2261"
         )
     return times.dt.as_unit("ns").astype("int64")
@@ -91,5 +127,5 @@ def _label_files(path: str) -> list[tuple[str, bytes]]:
     folder = open_store(path)
     names = sorted(item.path for item in folder.walk() if item.path.endswith((".csv", ".parquet")))
     if not names:
-        raise InputError(f"labels.path {path} is no CSV or Parquet file and no folder that holds one")
+        raise InputError(f"labels.path {path} is neither a CSV or Parquet file nor a folder that holds one")
     return [(f"{path}/{name}", folder.read(name)) for name in names]

@@ -1,4 +1,4 @@
-"""The code that MLflow keeps beside a registered encoder and runs to load it; nothing in the model is pickled.
+"""The code that MLflow stores with a registered encoder and runs to load it; nothing in the model is pickled.
 
 `pipelines.train.stage` stores the package `pipelines/encoders` with it under the name `firnline_encoders`, so that the
 model loads where Firnline is not installed and never mixes two versions of it.
@@ -20,7 +20,7 @@ class EncoderModel(PythonModel):
 
         self.encoder = load(context.artifacts["encoder"])
 
-    # MLflow takes an array's type hint for no schema (any other it would), and asks for hints where there are none.
+    # MLflow makes no schema of an array's type hint, as it does of any other, and demands hints if there are none.
     def predict(self, context, model_input: np.ndarray, params=None):  # type: ignore[no-untyped-def]
         """Return the windows' embeddings."""
         return self.encoder.embed(np.asarray(model_input, dtype=np.float32))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines.encoders import Encoder
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.redaction import scrub, without_secrets
+from pipelines.tracking import mlflow_private
 from pipelines.tracking.runs import StageRun, fluent_run
 from pipelines.tracking.server import Tracking, as_default, missing_database
 
@@ -64,7 +65,7 @@ def log_encoder(run: StageRun, encoder: Encoder, *, example: NDArray[np.float32]
 
 
 def model_version(tracking: Tracking, uri: str) -> tuple[str, str]:
-    """Return the version that a model's URI (an alias, `latest`, a version) stands for now, as a URI, and its run.
+    """Return the version that a model's URI (an alias, `latest`, a version) points to now, as a URI, and its run.
 
     Args:
         tracking: where it is registered.
@@ -74,10 +75,8 @@ def model_version(tracking: Tracking, uri: str) -> tuple[str, str]:
         return uri, uri.split("/")[1]
     if not uri.startswith("models:/"):
         return uri, ""
-    from mlflow.store.artifact.utils.models import get_model_name_and_version
-
     client = tracking.client()
-    name, *version = get_model_name_and_version(client, uri)  # type: ignore[no-untyped-call]
+    name, *version = mlflow_private.model_name_and_version(client, uri)
     if not version:
         return uri, str(client.get_logged_model(name).source_run_id or "")
     return f"models:/{name}/{version[0]}", str(client.get_model_version(name, version[0]).run_id or "")
@@ -96,14 +95,14 @@ def register_model(run: StageRun, model_uri: str, model_name: str, *, tags: Mapp
             source=model_uri,
             run_id=run.run_id,
             tags=dict(tags),
-            # The server asks for the logged model's id beside its own address models:/<id>.
+            # The server requires the logged model's id as well as its address models:/<id>.
             model_id=model_uri.removeprefix("models:/"),
         )
     return str(version.version)
 
 
 def alias_version(tracking: Tracking, model_name: str, alias: str) -> Any | None:
-    """Return the model version an alias points to; None where there is none."""
+    """Return the model version that an alias points to; None if there is none."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -113,7 +112,7 @@ def alias_version(tracking: Tracking, model_name: str, alias: str) -> Any | None
 
 
 def last_trained_version(tracking: Tracking, model_name: str) -> Any | None:
-    """Return the newest version of a model that a run of this experiment registered; None where there is none."""
+    """Return the newest version of a model that a run of this experiment registered; None if there is none."""
     client = tracking.client()
     experiment_id = tracking.experiment_id()
     versions = client.search_model_versions(f"name='{model_name}'", max_results=1000)

@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import __version__
 from pipelines.config import flatten
 from pipelines.runtime.redaction import scrub
+from pipelines.tracking.keys import mlflow_key
 from pipelines.tracking.server import Tracking, as_default, missing_database
 
 
@@ -31,7 +32,7 @@ class StageRun:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        entries = [Metric(mlflow_key(name), float(value), now, step) for name, value in metrics.items()]
         for start in range(0, len(entries), 1000):
             self.tracking.client().log_batch(self.run_id, metrics=entries[start : start + 1000])
 
@@ -39,7 +40,7 @@ class StageRun:
         """Log parameters without secrets, 100 a request; values longer than MLflow allows are cut."""
         from mlflow.entities import Param
 
-        entries = [Param(name, scrub(str(value))[:6000]) for name, value in params.items()]
+        entries = [Param(mlflow_key(name), scrub(str(value))[:6000]) for name, value in params.items()]
         for start in range(0, len(entries), 100):
             self.tracking.client().log_batch(self.run_id, params=entries[start : start + 100])
 
@@ -47,7 +48,7 @@ class StageRun:
         """Set tags without secrets, 100 a request."""
         from mlflow.entities import RunTag
 
-        entries = [RunTag(name, scrub(str(value))[:8000]) for name, value in tags.items()]
+        entries = [RunTag(mlflow_key(name), scrub(str(value))[:8000]) for name, value in tags.items()]
         for start in range(0, len(entries), 100):
             self.tracking.client().log_batch(self.run_id, tags=entries[start : start + 100])
 

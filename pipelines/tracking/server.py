@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.redaction import scrub, without_secrets
+from pipelines.tracking import mlflow_private
 from pipelines.workspace.workspace import Workspace
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -152,11 +153,10 @@ def _check_schema(engine: Any, uri: str) -> None:
     import mlflow
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
-    from mlflow.store.db.utils import _all_tables_exist
 
     with engine.connect() as connection:
         revision = MigrationContext.configure(connection).get_current_revision()
-    migrations = ScriptDirectory(str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    migrations = ScriptDirectory(str(mlflow_private.migrations_folder()))
     newest = migrations.get_current_head()
     if revision in (None, newest):
         return
@@ -164,7 +164,7 @@ def _check_schema(engine: Any, uri: str) -> None:
     if revision not in {script.revision for script in migrations.walk_revisions()}:
         raise InputError(f"{database} has the schema {revision}, which MLflow {mlflow.__version__} does not know")
     # If tables are missing, MLflow upgrades the database itself.
-    if _all_tables_exist(engine):  # type: ignore[no-untyped-call]
+    if mlflow_private.has_all_tables(engine):
         raise InputError(f"{database} has the old schema {revision}: run mlflow db upgrade on it, for {newest}")
 
 

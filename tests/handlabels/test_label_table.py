@@ -26,15 +26,15 @@ def test_times_count_where_a_catalogue_numbers_events_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"time": "yesterday"}, r"labels\.csv has a time that is none in row 2 after the header \(yesterday\)"),
-        ({"time": ""}, r"labels\.csv has a time that is none in row 2 after the header \(\)"),
-        ({"time": "0001-01-01"}, r"labels\.csv has a time that is none in row 2 after the header \(0001-01-01\)"),
+        ({"time": "yesterday"}, r"labels\.csv: row 2 after the header has an invalid time \(yesterday\)"),
+        ({"time": ""}, r"labels\.csv: row 2 after the header has an invalid time \(\)"),
+        ({"time": "0001-01-01"}, r"labels\.csv: row 2 after the header has an invalid time \(0001-01-01\)"),
         ({"time": "", "label": ""}, None),
         ({"split": "train"}, "has the split 'train'; it must be validation or test"),
         ({"label": None}, None),
     ],
 )
-def test_a_table_that_is_none_is_one_sentence(tmp_path, change, sentence):
+def test_an_invalid_row_is_refused_in_one_sentence(tmp_path, change, sentence):
     path = tmp_path / "labels.csv"
     pd.DataFrame([TIMED, TIMED | change]).to_csv(path, index=False)
     if sentence is None:
@@ -50,10 +50,10 @@ def test_a_parquet_time_that_is_missing_or_too_early_is_named_with_its_file(tmp_
     ):
         times = pd.to_datetime(pd.Series(moments)).astype("datetime64[us]")
         pd.DataFrame([TIMED] * 2).assign(time=times).to_parquet(tmp_path / f"{number}.parquet")
-    with pytest.raises(InputError, match=r"1\.parquet has a time that is none in row 2"):
+    with pytest.raises(InputError, match=r"1\.parquet: row 2 after the header has an invalid time"):
         read_label_table(str(tmp_path))
     (tmp_path / "1.parquet").unlink()
-    with pytest.raises(InputError, match=r"2\.parquet has a time that is none in row 2"):
+    with pytest.raises(InputError, match=r"2\.parquet: row 2 after the header has an invalid time"):
         read_label_table(str(tmp_path))
     (tmp_path / "2.parquet").unlink()
     assert read_label_table(str(tmp_path)).rows["time_ns"].diff().tolist()[1:] == [86_400 * 10**9]
@@ -74,5 +74,5 @@ def test_missing_columns_and_files_are_named(tmp_path):
     pd.DataFrame({"station": ["VNA1"], "label": ["spike"]}).to_csv(tmp_path / "labels.csv", index=False)
     with pytest.raises(InputError, match="has the columns station, label; it needs event_id, label or"):
         read_label_table(str(tmp_path / "labels.csv"))
-    with pytest.raises(InputError, match="is no CSV or Parquet file and no folder that holds one"):
+    with pytest.raises(InputError, match="is neither a CSV or Parquet file nor a folder that holds one"):
         read_label_table(str(tmp_path / "none.csv"))

@@ -1,0 +1,54 @@
+"""All that Firnline uses of MLflow beside its documented interface; a part that another version has moved is named.
+
+`PARTS` lists the names; `tests/tracking/test_mlflow_private.py` looks each of them up in the MLflow that is installed.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from pipelines.runtime.errors import InputError
+
+PARTS: dict[str, str] = {
+    "mlflow.store.db.utils._all_tables_exist": "says whether a database holds all of MLflow's tables",
+    "mlflow.store.artifact.utils.models.get_model_name_and_version": "resolves the URI of a registered model",
+}
+"""Names of MLflow, and what each is needed for."""
+
+_MIGRATIONS = ("store", "db_migrations")
+
+
+def has_all_tables(engine: Any) -> bool:
+    """Return whether a database (an SQLAlchemy engine) holds all of MLflow's tables."""
+    return bool(part("mlflow.store.db.utils._all_tables_exist")(engine))
+
+
+def model_name_and_version(client: Any, uri: str) -> tuple[str, ...]:
+    """Return name and version of a `models:/` URI, or the id alone of a logged model without a version."""
+    return tuple(part("mlflow.store.artifact.utils.models.get_model_name_and_version")(client, uri))
+
+
+def migrations_folder() -> Path:
+    """Return the folder with MLflow's migrations of its database."""
+    mlflow: Any = importlib.import_module("mlflow")
+    folder = Path(mlflow.__file__).parent.joinpath(*_MIGRATIONS)
+    if not folder.is_dir():
+        raise _moved("/".join(("mlflow", *_MIGRATIONS)))
+    return folder
+
+
+def part(name: str) -> Any:
+    """Return a part of MLflow, one of PARTS; InputError where the installed MLflow does not have it."""
+    try:
+        if name == "mlflow.store.db.utils._all_tables_exist":
+            return importlib.import_module("mlflow.store.db.utils")._all_tables_exist
+        return importlib.import_module("mlflow.store.artifact.utils.models").get_model_name_and_version
+    except (ImportError, AttributeError):
+        raise _moved(name) from None
+
+
+def _moved(name: str) -> InputError:
+    mlflow: Any = importlib.import_module("mlflow")
+    return InputError(
+        f"MLflow {mlflow.__version__} has no {name}, which Firnline uses; install the version in requirements.lock"
+    )
