@@ -1,17 +1,29 @@
 """Read files of an archive in bounded memory: small ones whole, large ones, gzipped too, in pieces indexed once."""
 
 import zlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
 
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, decode, record_boundary
+from pipelines.archive.sample_counts import Drop, SampleCounts
 from pipelines.workspace.storage import Store, StoredObject
 
 PIECE_BYTES = 32 * 2**20
 AHEAD_BYTES = 16 * 2**20
 """Larger files are not fetched before they are needed."""
+
+MAX_BARREN_BYTES = 2**28
+"""A file is read no further where so much of it on end holds no record: it may be sparse."""
+MIN_UNPACKED_BYTES = 2**29
+MAX_UNPACKED_PER_BYTE = 64
+"""A gzipped file is unpacked up to `MIN_UNPACKED_BYTES` and so many times its size."""
 
 _PACKED_BYTES = 4 * 2**20
 _EVER = -(2**63)
@@ -56,7 +68,7 @@ class FileReader:
     item: StoredObject
     believed: tuple[int, int] = (_EVER, -_EVER)
     wanted: Callable[[Channel], bool] = lambda _: True
-    _whole: list[Run] | None = field(default=None, repr=False)
+    _whole: "_Kept | None" = field(default=None, repr=False)
     _kept_from: int = field(default=_EVER, repr=False)
     _pieces: list[_Piece] | None = field(default=None, repr=False)
     _problems: Decoded = field(default_factory=Decoded, repr=False)
@@ -84,30 +96,29 @@ class FileReader:
         if self._extent[1] <= time_ns:
             self._whole = None
             return
-        kept = []
-        for run in self._whole:
-            part = run.clip(time_ns, run.end_ns)
-            if part is not None:
-                # A view of a part would hold the memory of all.
-                kept.append(run if part is run else replace(part, data=part.data.copy()))
-        self._whole, self._kept_from = kept, time_ns
+        left = self._whole.after(time_ns)
+        if left is not self._whole:
+            self._whole, self._kept_from = left, time_ns
 
     def read(self, start_ns: int, end_ns: int) -> Decoded:
         """Return what the file holds in `[start_ns, end_ns)`, perhaps more, and what is wrong with it anywhere.
 
-        A file of one piece is decoded once and kept.
+        A file of one piece is decoded once and kept. Problems and counts are those of the whole file; they are empty
+        where nothing of it was read, since `may_hold` says no.
         """
         runs: list[Run] = []
         if self.may_hold(start_ns, end_ns):
             if (self._whole is None or start_ns < self._kept_from) and (self._pieces is None or len(self._pieces) < 2):
                 self._index()
             if self._whole is not None:
-                runs = self._whole
+                runs = self._whole.between(start_ns, end_ns)
             else:
                 for piece in self._pieces or []:
                     if piece.start_ns < end_ns and piece.end_ns > start_ns:
-                        runs += self._believe(decode(piece.load(), start_ns=start_ns, end_ns=end_ns))[0]
-        return Decoded(runs, self._problems.problems, self._problems.num_problems)
+                        decoded = decode(piece.load(), start_ns=start_ns, end_ns=end_ns, wanted=self.wanted)
+                        self._believe(decoded)
+                        runs += decoded.runs
+        return replace(self._problems, runs=runs)
 
     def spans(self) -> Iterator[Span]:
         """Yield the time that the file holds of each channel, and what could not be read."""
@@ -125,11 +136,13 @@ class FileReader:
         extent: tuple[int, int] | None = None
         num_strays = 0
         for piece, decoded in self._decode_pieces():
-            decoded.runs, strays = self._believe(decoded)
-            num_strays += strays
+            num_strays += self._believe(decoded)
             for problem in decoded.problems:
                 told.report(problem)
             told.num_problems += decoded.num_problems - len(decoded.problems)
+            told.damaged_bytes += decoded.damaged_bytes
+            for channel, counts in decoded.counts.items():
+                told.counts.setdefault(channel, SampleCounts()).add(counts)
             begin = end = 0
             if decoded.runs:
                 begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
@@ -141,14 +154,23 @@ class FileReader:
                 0, f"{num_strays} samples lie more than archive.spill_seconds from the time in its name"
             )
             told.num_problems += 1
-        self._pieces, self._whole, self._kept_from, self._problems = pieces, whole, _EVER, told
+        self._pieces, self._kept_from, self._problems = pieces, _EVER, told
+        self._whole = None if whole is None else _Kept(whole)
         self._extent = extent or (0, 0)
 
-    def _believe(self, decoded: Decoded) -> tuple[list[Run], int]:
-        """Return the parts of wanted runs that are used, and how many of their samples are not."""
-        runs = [run for run in decoded.runs if self.wanted(run.channel)]
-        parts = [part for run in runs if (part := run.clip(*self.believed)) is not None]
-        return parts, sum(len(run.data) for run in runs) - sum(len(part.data) for part in parts)
+    def _believe(self, decoded: Decoded) -> int:
+        """Keep of what was decoded the parts that are used; return how many of its samples are not."""
+        dropped = 0
+        kept = []
+        for run in decoded.runs:
+            part = run.clip(*self.believed)
+            num_strays = len(run.data) - (0 if part is None else len(part.data))
+            decoded.counts[run.channel].drop(Drop.FAR, num_strays)
+            dropped += num_strays
+            if part is not None:
+                kept.append(part)
+        decoded.runs = kept
+        return dropped
 
     def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of the file in order, decoded."""
@@ -156,7 +178,7 @@ class FileReader:
         # until the garbage collector looks for circles.
         fetch = partial(self.archive.read_checked, self.item)
         ahead, self._ahead = self._ahead, None
-        offset = 0
+        offset = barren = 0
         while offset < self.item.size or offset == 0:
             content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, PIECE_BYTES)
             if offset == 0 and content[:2] == GZIP_MAGIC:
@@ -164,8 +186,17 @@ class FileReader:
                 yield from self._unpack_pieces(partial(_part, content) if whole else fetch)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
-            yield _Piece(partial(fetch, offset, length)), decode(content[:length], offset=offset)
+            decoded = decode(content[:length], offset=offset, wanted=self.wanted)
+            barren = 0 if decoded.counts else barren + length
+            piece = _Piece(partial(fetch, offset, length))
             offset += max(length, 1)
+            if barren >= MAX_BARREN_BYTES and offset < self.item.size:
+                decoded.report(
+                    f"bytes {offset} to {self.item.size}: not read, since {barren} bytes before hold no record"
+                )
+                decoded.damaged_bytes += self.item.size - offset
+                offset = self.item.size
+            yield piece, decoded
 
     def _unpack_pieces(self, fetch: Callable[[int, int], bytes]) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
@@ -179,13 +210,41 @@ class FileReader:
             if not content and not first and not stream.problem:
                 return
             length = _piece_length(content, last=stream.ended)
-            decoded = decode(content[:length], offset=offset) if content or first else Decoded()
+            decoded = decode(content[:length], offset=offset, wanted=self.wanted) if content or first else Decoded()
             if stream.ended and length == len(content) and stream.problem:
                 decoded.report(stream.problem)
             yield _Piece(_UnpackingLoader(here, carried, length)), decoded
             carried, offset, first = content[length:], offset + length, False
             if stream.ended and not carried:
                 return
+
+
+class _Kept:
+    """Decoded runs in order of time, which give back the memory of those that are over."""
+
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = sorted(runs, key=lambda run: run.start_ns)
+        self.starts = [run.start_ns for run in self.runs]
+        self.reach = list(accumulate((run.end_ns for run in self.runs), max))
+        self.held = sum({id(run.data.base): _base(run).nbytes for run in self.runs}.values())
+
+    def between(self, start_ns: int, end_ns: int) -> list[Run]:
+        """Return the runs that can hold samples in `[start_ns, end_ns)`."""
+        return self.runs[bisect_right(self.reach, start_ns) : bisect_left(self.starts, end_ns)]
+
+    def after(self, time_ns: int) -> "_Kept":
+        """Return these without most of what lies before a time; copied where that gives back half of the memory."""
+        left = self.runs[bisect_right(self.reach, time_ns) :]
+        parts = [part for run in left if (part := run.clip(time_ns, run.end_ns)) is not None]
+        if 2 * sum(part.data.nbytes for part in parts) > self.held:
+            return self
+        # A view of a part would hold the memory of all.
+        return _Kept([replace(part, data=part.data.copy()) for part in parts])
+
+
+def _base(run: Run) -> np.ndarray[Any, Any]:
+    """Return the array that a run's samples are a part of."""
+    return run.data if run.data.base is None else run.data.base
 
 
 @dataclass(frozen=True)
@@ -204,6 +263,7 @@ class _Unpacking:
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         self.fetch, self.size = fetch, size
         self.offset = 0
+        self.left = MIN_UNPACKED_BYTES + MAX_UNPACKED_PER_BYTE * size
         self.waiting = b""
         self.inflate = zlib.decompressobj(wbits=31)
         self.ended = False
@@ -211,8 +271,9 @@ class _Unpacking:
 
     def copy(self) -> "_Unpacking":
         twin = _Unpacking(self.fetch, self.size)
-        twin.offset, twin.waiting, twin.ended, twin.problem = self.offset, self.waiting, self.ended, self.problem
-        twin.inflate = self.inflate.copy()
+        # What waits is fetched again: every piece of a file would hold some of it.
+        twin.offset, twin.ended, twin.problem = self.offset - len(self.waiting), self.ended, self.problem
+        twin.left, twin.inflate = self.left, self.inflate.copy()
         return twin
 
     def read(self, size: int) -> bytes:
@@ -232,7 +293,10 @@ class _Unpacking:
             self.waiting = self.inflate.unconsumed_tail
             parts.append(part)
             missing -= len(part)
-            if self.inflate.eof:
+            self.left -= len(part)
+            if self.left <= 0:
+                self.problem, self.ended = "gzip: it unpacks to far more than its size; the rest is not read", True
+            elif self.inflate.eof:
                 self._next_member()
             elif at_end and not part:
                 self.problem, self.ended = "gzip: the file ends early", True

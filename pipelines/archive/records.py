@@ -1,40 +1,108 @@
 """Decode miniSEED 2 and 3 into runs of samples whose times are exactly those of the record headers.
 
-libmseed (through pymseed) does the decoding. Its trace list joins a record to the run before it only where the header
-time continues the run to within 2 ns, so a run's sample i lies at `start_ns + i / rate` and nothing is averaged over
-records. Damaged records are left out one by one and reported; every other sample of the file is returned.
+`pipelines.archive.headers` reads what the headers say, libmseed (through pymseed) decodes the payloads, and what is in
+between is here: which records follow each other, and which samples cannot be used and why. Damaged records are left
+out one by one and reported; every other sample of the file is returned, whatever the types of the others.
 """
 
 import re
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from math import ceil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import llvmlite.binding
 import numba
 import numpy as np
-from pymseed import clear_error_messages, configure_logging, sourceid2nslc
-from pymseed.clib import clibmseed, ffi, owning_memoryview
+from numba import types
+from pymseed import clear_error_messages
+from pymseed.clib import clibmseed, ffi
+from pymseed.logging import ensure_thread_logging
+
+from pipelines.archive import headers
+from pipelines.archive.clock import Clock
+from pipelines.archive.headers import (
+    CODES,
+    COUNT,
+    DATA,
+    DATA_BYTES,
+    ENCODING,
+    EXTRA,
+    LEAP,
+    OFFSET,
+    PROBLEMS,
+    START,
+    SWAPPED,
+    VERSION,
+    read_headers,
+)
+from pipelines.archive.rates import are_valid, nominal_rates
+from pipelines.archive.sample_counts import Drop, SampleCounts
 
 Array = np.ndarray[Any, Any]
 
-JOIN_TOLERANCE_SECONDS = 2e-9
-RATE_TOLERANCE_HZ = 1e-7
-
-_SAMPLE_DTYPES: dict[bytes, np.dtype[Any]] = {
-    b"i": np.dtype(np.int32),
-    b"f": np.dtype(np.float32),
-    b"d": np.dtype(np.float64),
-}
-_HEADER = re.compile(rb"MS\x03|[0-9 \x00]{6}[DRQM][ \x00]")
+JOIN_TOLERANCE_SAMPLES = 0.5
+"""A record that begins within so many samples of the end of the one before continues its run."""
+MIN_TIME_NS = -5_364_662_400 * 10**9
+MAX_TIME_NS = 7_258_118_400 * 10**9
+"""Years 1800 to 2199: records outside are not believed. 64 bits of nanoseconds reach from 1678 to 2261."""
+MAX_UNPACKED_BYTES = 2**26
+"""Of what is given gzipped to `decode`, so much is unpacked."""
 GZIP_MAGIC = b"\x1f\x8b"
 _MAX_PROBLEMS = 20
 _HEADER_BYTES = 64
-# Longer ones exist on paper only: what claims to be one is taken for damaged.
-_LONGEST_RECORD_BYTES = 2**24
-# libmseed allocates a run's samples in steps of a MiB: smaller runs are copied, larger ones taken over as they are.
-_TAKEN_OVER_BYTES = 2**20
+
+# Types of samples.
+_TEXT, _INT32, _FLOAT32, _FLOAT64 = 0, 1, 2, 3
+_DTYPES = {_INT32: np.dtype(np.int32), _FLOAT32: np.dtype(np.float32), _FLOAT64: np.dtype(np.float64)}
+# By encoding: the type, and how many samples so many bytes can hold at most.
+_ENCODINGS = {
+    clibmseed.DE_TEXT: (_TEXT, 1, 1),
+    clibmseed.DE_INT16: (_INT32, 1, 2),
+    clibmseed.DE_INT32: (_INT32, 1, 4),
+    clibmseed.DE_FLOAT32: (_FLOAT32, 1, 4),
+    clibmseed.DE_FLOAT64: (_FLOAT64, 1, 8),
+    # Frames of 64 bytes with 15 words of up to 4 or 7 differences.
+    clibmseed.DE_STEIM1: (_INT32, 15 * 4, 64),
+    clibmseed.DE_STEIM2: (_INT32, 15 * 7, 64),
+    clibmseed.DE_GEOSCOPE24: (_FLOAT32, 1, 3),
+    clibmseed.DE_GEOSCOPE163: (_FLOAT32, 1, 2),
+    clibmseed.DE_GEOSCOPE164: (_FLOAT32, 1, 2),
+    clibmseed.DE_CDSN: (_INT32, 1, 2),
+    clibmseed.DE_SRO: (_INT32, 1, 2),
+    clibmseed.DE_DWWSSN: (_INT32, 1, 2),
+}
+_KINDS = np.full(256, -1)
+_SAMPLES, _BYTES = np.zeros(256, np.int64), np.ones(256, np.int64)
+for _encoding, (_KINDS[_encoding], _SAMPLES[_encoding], _BYTES[_encoding]) in _ENCODINGS.items():
+    pass
+_REPORTED = {
+    Drop.TEXT: "the samples are text",
+    Drop.UNDECODABLE: "the samples cannot be decoded",
+    Drop.RATE: "the sampling rate is invalid",
+    Drop.TIME: "the time is invalid",
+    Drop.CODES: "the source identifier is none of the FDSN",
+}
+_LEAP_SECOND = re.compile(rb'"LeapSecond"\s*:\s*(-?)\s*1\b')
+
+llvmlite.binding.add_symbol(
+    "firnline_ms_decode_data", int(ffi.cast("uintptr_t", ffi.addressof(clibmseed, "ms_decode_data")))
+)
+_ms_decode_data = types.ExternalFunction(
+    "firnline_ms_decode_data",
+    types.int64(
+        types.uintp,
+        types.uint64,
+        types.uint8,
+        types.uint64,
+        types.uintp,
+        types.uint64,
+        types.uintp,
+        types.int8,
+        types.uintp,
+        types.int8,
+    ),
+)
 
 
 class Channel(NamedTuple):
@@ -48,48 +116,65 @@ class Channel(NamedTuple):
 
 @dataclass(frozen=True)
 class Run:
-    """Contiguous samples of one channel: sample i lies at `start_ns + i / rate_hz`.
+    """Contiguous samples of one channel, each with the time that its own record's header gives it.
 
     Attributes:
         channel: codes.
-        rate_hz: sampling rate in Hz, to six significant digits.
+        rate_hz: nominal sampling rate in Hz, of which the rates that the records state are measurements.
         version: publication version (miniSEED 3), or 1 to 4 for the quality codes R, D, Q, M (miniSEED 2).
-        start_ns: time of the first sample in nanoseconds since 1970 (UTC).
-        origin_ns: start of the whole run in its file, before any clipping; orders runs that overlap.
+        clock: times of the samples, one entry a record.
         data: (samples,) int32, float32 or float64.
+        leaps: (records,) uint8, what the headers say of leap seconds: bits as `headers.LEAP_INSERTED`.
     """
 
     channel: Channel
     rate_hz: float
     version: int
-    start_ns: int
-    origin_ns: int
-    data: np.ndarray[Any, Any]
+    clock: Clock
+    data: Array
+    leaps: Array
 
     @property
-    def _num_before(self) -> int:
-        """Return how many samples of the whole run come before the first one."""
-        return round((self.start_ns - self.origin_ns) * (self.rate_hz / 1e9))
+    def start_ns(self) -> int:
+        """Return the time of the first sample in nanoseconds since 1970 (UTC)."""
+        return self.clock.time_at(0)
 
     @property
     def end_ns(self) -> int:
         """Return the time one sample interval after the last sample."""
-        return sample_time(self.origin_ns, self._num_before + len(self.data), self.rate_hz)
+        return self.clock.time_at(len(self.data))
 
-    def clip(self, start_ns: int, end_ns: int) -> "Run | None":
-        """Return the part in `[start_ns, end_ns)`, sharing memory; None where there is none.
+    @property
+    def origin_ns(self) -> int:
+        """Return the start of the first record, before any clipping; orders runs that overlap."""
+        return int(self.clock.starts_ns[0])
 
-        Times are counted from the start of the whole run, so that clipping twice rounds no time twice.
-        """
-        before = self._num_before
-        first = max(index_at(self.origin_ns, self.rate_hz, start_ns) - before, 0)
-        last = min(index_at(self.origin_ns, self.rate_hz, end_ns) - before, len(self.data))
-        if last <= first:
-            return None
+    @property
+    def num_records(self) -> int:
+        """Return the number of records that the samples came in."""
+        return len(self.leaps)
+
+    def part(self, first: int, last: int) -> "Run":
+        """Return the samples `[first, last)`, sharing memory."""
         if first == 0 and last == len(self.data):
             return self
-        begin = sample_time(self.origin_ns, before + first, self.rate_hz)
-        return Run(self.channel, self.rate_hz, self.version, begin, self.origin_ns, self.data[first:last])
+        clock = self.clock.part(first, last)
+        low = int(np.searchsorted(self.clock.begins, first, "right")) - 1
+        leaps = self.leaps[low : low + len(clock.begins)]
+        return replace(self, clock=clock, data=self.data[first:last], leaps=leaps)
+
+    def clip(self, start_ns: int, end_ns: int) -> "Run | None":
+        """Return the part in `[start_ns, end_ns)`, sharing memory; None where there is none."""
+        first = self.clock.index_from(start_ns, len(self.data))
+        last = self.clock.index_from(end_ns, len(self.data))
+        return self.part(first, last) if last > first else None
+
+
+def make_run(channel: Channel, rate_hz: float, version: int, start_ns: int, data: Array) -> Run:
+    """Return the samples of one record as a run."""
+    zero = np.zeros(1, np.int64)
+    clock = Clock(zero, zero, np.array([start_ns], np.int64), np.array([rate_hz], np.float64))
+    return Run(channel, rate_hz, version, clock, data, np.zeros(1, np.uint8))
 
 
 @dataclass
@@ -100,11 +185,16 @@ class Decoded:
         runs: runs of samples, in no particular order.
         problems: what could not be used and why, at most 20 sentences.
         num_problems: how many there were.
+        counts: by channel, the samples that the records state, returned or dropped for a reason; None stands for
+            records whose codes cannot be read. Damaged bytes state no samples: they are in the problems.
+        damaged_bytes: bytes that are no record.
     """
 
     runs: list[Run] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     num_problems: int = 0
+    counts: dict[Channel | None, SampleCounts] = field(default_factory=dict)
+    damaged_bytes: int = 0
 
     def report(self, problem: str) -> None:
         """Add a problem; the text of the first 20 is kept, all are counted."""
@@ -113,34 +203,22 @@ class Decoded:
             self.problems.append(problem)
 
 
-def sample_time(start_ns: int, index: int, rate_hz: float) -> int:
-    """Return `start_ns + index / rate_hz` in whole nanoseconds, without the rounding of large floats."""
-    seconds, rest = divmod(index, rate_hz)
-    return start_ns + round(seconds) * 1_000_000_000 + round(rest / rate_hz * 1e9)
-
-
-def sample_times(starts_ns: Array, indexes: Array, rate_hz: float) -> Array:
-    """Return `sample_time` of many: int64 nanoseconds, the same bits."""
-    seconds, rest = np.divmod(indexes.astype(np.float64), rate_hz)
-    times: Array = (
-        starts_ns + np.rint(seconds).astype(np.int64) * 1_000_000_000 + np.rint(rest / rate_hz * 1e9).astype(np.int64)
-    )
-    return times
-
-
-def nominal_rate(rate_hz: float) -> float:
-    """Return a header's sampling rate to six significant digits: what makes two rates the same channel group."""
-    return float(f"{rate_hz:.6g}")
-
-
-def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = None, offset: int = 0) -> Decoded:
-    """Decode a whole file, gzipped or not, or a part of one.
+def decode(
+    buffer: bytes,
+    *,
+    start_ns: int | None = None,
+    end_ns: int | None = None,
+    offset: int = 0,
+    wanted: Callable[[Channel], bool] = lambda _: True,
+) -> Decoded:
+    """Decode a whole file, or a part of one; gzipped, what its first 64 MiB unpack to.
 
     Args:
         buffer: its bytes.
-        offset: where in the file they begin, for what is said of damaged ones.
         start_ns: samples before this time are dropped.
         end_ns: samples at or after this time are dropped.
+        offset: where in the file they begin, for what is said of damaged ones.
+        wanted: whether the samples of a channel are asked for; others are counted, but not decoded.
     """
     decoded = Decoded()
     if buffer[:2] == GZIP_MAGIC:
@@ -148,24 +226,27 @@ def decode(buffer: bytes, *, start_ns: int | None = None, end_ns: int | None = N
     if not buffer:
         decoded.report("the file is empty")
         return decoded
-    with _trace_list() as traces:
-        if not _read_all(traces, buffer):
-            traces.clear()
-            _read_record_by_record(traces, buffer, decoded, offset)
-        decoded.runs.extend(_runs(traces.head, start_ns, end_ns, decoded))
-    if not decoded.runs and not decoded.num_problems and start_ns is None and end_ns is None:
+    content = np.frombuffer(buffer, np.uint8)
+    found = read_headers(content)
+    for first, end, reason in found.damaged.tolist():
+        if reason == headers.CONTROL_HEADER:
+            continue
+        decoded.report(f"bytes {offset + first} to {offset + end}: {PROBLEMS[reason]}")
+        decoded.damaged_bytes += end - first
+    if len(found.fields):
+        _decode_records(content, found, start_ns, end_ns, offset, wanted, decoded)
+    if not decoded.counts and not decoded.num_problems:
         decoded.report("no samples in it")
     return decoded
 
 
 def whole_records(buffer: bytes) -> int:
     """Return how many bytes at the beginning of a buffer are whole records."""
-    pointer = ffi.from_buffer(buffer)
-    version = ffi.new("uint8_t *")
-    offset, size = 0, len(buffer)
-    while offset < size:
-        length = clibmseed.ms3_detect(pointer + offset, size - offset, version)
-        if length <= 0 or offset + length > size:
+    content = np.frombuffer(buffer, np.uint8)
+    offset = 0
+    while offset < len(content):
+        length = headers.record_length(content, offset)
+        if length <= 0:
             break
         offset += length
     return offset
@@ -173,33 +254,36 @@ def whole_records(buffer: bytes) -> int:
 
 def record_boundary(buffer: bytes) -> int:
     """Return where to cut a part of a larger file: before the record that it ends within; damaged ones are passed."""
-    pointer = ffi.from_buffer(buffer)
-    version = ffi.new("uint8_t *")
-    offset, size = 0, len(buffer)
+    content = np.frombuffer(buffer, np.uint8)
+    offset, size = 0, len(content)
     while offset < size:
-        length = clibmseed.ms3_detect(pointer + offset, size - offset, version)
-        if length > 0 and offset + length <= size:
+        length = headers.record_length(content, offset)
+        if length > 0:
             offset += length
             continue
-        if length >= 0 and size - offset < _LONGEST_RECORD_BYTES:
+        if length == 0 and size - offset < headers.MAX_RECORD_BYTES:
             return offset
-        following = _HEADER.search(buffer, offset + 1)
-        if following is None:
+        following = headers.next_header(content, offset + 1)
+        if following == size:
             # What could still be the beginning of a header stays with what follows.
             return max(size - _HEADER_BYTES, offset, 1)
-        offset = following.start()
+        offset = following
     return size
 
 
 def _gunzip(buffer: bytes, decoded: Decoded) -> bytes:
     pieces: list[bytes] = []
-    rest = buffer
+    rest, room = buffer, MAX_UNPACKED_BYTES
     while rest[:2] == GZIP_MAGIC:
         stream = zlib.decompressobj(wbits=31)
         try:
-            pieces.append(stream.decompress(rest))
+            pieces.append(stream.decompress(rest, room))
         except zlib.error as error:
             decoded.report(f"gzip: {error}")
+            break
+        room -= len(pieces[-1])
+        if room <= 0:
+            decoded.report(f"gzip: it unpacks to more than {MAX_UNPACKED_BYTES} bytes; the others are not read")
             break
         if not stream.eof:
             decoded.report("gzip: the file ends early")
@@ -207,168 +291,255 @@ def _gunzip(buffer: bytes, decoded: Decoded) -> bytes:
     return b"".join(pieces)
 
 
-class _TraceList:
-    """A libmseed trace list that is freed with its block."""
+def _channel(code: bytes) -> Channel | None:
+    """Return the codes of a source identifier as it stands in a header; None where it is none of the FDSN.
 
-    def __init__(self) -> None:
-        self.head = ffi.new("MS3TraceList **")
-        self.clear()
-
-    def clear(self) -> None:
-        self.free()
-        self.head[0] = clibmseed.mstl3_init(ffi.NULL)
-
-    def free(self) -> None:
-        if self.head[0] != ffi.NULL:
-            clibmseed.mstl3_free(self.head, 0)
-
-    def __enter__(self) -> "_TraceList":
-        return self
-
-    def __exit__(self, *unused: object) -> None:
-        self.free()
-        clear_error_messages()
-
-
-def _trace_list() -> _TraceList:
-    return _TraceList()
-
-
-@numba.cfunc("float64(voidptr)", cache=True)
-def _time_tolerance(record: Any) -> float:
-    return JOIN_TOLERANCE_SECONDS
-
-
-@numba.cfunc("float64(voidptr)", cache=True)
-def _rate_tolerance(record: Any) -> float:
-    return RATE_TOLERANCE_HZ
-
-
-_TOLERANCE = ffi.new("MS3Tolerance *")
-_TOLERANCE.time = ffi.cast("double (*)(MS3Record *)", _time_tolerance.address)
-_TOLERANCE.samprate = ffi.cast("double (*)(MS3Record *)", _rate_tolerance.address)
-configure_logging()
-
-
-def _read_all(traces: _TraceList, buffer: bytes) -> bool:
-    """Read every record of a buffer at once; False where any of its bytes is not a good record."""
-    flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC
-    pointer = ffi.from_buffer(buffer)
-    count = clibmseed.mstl3_readbuffer(traces.head, pointer, len(buffer), 1, flags, _TOLERANCE, 0)
-    if count <= 0:
-        return False
-    # libmseed leaves out an incomplete last record without a word: account for every byte.
-    length = clibmseed.ms3_detect(pointer, len(buffer), ffi.new("uint8_t *"))
-    return bool(count * length == len(buffer) or whole_records(buffer) == len(buffer))
-
-
-def _read_record_by_record(traces: _TraceList, buffer: bytes, decoded: Decoded, begin: int) -> None:
-    """Read what is readable of a damaged buffer, going on at the next header after each damaged part."""
-    # At the end of the file a record without a length of its own reaches to the end.
-    flags = clibmseed.MSF_UNPACKDATA | clibmseed.MSF_VALIDATECRC | clibmseed.MSF_ATENDOFFILE
-    pointer = ffi.from_buffer(buffer)
-    record = ffi.new("MS3Record **")
-    offset, size = 0, len(buffer)
-    damaged_from: int | None = None
-    reason = ""
-    try:
-        while offset < size:
-            code = clibmseed.msr3_parse(pointer + offset, size - offset, record, flags, 0)
-            if code == clibmseed.MS_NOERROR and record[0].reclen > 0:
-                if damaged_from is not None:
-                    decoded.report(f"bytes {begin + damaged_from} to {begin + offset}: {reason}")
-                    damaged_from = None
-                clibmseed.mstl3_addmsr_recordptr(traces.head[0], record[0], ffi.NULL, 1, 1, flags, _TOLERANCE)
-                offset += record[0].reclen
-                continue
-            if damaged_from is None:
-                damaged_from, reason = offset, _why(code)
-            following = _HEADER.search(buffer, offset + 1)
-            offset = following.start() if following else size
-        if damaged_from is not None:
-            decoded.report(f"bytes {begin + damaged_from} to {begin + size}: {reason}")
-    finally:
-        clibmseed.msr3_free(record)
-
-
-def _why(code: int) -> str:
-    if code > 0:
-        return "a record is cut short"
-    text: str = ffi.string(clibmseed.ms_errorstr(code)).decode()
-    known: dict[int, str] = {
-        clibmseed.MS_NOTSEED: "not miniSEED",
-        clibmseed.MS_INVALIDCRC: "the record's checksum does not match",
-        clibmseed.MS_GENERROR: "the record cannot be parsed or its samples cannot be decoded",
-    }
-    return known.get(code, text)
-
-
-def _runs(head: Any, start_ns: int | None, end_ns: int | None, decoded: Decoded) -> Iterator[Run]:
-    trace = head[0].traces.next[0]
-    while trace != ffi.NULL:
-        codes = _channel(trace, decoded)
-        segment = trace.first if codes is not None else ffi.NULL
-        while segment != ffi.NULL:
-            if codes is not None:
-                run = _run(codes, int(trace.pubversion), segment, start_ns, end_ns, decoded)
-                if run is not None:
-                    yield run
-            segment = segment.next
-        trace = trace.next[0]
-
-
-def _channel(trace: Any, decoded: Decoded) -> Channel | None:
-    source = ffi.string(trace.sid).decode("ascii", "replace")
-    try:
-        return Channel(*(code or "" for code in sourceid2nslc(source)))
-    except Exception as error:
-        decoded.report(f"source identifier {source!r}: {error}")
+    Blanks around a code are padding; blanks within it belong to it. Codes are not changed otherwise.
+    """
+    if code[-1] == 2:
+        text = code[:12].decode("latin-1")
+        station, location, channel, network = (
+            part.strip("\0 ") for part in (text[:5], text[5:7], text[7:10], text[10:12])
+        )
+        return Channel(network, station, location, channel)
+    parts = code[:-1].rstrip(b"\0").decode("latin-1").removeprefix("FDSN:").split("_")
+    if len(parts) != 6 or not code.startswith(b"FDSN:"):
         return None
+    network, station, location, *bands = (part.strip() for part in parts)
+    # As in miniSEED 2: three letters, of which one may be blank. Longer parts are kept apart.
+    channel = "".join(part or " " for part in bands).strip() if max(map(len, bands)) <= 1 else "_".join(bands)
+    return Channel(network, station, location, channel)
 
 
-def _run(
-    codes: Channel, version: int, segment: Any, start_ns: int | None, end_ns: int | None, decoded: Decoded
-) -> Run | None:
-    dtype = _SAMPLE_DTYPES.get(segment.sampletype)
-    count, rate, begin = int(segment.numsamples), float(segment.samprate), int(segment.starttime)
-    if count <= 0:
-        return None
-    if dtype is None:
-        decoded.report(f"{'.'.join(codes)}: the samples are text")
-        return None
-    if not rate > 0:
-        decoded.report(f"{'.'.join(codes)}: sampling rate {rate:g} Hz")
-        return None
-    rate = nominal_rate(rate)
-    first = 0 if start_ns is None else index_at(begin, rate, start_ns)
-    last = count if end_ns is None else min(count, index_at(begin, rate, end_ns))
-    first = max(first, 0)
-    if last <= first:
-        return None
-    num_bytes = count * dtype.itemsize
-    if last - first == count and num_bytes >= _TAKEN_OVER_BYTES:
-        data = np.frombuffer(owning_memoryview(segment.datasamples, num_bytes), dtype)
-        segment.datasamples = ffi.NULL
-    else:
-        data = np.frombuffer(ffi.buffer(segment.datasamples, num_bytes), dtype)[first:last].copy()
-    return Run(codes, rate, version, sample_time(begin, first, rate), begin, data)
+def _decode_records(
+    content: Array,
+    found: headers.Headers,
+    start_ns: int | None,
+    end_ns: int | None,
+    offset: int,
+    wanted: Callable[[Channel], bool],
+    decoded: Decoded,
+) -> None:
+    """Decode the records whose headers were read: add runs, counts and problems."""
+    counted = found.fields[:, COUNT] > 0
+    fields, rates_hz = found.fields[counted], found.rates_hz[counted]
+    if not len(fields):
+        return
+    names, inverse = np.unique(np.ascontiguousarray(found.codes).view("V64").ravel(), return_inverse=True)
+    channels = [_channel(name.tobytes()) for name in names]
+    number = inverse[fields[:, CODES]]
+    reasons = _reasons(fields, rates_hz, number, channels, wanted)
+    outside = _outside(fields, rates_hz, start_ns, end_ns) & (reasons == 0)
+    reasons[outside] = _NUMBERS[Drop.OUTSIDE]
+    kept = np.flatnonzero(reasons == 0)
+    order = kept[np.lexsort((fields[kept, OFFSET], fields[kept, START], fields[kept, VERSION], number[kept]))]
+    blocks, positions, good = _unpack(content, fields[order])
+    reasons[order[~good]] = _NUMBERS[Drop.UNDECODABLE]
+    counts = _count(fields, number, channels, reasons)
+    for drop, codes, first, num_records, num_samples in _dropped(fields, number, channels, reasons):
+        name = "an unknown channel" if codes is None else ".".join(codes)
+        decoded.report(
+            f"{name}: {num_records} records ({num_samples} samples, first at byte {offset + first}): {_REPORTED[drop]}"
+        )
+    for run in _runs(content, fields[order], rates_hz[order], number[order], channels, blocks, positions, good):
+        part: Run | None = run
+        if start_ns is not None or end_ns is not None:
+            part = run.clip(MIN_TIME_NS if start_ns is None else start_ns, MAX_TIME_NS if end_ns is None else end_ns)
+            counts[run.channel].drop(Drop.OUTSIDE, len(run.data) - (0 if part is None else len(part.data)))
+        if part is not None:
+            decoded.runs.append(part)
+    decoded.counts.update(counts)
 
 
-def index_at(start_ns: int, rate_hz: float, time_ns: int) -> int:
-    """Return the index of the first sample at or after a time, of samples at `start_ns + i / rate_hz`."""
-    index = ceil((time_ns - start_ns) * (rate_hz / 1e9))
-    while sample_time(start_ns, index - 1, rate_hz) >= time_ns:
-        index -= 1
-    while sample_time(start_ns, index, rate_hz) < time_ns:
-        index += 1
-    return index
+_DROPS = tuple(Drop)
+_NUMBERS = {drop: place for place, drop in enumerate(_DROPS, 1)}
 
 
-def indexes_at(starts_ns: Array, rate_hz: float, times_ns: Array) -> Array:
-    """Return `index_at` of many: int64."""
-    indexes = np.ceil((times_ns - starts_ns) * (rate_hz / 1e9)).astype(np.int64)
-    while (late := sample_times(starts_ns, indexes - 1, rate_hz) >= times_ns).any():
-        indexes -= late
-    while (early := sample_times(starts_ns, indexes, rate_hz) < times_ns).any():
-        indexes += early
-    return indexes
+def _reasons(
+    fields: Array,
+    rates_hz: Array,
+    number: Array,
+    channels: list[Channel | None],
+    wanted: Callable[[Channel], bool],
+) -> Array:
+    """Return why each record's samples cannot be used: (records,) int, 0 where they can, else as `_NUMBERS`."""
+    encodings = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
+    kinds = _KINDS[encodings]
+    room = fields[:, DATA_BYTES] // _BYTES[encodings] * _SAMPLES[encodings]
+    known = np.array([codes is not None for codes in channels])[number]
+    asked = np.array([codes is None or wanted(codes) for codes in channels])[number]
+    starts = fields[:, START]
+    with np.errstate(all="ignore"):
+        spans = fields[:, COUNT] / rates_hz * 1e9
+        timely = (starts >= MIN_TIME_NS) & (starts + spans < MAX_TIME_NS)
+    reasons = np.zeros(len(fields), np.int64)
+    # In this order: what is found first is the reason.
+    for drop, those in (
+        (Drop.CODES, ~known),
+        (Drop.CHANNEL, ~asked),
+        (Drop.TEXT, kinds == _TEXT),
+        (Drop.UNDECODABLE, (kinds < 0) | (fields[:, COUNT] > room)),
+        (Drop.RATE, ~are_valid(rates_hz)),
+        (Drop.TIME, ~timely),
+    ):
+        reasons[(reasons == 0) & those] = _NUMBERS[drop]
+    return reasons
+
+
+def _outside(fields: Array, rates_hz: Array, start_ns: int | None, end_ns: int | None) -> Array:
+    """Return which records lie wholly outside a time: they need no decoding."""
+    outside = np.zeros(len(fields), bool)
+    if end_ns is not None:
+        outside |= fields[:, START] >= end_ns
+    if start_ns is not None:
+        with np.errstate(all="ignore"):
+            outside |= fields[:, START] + fields[:, COUNT] / rates_hz * 1e9 < start_ns - 1e9
+    return outside
+
+
+def _count(
+    fields: Array, number: Array, channels: list[Channel | None], reasons: Array
+) -> dict[Channel | None, SampleCounts]:
+    totals = np.zeros((len(channels), len(_DROPS) + 1), np.int64)
+    np.add.at(totals, (number, reasons), fields[:, COUNT])
+    counts: dict[Channel | None, SampleCounts] = {}
+    for codes, (returned, *dropped) in zip(channels, totals.tolist(), strict=True):
+        stated = returned + sum(dropped)
+        if stated:
+            part = SampleCounts(stated, stated)
+            for drop, samples in zip(_DROPS, dropped, strict=True):
+                part.drop(drop, samples)
+            counts.setdefault(codes, SampleCounts()).add(part)
+    return counts
+
+
+def _dropped(
+    fields: Array, number: Array, channels: list[Channel | None], reasons: Array
+) -> Iterator[tuple[Drop, Channel | None, int, int, int]]:
+    """Yield the (reason, channel, first byte, records, samples) of what is reported."""
+    for drop in _REPORTED:
+        those = np.flatnonzero(reasons == _NUMBERS[drop])
+        if not len(those):
+            continue
+        which, first, inverse, records = np.unique(
+            number[those], return_index=True, return_inverse=True, return_counts=True
+        )
+        samples = np.zeros(len(which), np.int64)
+        np.add.at(samples, inverse, fields[those, COUNT])
+        for place, at, num_records, num_samples in zip(which, those[first], records, samples, strict=True):
+            yield drop, channels[place], int(fields[at, OFFSET]), int(num_records), int(num_samples)
+
+
+def _unpack(content: Array, fields: Array) -> tuple[dict[int, Array], Array, Array]:
+    """Decode the payloads of records, in their order, those of one type into one array.
+
+    Returns:
+        by type (samples,); (records,) int64 where each record begins in that; (records,) bool whether it was decoded.
+    """
+    encodings = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
+    kinds = _KINDS[encodings]
+    positions = np.zeros(len(fields), np.int64)
+    addresses = np.zeros(len(fields), np.int64)
+    sizes = np.zeros(len(fields), np.int64)
+    blocks: dict[int, Array] = {}
+    for kind, dtype in _DTYPES.items():
+        those = np.flatnonzero(kinds == kind)
+        if not len(those):
+            continue
+        ends = np.cumsum(fields[those, COUNT])
+        blocks[kind] = np.empty(int(ends[-1]), dtype)
+        positions[those] = ends - fields[those, COUNT]
+        addresses[those] = blocks[kind].ctypes.data + positions[those] * dtype.itemsize
+        sizes[those] = fields[those, COUNT] * dtype.itemsize
+    ensure_thread_logging()
+    scratch = np.empty(max(int(fields[:, DATA_BYTES].max(initial=0)), 8) + 8, np.uint8)
+    good = _decode_payloads(content, fields, encodings, addresses, sizes, scratch)
+    clear_error_messages()
+    return blocks, positions, good
+
+
+@numba.njit(cache=True, nogil=True)
+def _decode_payloads(
+    content: Array, fields: Array, encodings: Array, addresses: Array, sizes: Array, scratch: Array
+) -> Array:  # pragma: no cover - compiled
+    good = np.zeros(len(fields), np.bool_)
+    # The type that libmseed answers with, and an empty identifier for its messages.
+    answer = np.zeros(16, np.uint8)
+    aligned = (np.int64(8) - np.int64(scratch.ctypes.data) % 8) % 8
+    for record in range(len(fields)):
+        first, size = fields[record, DATA], fields[record, DATA_BYTES]
+        source = np.int64(content.ctypes.data) + first
+        if source % 8:
+            scratch[aligned : aligned + size] = content[first : first + size]
+            source = np.int64(scratch.ctypes.data) + aligned
+        count = _ms_decode_data(
+            np.uintp(source),
+            np.uint64(size),
+            np.uint8(encodings[record]),
+            np.uint64(fields[record, COUNT]),
+            np.uintp(addresses[record]),
+            np.uint64(sizes[record]),
+            np.uintp(answer.ctypes.data),
+            np.int8(fields[record, SWAPPED]),
+            np.uintp(answer.ctypes.data + 8),
+            np.int8(0),
+        )
+        good[record] = count == fields[record, COUNT]
+    return good
+
+
+def _runs(
+    content: Array,
+    fields: Array,
+    rates_hz: Array,
+    number: Array,
+    channels: list[Channel | None],
+    blocks: dict[int, Array],
+    positions: Array,
+    good: Array,
+) -> Iterator[Run]:
+    """Yield the runs of records in order of channel, version and time: those that continue each other are one."""
+    fields, rates_hz, number, positions = fields[good], rates_hz[good], number[good], positions[good]
+    if not len(fields):
+        return
+    encodings = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
+    kinds = _KINDS[encodings]
+    nominal = nominal_rates(rates_hz)
+    counts = fields[:, COUNT]
+    late = (np.diff(fields[:, START]) / 1e9) * rates_hz[:-1] - counts[:-1]
+    continues = (
+        (np.diff(number) == 0)
+        & (np.diff(fields[:, VERSION]) == 0)
+        & (np.diff(kinds) == 0)
+        & (np.diff(positions) == counts[:-1])
+        & (nominal[1:] == nominal[:-1])
+        & (np.abs(late) <= JOIN_TOLERANCE_SAMPLES)
+    )
+    leaps = _leaps(content, fields)
+    firsts = np.concatenate([[0], np.flatnonzero(~continues) + 1])
+    begins = positions - np.repeat(positions[firsts], np.diff(np.append(firsts, len(fields))))
+    for first, last in zip(firsts.tolist(), [*firsts[1:].tolist(), len(fields)], strict=True):
+        codes = channels[number[first]]
+        if codes is None:
+            continue
+        records = slice(first, last)
+        position = int(positions[first])
+        yield Run(
+            codes,
+            float(nominal[first]),
+            int(fields[first, VERSION]),
+            Clock(begins[records], begins[records], fields[records, START], rates_hz[records]),
+            blocks[int(kinds[first])][position : int(positions[last - 1] + counts[last - 1])],
+            leaps[records],
+        )
+
+
+def _leaps(content: Array, fields: Array) -> Array:
+    """Return what each header says of a leap second: (records,) uint8, bits as `headers.LEAP_INSERTED`."""
+    leaps = fields[:, LEAP].astype(np.uint8)
+    for record in np.flatnonzero(fields[:, EXTRA]).tolist():
+        end = int(fields[record, DATA])
+        said = _LEAP_SECOND.search(content[end - int(fields[record, EXTRA]) : end].tobytes())
+        if said:
+            leaps[record] |= headers.LEAP_REMOVED if said[1] else headers.LEAP_INSERTED
+    return leaps

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pipelines.archive.clock import sample_time, sample_times
 from pipelines.archive.continuity import Segment
 from pipelines.archive.layouts import DAY_NS
-from pipelines.archive.records import sample_time, sample_times
 from pipelines.config.detection import DetectionSettings, WindowSettings
 from pipelines.detect.kernel import Triggers, design_bandpass, scan_all
 from pipelines.detect.response import GroupResponses

@@ -8,11 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from pipelines.archive.continuity import Segment, assemble, uncovered
+from pipelines.archive.continuity import Segment, assemble, channel_groups, uncovered
 from pipelines.archive.layouts import DAY_NS, code_matcher
 from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
-from pipelines.archive.records import Channel, Run, nominal_rate
+from pipelines.archive.records import Channel, Run
 from pipelines.config import Config
 from pipelines.config.archive import ArchiveSettings
 from pipelines.detect.anchored import Pass, component_letter, context_seconds, find_onsets, split_days
@@ -145,12 +145,7 @@ class DayReader:
         next_high = min(high + DAY_NS, max(self.owned) + DAY_NS + self.after_ns, self.last_ns)
         self._fetch_ahead(low, next_high)
         runs, day = self._read(anchor_ns, low, high)
-        by_group: dict[tuple[tuple[str, str, str, str], float], dict[str, list[Run]]] = {}
-        for run in runs:
-            codes = (run.channel.network, run.channel.station, run.channel.location, run.channel.channel[:2])
-            key = (codes, nominal_rate(run.rate_hz))
-            by_group.setdefault(key, {}).setdefault(run.channel.channel, []).append(run)
-        for (codes, rate_hz), channels in sorted(by_group.items(), key=lambda item: item[0]):
+        for (codes, rate_hz), channels in channel_groups(runs).items():
             group = self._assemble(codes, rate_hz, channels, day)
             if group is None:
                 continue

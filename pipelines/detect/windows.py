@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.signal import butter, resample_poly, sosfilt
 
+from pipelines.archive.clock import sample_times
 from pipelines.archive.continuity import Segment
-from pipelines.archive.records import sample_times
 
 Array = np.ndarray[Any, Any]
 

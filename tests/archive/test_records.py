@@ -11,7 +11,8 @@ import numpy as np
 import obspy
 import pytest
 
-from pipelines.archive.records import Run, decode, index_at, record_boundary, sample_time, sample_times, whole_records
+from pipelines.archive.clock import index_at, sample_time, sample_times
+from pipelines.archive.records import Channel, decode, make_run, record_boundary, whole_records
 
 NUM_MUTATIONS = int(os.environ.get("FIRNLINE_MUTATIONS", "2000"))
 # ObsPy knows less than libmseed, or reads these otherwise: what it gives is no reference.
@@ -142,7 +143,7 @@ def test_times_of_many_samples_are_those_of_each():
 def test_sample_times_of_years_have_no_rounding_error():
     assert sample_time(0, 100 * 86400 * 3650 + 1, 100.0) == 86400 * 3650 * 10**9 + 10**7
     assert index_at(0, 100.0, 86400 * 3650 * 10**9 + 1) == 100 * 86400 * 3650 + 1
-    run = Run(("XX", "A", "", "HHZ"), 40.0, 1, 0, 0, np.arange(80))
+    run = make_run(Channel("XX", "A", "", "HHZ"), 40.0, 1, 0, np.arange(80))
     assert run.end_ns == 2 * 10**9
     assert run.clip(10**9, 10**10).data[0] == 40
 

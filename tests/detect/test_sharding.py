@@ -21,10 +21,16 @@ from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 from pipelines.archive import reading
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
+<<<<<<< HEAD
 from pipelines.archive.records import Run
 from pipelines.config.detection import WindowSettings
 from pipelines.detect import stage_tasks
 from pipelines.detect.intervals import interval_bounds, intervals, shard_bounds, shard_name
+=======
+from pipelines.archive.records import Channel as Codes
+from pipelines.archive.records import make_run
+from pipelines.detect import stage
+>>>>>>> ad4b1ce (Take every sample's time from its own record's header, and count every sample)
 from pipelines.detect.response import Responses
 from pipelines.detect.stage_plan import Plan, PlannedShard
 from pipelines.detect.stage_tasks import tasks_of
@@ -420,7 +426,7 @@ def one_batch_a_group(plan):
 def test_clipping_twice_gives_the_times_of_clipping_once():
     rng = np.random.default_rng(2)
     for rate in (64.1026, 99.9998, 100.0, 33.333333):
-        run = Run(("XX", "A", "", "HHZ"), rate, 1, 45_938_271, 45_938_271, np.arange(10**6))
+        run = make_run(Codes("XX", "A", "", "HHZ"), rate, 1, 45_938_271, np.arange(10**6))
         for _ in range(50):
             first, second = np.sort(rng.integers(0, int(5e5 / rate * 1e9), 2)).tolist()
             once, twice = run.clip(second, 10**18), run.clip(first, 10**18).clip(second, 10**18)

@@ -7,7 +7,7 @@ from detection_archives import detect, make_trace, read_events, write_sds
 from scipy.signal import resample_poly
 
 from pipelines.archive.continuity import assemble
-from pipelines.archive.records import Channel, Run
+from pipelines.archive.records import Channel, make_run
 from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
 from pipelines.workspace import tables
 
@@ -15,7 +15,7 @@ CODES = Channel("XX", "A", "", "HHZ")
 
 
 def run(data, start_ns=0, rate=100.0, version=1):
-    return Run(CODES, rate, version, start_ns, start_ns, np.asarray(data))
+    return make_run(CODES, rate, version, start_ns, np.asarray(data))
 
 
 def joined(segment):
