@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import os
 import shutil
 import subprocess
@@ -13,9 +14,12 @@ from pathlib import Path
 
 # Imported by storage when it is needed: as another user this process may find no module.
 import botocore.exceptions  # noqa: F401
+import numpy as np
+import obspy
 import pytest
 from loopback_servers import S3Server, free_port, point_to_s3, server_process
 
+from pipelines.archive.records import decode
 from pipelines.runtime.ray_session import RaySession, ray_session
 
 # The tests start their own servers; those of the shell they run in are not theirs.
@@ -64,6 +68,10 @@ def _as_nobody() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def another_user() -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Return the context in which this process, where it is root's, has no more rights than another user."""
+    # The compiled decoder is kept beside its source, where another user cannot write: it is compiled before.
+    content = io.BytesIO()
+    obspy.Trace(np.arange(100, dtype=np.int32)).write(content, format="MSEED")
+    assert decode(content.getvalue()).runs
     return _as_nobody
 
 

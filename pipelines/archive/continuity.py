@@ -253,7 +253,7 @@ def _bounds(run: Run, tolerance: float | None) -> Iterator[tuple[int, int]]:
 
 
 def _by_time(run: Run) -> tuple[int, int, int, bytes]:
-    return run.origin_ns, run.start_ns, -len(run.data), run.data[:16].tobytes()
+    return run.start_ns, run.origin_ns, -len(run.data), run.data[:16].tobytes()
 
 
 class _Growing:

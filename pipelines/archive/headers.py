@@ -50,7 +50,7 @@ _DAYS_BEFORE_1970 = 719_162
 llvmlite.binding.add_symbol(
     "firnline_ms_crc32c", ctypes.cast(ctypes.CDLL(_libmseed_cffi.__file__).ms_crc32c, ctypes.c_void_p).value
 )
-_crc32c = types.ExternalFunction("firnline_ms_crc32c", types.uint32(types.uintp, types.int32, types.uint32))
+_crc32c: Any = types.ExternalFunction("firnline_ms_crc32c", types.uint32(types.uintp, types.int32, types.uint32))
 
 
 class Headers(NamedTuple):
@@ -137,7 +137,7 @@ def _scan(content: Array, at_end: bool, capacity: int) -> Any:  # pragma: no cov
 
 
 @numba.njit(cache=True, nogil=True)
-def record_length(content: Array, offset: int) -> int:  # pragma: no cover - compiled
+def record_length(content: Array, offset: int) -> Any:  # pragma: no cover - compiled
     """Return how many bytes the record at an offset has; 0 where that needs more bytes, else minus why it is none."""
     return _length(content, offset, False)
 
@@ -171,7 +171,7 @@ def _same(one: Array, other: Array) -> bool:  # pragma: no cover - compiled
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_header_2(content: Array, at: int) -> bool:  # pragma: no cover - compiled
+def _is_header_2(content: Array, at: int) -> Any:  # pragma: no cover - compiled
     """Whether 48 bytes can be the fixed header of miniSEED 2: sequence number, quality, a time of day."""
     quality, reserved = content[at + 6], content[at + 7]
     if not (quality == 68 or quality == 82 or quality == 81 or quality == 77):
@@ -185,7 +185,7 @@ def _is_header_2(content: Array, at: int) -> bool:  # pragma: no cover - compile
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_control_header(content: Array, at: int) -> bool:  # pragma: no cover - compiled
+def _is_control_header(content: Array, at: int) -> Any:  # pragma: no cover - compiled
     """Whether bytes can begin a volume, abbreviation, station or time span header of full SEED."""
     if at + 8 > len(content):
         return False
@@ -197,7 +197,7 @@ def _is_control_header(content: Array, at: int) -> bool:  # pragma: no cover - c
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_header_3(content: Array, at: int) -> bool:  # pragma: no cover - compiled
+def _is_header_3(content: Array, at: int) -> Any:  # pragma: no cover - compiled
     """Whether 40 bytes can be the fixed header of miniSEED 3."""
     return (
         content[at] == 77
@@ -223,38 +223,38 @@ def _next_header(content: Array, offset: int) -> int:  # pragma: no cover - comp
 
 
 @numba.njit(cache=True, nogil=True)
-def _u2(content: Array, at: int, big: bool) -> int:  # pragma: no cover - compiled
+def _u2(content: Array, at: int, big: bool) -> Any:  # pragma: no cover - compiled
     if big:
         return np.int64(content[at]) * 256 + np.int64(content[at + 1])
     return np.int64(content[at + 1]) * 256 + np.int64(content[at])
 
 
 @numba.njit(cache=True, nogil=True)
-def _u4(content: Array, at: int, big: bool) -> int:  # pragma: no cover - compiled
+def _u4(content: Array, at: int, big: bool) -> Any:  # pragma: no cover - compiled
     if big:
         return _u2(content, at, True) * 65536 + _u2(content, at + 2, True)
     return _u2(content, at + 2, False) * 65536 + _u2(content, at, False)
 
 
 @numba.njit(cache=True, nogil=True)
-def _signed(value: int, limit: int) -> int:  # pragma: no cover - compiled
+def _signed(value: Any, limit: int) -> Any:  # pragma: no cover - compiled
     return value - 2 * limit if value >= limit else value
 
 
 @numba.njit(cache=True, nogil=True)
-def _is_little_endian(content: Array, at: int) -> bool:  # pragma: no cover - compiled
+def _is_little_endian(content: Array, at: int) -> Any:  # pragma: no cover - compiled
     """Whether year and day of a miniSEED 2 header make sense with the low byte first, as libmseed decides it."""
     return 1900 <= _u2(content, at + 20, False) <= 2100 and 1 <= _u2(content, at + 22, False) <= 366
 
 
 @numba.njit(cache=True, nogil=True)
-def _length(content: Array, at: int, at_end: bool) -> int:  # pragma: no cover - compiled
+def _length(content: Array, at: int, at_end: bool) -> Any:  # pragma: no cover - compiled
     """Return the length of the record at a place, 0 where it needs more bytes, or minus why there is none."""
-    left = len(content) - at
+    left: Any = len(content) - at
     if left < 40:
         return 0 if left < 40 and not at_end else -NOT_MINISEED
     if _is_header_3(content, at):
-        length = 40 + np.int64(content[at + 33]) + _u2(content, at + 34, False) + _u4(content, at + 36, False)
+        length: Any = 40 + np.int64(content[at + 33]) + _u2(content, at + 34, False) + _u4(content, at + 36, False)
         if length > MAX_RECORD_BYTES:
             return -BAD_LENGTH
         return length if length <= left else 0
@@ -273,8 +273,8 @@ def _length(content: Array, at: int, at_end: bool) -> int:  # pragma: no cover -
                 return 0
             break
         if _u2(content, at + blockette, big) == 1000:
-            power = np.int64(content[at + blockette + 6])
-            if power < 6 or (1 << min(power, 60)) > MAX_RECORD_BYTES or (1 << power) < blockette + 8:
+            power: Any = np.int64(content[at + blockette + 6])
+            if not 6 <= power <= 23 or (1 << power) < blockette + 8:
                 return -BAD_LENGTH
             length = 1 << power
             return length if length <= left else 0
@@ -294,7 +294,7 @@ def _length(content: Array, at: int, at_end: bool) -> int:  # pragma: no cover -
 
 
 @numba.njit(cache=True, nogil=True)
-def _day_number(year: int, day: int) -> int:  # pragma: no cover - compiled
+def _day_number(year: Any, day: Any) -> Any:  # pragma: no cover - compiled
     """Return the days from 1970 to a day of a year (Gregorian)."""
     before = year - 1
     return before * 365 + before // 4 - before // 100 + before // 400 - _DAYS_BEFORE_1970 + day - 1
@@ -303,7 +303,7 @@ def _day_number(year: int, day: int) -> int:  # pragma: no cover - compiled
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _record(
     content: Array, at: int, at_end: bool, field: Array, rate: Array, code: Array
-) -> int:  # pragma: no cover - compiled
+) -> Any:  # pragma: no cover - compiled
     """Read the record at a place; return its length, or minus why there is none."""
     length = _length(content, at, at_end)
     if length == 0:
@@ -337,7 +337,8 @@ def _record_2(
     if factor != 0 and multiplier != 0:
         value = np.float64(factor) if factor > 0 else -1.0 / factor
         value = value * multiplier if multiplier > 0 else -value / multiplier
-    encoding, payload_big = -1, big
+    encoding: Any = -1
+    payload_big = big
     blockette = _u2(content, at + 46, big)
     for _ in range(MAX_BLOCKETTES):
         if blockette < 48 or blockette + 8 > length:

@@ -54,7 +54,11 @@ _HEADER_BYTES = 64
 
 # Types of samples.
 _TEXT, _INT32, _FLOAT32, _FLOAT64 = 0, 1, 2, 3
-_DTYPES = {_INT32: np.dtype(np.int32), _FLOAT32: np.dtype(np.float32), _FLOAT64: np.dtype(np.float64)}
+_DTYPES: dict[int, np.dtype[Any]] = {
+    _INT32: np.dtype(np.int32),
+    _FLOAT32: np.dtype(np.float32),
+    _FLOAT64: np.dtype(np.float64),
+}
 # By encoding: the type, and how many samples so many bytes can hold at most.
 _ENCODINGS = {
     clibmseed.DE_TEXT: (_TEXT, 1, 1),
@@ -88,7 +92,7 @@ _LEAP_SECOND = re.compile(rb'"LeapSecond"\s*:\s*(-?)\s*1\b')
 llvmlite.binding.add_symbol(
     "firnline_ms_decode_data", int(ffi.cast("uintptr_t", ffi.addressof(clibmseed, "ms_decode_data")))
 )
-_ms_decode_data = types.ExternalFunction(
+_ms_decode_data: Any = types.ExternalFunction(
     "firnline_ms_decode_data",
     types.int64(
         types.uintp,

@@ -21,16 +21,11 @@ from obspy.signal.trigger import recursive_sta_lta, trigger_onset
 from pipelines.archive import reading
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest
-<<<<<<< HEAD
-from pipelines.archive.records import Run
+from pipelines.archive.records import Channel as Codes
+from pipelines.archive.records import make_run
 from pipelines.config.detection import WindowSettings
 from pipelines.detect import stage_tasks
 from pipelines.detect.intervals import interval_bounds, intervals, shard_bounds, shard_name
-=======
-from pipelines.archive.records import Channel as Codes
-from pipelines.archive.records import make_run
-from pipelines.detect import stage
->>>>>>> ad4b1ce (Take every sample's time from its own record's header, and count every sample)
 from pipelines.detect.response import Responses
 from pipelines.detect.stage_plan import Plan, PlannedShard
 from pipelines.detect.stage_tasks import tasks_of
