@@ -137,7 +137,8 @@ def test_quality_decides_between_versions_and_equal_samples_collapse():
 
 def test_conflicting_samples_become_a_gap_and_are_counted():
     found = segments(run(np.arange(1000)), run(np.arange(500, 600) + 7, 5_000_000_000))
-    assert found.conflicting_samples == 100
+    # Both copies are samples that went in.
+    assert found.conflicting_samples == 200
     assert [part.num_samples for part in found.segments] == [500, 400]
     assert found.segments[1].start_ns == 6_000_000_000
 
