@@ -90,6 +90,8 @@ def build() -> int:
 
 def write_api(folder: Path) -> None:
     """Write one page for each module of the library, from its docstrings."""
+    # ObsPy asks `uname` for the processor when it is imported, which pdoc would suppress with a warning.
+    os.environ["PDOC_ALLOW_EXEC"] = "1"
     import pdoc
 
     pdoc.render.configure(docformat="google", show_source=False, footer_text="Firnline")

@@ -220,20 +220,36 @@ def test_the_clusters_user_owns_the_folders_that_docker_makes_for_it(cluster: di
         assert folder in cluster["setup_commands"][own]
 
 
-def test_no_secret_lies_in_a_tracked_file():
-    # Keys of AWS, private keys, and tokens of Ray (64 hexadecimal digits).
-    secret = re.compile(
-        r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|auth_token\s*[:=]\s*['\"]?[0-9a-f]{64}"
-        r"|aws_secret_access_key\s*=\s*\S{30}"
-    )
+# Keys of AWS, private keys, and tokens of Ray (64 hexadecimal digits).
+SECRET = re.compile(
+    r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|auth_token\s*[:=]\s*['\"]?[0-9a-f]{64}"
+    r"|aws_secret_access_key\s*=\s*\S{30}"
+)
+
+
+def test_no_secret_is_in_a_tracked_file():
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.decode()
     names = [name for name in tracked.split("\0") if name] or [
         str(p.relative_to(ROOT)) for p in ROOT.glob("infra/**/*")
     ]
+    assert len(names) > 10
     for name in names:
         path = ROOT / name
-        if path.is_file() and path.suffix in (".py", ".yaml", ".yml", ".tf", ".toml", ".md", ".lock", ""):
-            assert not secret.search(path.read_text(encoding="utf-8", errors="replace")), name
+        if path.is_file() and path.suffix in (".py", ".yaml", ".yml", ".tf", ".toml", ".md", ".lock", ".ipynb", ""):
+            assert not SECRET.search(path.read_text(encoding="utf-8", errors="replace")), name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "AKIA" + "A1B2C3D4E5F6G7H8",
+        "-----BEGIN RSA " + "PRIVATE KEY-----",
+        "auth_token: " + "0f" * 32,
+        "aws_secret_access_key = " + "x" * 40,
+    ],
+)
+def test_a_secret_in_a_file_would_be_noticed(text):
+    assert SECRET.search(f"before\n{text}\nafter")
 
 
 def test_the_lock_pins_every_declared_dependency_exactly():
