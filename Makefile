@@ -64,7 +64,7 @@ lint: install-dev ## ruff and mypy
 docs: install-dev ## README, docs/ and the API as web pages in build/docs; warnings and broken links are errors
 	$(PY) docs/build.py
 
-tutorial: install-dev ## run docs/tutorial.ipynb and store it with its pictures
+tutorial: install-dev ## run docs/tutorial.ipynb; build/docs/tutorial.ipynb has its pictures
 	OMP_NUM_THREADS=1 $(PY) docs/build.py --tutorial
 
 bench: install-dev ## the benchmarks, hours (dropouts.py, which needs real recordings, is left out)
