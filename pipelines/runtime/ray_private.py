@@ -5,6 +5,7 @@
 
 import importlib
 import logging
+import warnings
 from typing import Any
 
 from pipelines.runtime.errors import InputError
@@ -24,9 +25,16 @@ QUESTION_WITHOUT_RIGHTS = "/ray.rpc.InternalKVGcsService/InternalKVExists"
 _LOUD_LOGGERS = {
     "ray.data": logging.WARNING,
     "ray.data._internal.progress": logging.ERROR,
+    # Advice on `memory=`, on actor pools and on operators without output yet: the stages have set what it is about.
+    "ray.data._internal.issue_detection": logging.ERROR,
+    "ray.data._internal.actor_autoscaler": logging.ERROR,
+    "ray.data._internal.execution.streaming_executor_state": logging.ERROR,
     "ray.train": logging.WARNING,
     "ray.tune": logging.WARNING,
 }
+_LOUD_WARNING = r"The (minimum|maximum) number of concurrent (actors|tasks) for "
+"""Ray Data warns where there is less work than workers, which a small archive always has."""
+
 _LOUD_CLIENT_LOGGERS = (
     "ray.dashboard.modules.dashboard_sdk",
     "ray.dashboard.modules.job.sdk",
@@ -78,6 +86,7 @@ def quieten_libraries() -> None:
     """Keep what Ray's libraries log about their own operators off the screen."""
     for name, level in _LOUD_LOGGERS.items():
         logging.getLogger(name).setLevel(level)
+    warnings.filterwarnings("ignore", message=_LOUD_WARNING, category=UserWarning)
 
 
 def quieten_jobs_client() -> None:

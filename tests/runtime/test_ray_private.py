@@ -1,6 +1,9 @@
 """The private parts of Ray that are used are where they were, and one that has moved is named."""
 
 import importlib
+import inspect
+import logging
+import warnings
 
 import pytest
 
@@ -33,3 +36,20 @@ def test_an_option_of_ray_data_that_is_gone_is_named():
     with pytest.raises(InputError, match=r"has no ray\.data\.DataContext\.retried_everything"):
         ray_private.set_data_option(context, "retried_everything", True)
     assert not hasattr(context, "retried_everything")
+
+
+def test_ray_s_advice_about_its_own_operators_is_not_shown_and_a_lack_of_resources_is():
+    from ray.data._internal.execution.operators import actor_pool_map_operator, task_pool_map_operator
+    from ray.data._internal.issue_detection import issue_detector_manager
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ray_private.quieten_libraries()
+        for operators, text in (
+            (actor_pool_map_operator, "The minimum number of concurrent actors for "),
+            (task_pool_map_operator, "The maximum number of concurrent tasks for "),
+        ):
+            assert text in inspect.getsource(operators)
+            warnings.warn(f"{text}'Map(f)' is set to 2, but the operator only received 1 input(s).", stacklevel=1)
+    assert not issue_detector_manager.logger.isEnabledFor(logging.WARNING)
+    assert logging.getLogger("ray.data._internal.execution.resource_manager").isEnabledFor(logging.WARNING)
