@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: help install install-dev demo test lint docs tutorial bench chaos test-ceph lock clean
+.PHONY: help install install-dev demo test lint docs tutorial bench fuzz chaos test-ceph lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -69,6 +69,9 @@ tutorial: install-dev ## run docs/tutorial.ipynb; build/docs/tutorial.ipynb has 
 
 bench: install-dev ## the benchmarks, hours (dropouts.py, which needs real recordings, is left out)
 	@for script in $(filter-out benchmarks/dropouts.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(PY) "$$script"; done
+
+fuzz: install-dev ## read 100,000 changed files of every kind (FIRNLINE_FUZZ_SECONDS: stop earlier); failures go to runs/fuzz/
+	$(PY) tests/fuzz/fuzz.py --files $${FIRNLINE_FUZZ_FILES:-100000}
 
 chaos: install-dev ## kill worker, driver and node twenty times each; the events must stay the same
 	FIRNLINE_CHAOS_ROUNDS=20 $(PY) -m pytest -m "chaos" --timeout=7200

@@ -21,6 +21,7 @@ from pymseed.logging import ensure_thread_logging
 
 from pipelines.archive import headers
 from pipelines.archive.clock import Clock
+from pipelines.archive.formats import NAMED_FROM_BYTES, format_problem
 from pipelines.archive.headers import (
     CODES,
     COUNT,
@@ -232,6 +233,10 @@ def decode(
         return decoded
     content = np.frombuffer(buffer, np.uint8)
     found = read_headers(content)
+    if offset == 0 and not len(found.fields) and (problem := format_problem(buffer[:NAMED_FROM_BYTES])):
+        decoded.report(problem)
+        decoded.damaged_bytes = len(buffer)
+        return decoded
     for first, end, reason in found.damaged.tolist():
         if reason == headers.CONTROL_HEADER:
             continue
