@@ -37,3 +37,14 @@ def demo(tmp_path: Path, *variables: str) -> list[str]:
 )
 def test_only_the_command_line_counts(tmp_path: Path, variables: list[str], commands: list[str]) -> None:
     assert demo(tmp_path, *variables) == commands
+
+
+@pytest.mark.parametrize(
+    ("words", "environment"),
+    [(["test"], ".venv"), (["test", "PYTHON=python3.12"], "build/venv-python3.12"), (["test", "VENV=mine"], "mine")],
+)
+def test_another_python_is_tested_in_an_environment_of_its_own(words: list[str], environment: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", *words], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert f"{environment}/bin/python -m pytest --cov" in done.stdout
