@@ -15,7 +15,7 @@ from pipelines.report.time_bins import BinnedCounts
 
 
 def activity_figure(binned: BinnedCounts, names: Mapping[int, str]) -> Figure:
-    """Draw the events of each cluster over time: a panel a cluster, every panel with its own scale of counts.
+    """Draw the events of each cluster over time: one panel for each cluster, each with its own scale of counts.
 
     `names` maps the clusters to the titles of their panels, in the order of the panels. Call inside `drawing()`.
     """

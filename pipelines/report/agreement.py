@@ -1,13 +1,13 @@
 """Agreement with known classes: the published scores, and the confusion matrix as rows of a table."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from pipelines.report.page import ConfusionRow, ConfusionTable, Statement
 from pipelines.report.words import percent
+from pipelines.workspace.artifacts import ClusteringSummary
 
 SCORE_TITLES = {
     "test.hungarian_accuracy": ("accuracy, one cluster to each class", True),
@@ -24,9 +24,9 @@ SCORE_TITLES = {
 """Scores of the label stage that may be published, their titles, and whether they are shares."""
 
 
-def statements(evaluation: Mapping[str, Any]) -> Iterator[Statement]:
+def statements(evaluation: ClusteringSummary) -> Iterator[Statement]:
     """Yield the published scores (of the test half) with their intervals and protocols."""
-    scores, protocol = evaluation.get("scores", {}), evaluation.get("protocol", {})
+    scores, protocol = evaluation.scores, evaluation.protocol
     for name, (title, is_share) in SCORE_TITLES.items():
         if name not in scores or name not in protocol:
             continue
@@ -40,13 +40,13 @@ def statements(evaluation: Mapping[str, Any]) -> Iterator[Statement]:
         yield Statement(title=title, value=value, protocol=words)
 
 
-def confusion_tables(evaluation: Mapping[str, Any]) -> Iterator[ConfusionTable]:
+def confusion_tables(evaluation: ClusteringSummary) -> Iterator[ConfusionTable]:
     """Yield the confusion matrix of the test half of the hand labels, where there is one."""
-    found = evaluation.get("confusion")
-    if not found or not found["hand_labels"]:
+    found = evaluation.confusion
+    if found is None or not found.hand_labels:
         return
-    classes, given = list(found["hand_labels"]), list(found["given"])
-    counts = np.array(found["events"], dtype=np.int64).reshape(len(classes), len(given))
+    classes, given = list(found.hand_labels), list(found.given)
+    counts = np.array(found.events, dtype=np.int64).reshape(len(classes), len(given))
     columns = [column for column, name in enumerate(given) if name in classes or counts[:, column].any()]
     yield ConfusionTable(
         title="Known class against the class given by the cluster",
@@ -74,7 +74,7 @@ def confusion_rows(
     `counts` has shape (class, column); `column_classes` gives for each column the class that it was assigned, or None.
     """
     if counts.shape != (len(classes), len(columns)) or len(column_classes) != len(columns):
-        raise ValueError(f"counts have shape {counts.shape}, they need one row a class and one column a name")
+        raise ValueError(f"counts have shape {counts.shape}, not one row for each class and one column for each name")
     rows = []
     for name, row in zip(classes, counts, strict=True):
         total = int(row.sum())

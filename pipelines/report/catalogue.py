@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from pipelines.handlabels.csv_cells import csv_cell
 from pipelines.metrics import association
 
 EVENT_TYPES: Mapping[str, str] = {
@@ -59,7 +60,7 @@ def events_opened_before(
     """Return the detections of the events that open before `end_ns`, and until when the last of them takes detections.
 
     `detections` reach at least `within_seconds` beyond `end_ns` (ns since 1970-01-01 UTC); those up to
-    `taken_until_ns` belong to an event that opened earlier, elsewhere, and are left out. Since the first detection
+    `taken_until_ns` belong to an event that opened earlier, in another part, and are dropped. Since the first detection
     alone decides how long an event takes others, a record cut anywhere, with this number handed on, gives the events
     of one pass.
     """
@@ -90,7 +91,7 @@ def associated_events(
     `detections` has the columns of `events/` (without waveform) and of `labels/`. An event is named after its first
     detection. Its cluster is that of most of its detections, its label the most frequent one among them, hand labels
     before all others; ties fall to the detection with the largest margin. Events of fewer than `min_stations`
-    stations are left out. Both tables are in order of time.
+    stations are dropped. Both tables are in order of time.
     """
     if not len(detections):
         return _no_events(), detections.assign(catalog_id=pd.Series(dtype=object))
@@ -184,12 +185,17 @@ def catalogue_table(events: pd.DataFrame) -> pa.Table:
 
 
 def catalogue_csv(events: pd.DataFrame) -> str:
-    """Return the events as CSV: times in ISO 8601 with nine decimals and Z, lists joined by a semicolon."""
+    """Return the events as CSV: times in ISO 8601 with nine decimals and Z, lists joined by a semicolon.
+
+    Text that a spreadsheet would run as a formula gets an apostrophe before it, see `csv_cell`.
+    """
     table = events.copy()
     for column in ("onset", "last_onset"):
         table[column] = iso_times(table[column], "ns")
     for column in ("stations", "event_ids"):
         table[column] = [";".join(values) for values in table[column]]
+    for column in ("catalog_id", "stations", "event_ids", "label", "label_source", "event_type", "units"):
+        table[column] = [None if pd.isna(text) else csv_cell(text) for text in table[column]]
     text: str = table.to_csv(index=False, lineterminator="\n", float_format="%.7g")
     return text
 

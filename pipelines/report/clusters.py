@@ -1,7 +1,6 @@
 """The clusters in words and numbers: their names, sizes, stations, durations and signal-to-noise ratios."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,18 +8,19 @@ import pandas as pd
 from pipelines.report.page import ClusterCard
 from pipelines.report.style import cluster_colour
 from pipelines.report.summary import LabelSummary
+from pipelines.workspace.artifacts import ClusteringSummary
 
 
-def cluster_names(summary: LabelSummary, evaluation: Mapping[str, Any]) -> dict[int, str | None]:
+def cluster_names(summary: LabelSummary, evaluation: ClusteringSummary) -> dict[int, str | None]:
     """Return each cluster's name as the label stage gave it (None where it has none), in order of their numbers."""
     names: dict[int, str | None] = {int(cluster): None for cluster in sorted(summary.groups["cluster"].unique())}
     named = summary.groups[(summary.groups["label_source"] == "cluster") & (summary.groups["label"] != "")]
     for cluster, rows in named.groupby("cluster"):
         names[int(str(cluster))] = str(rows.groupby("label")["events"].sum().idxmax())
     # A cluster whose events all carry a hand label shows its name in the label stage's summary only.
-    for entry in evaluation.get("clusters", []):
-        if names.get(int(entry["cluster"]), "") is None and entry["name"]:
-            names[int(entry["cluster"])] = str(entry["name"])
+    for entry in evaluation.clusters:
+        if names.get(entry.cluster, "") is None and entry.name:
+            names[entry.cluster] = entry.name
     return names
 
 

@@ -14,10 +14,10 @@ _COVERAGE_COLOURS = LinearSegmentedColormap.from_list("coverage", ["#d9e6ef", "#
 
 
 def coverage_figure(coverage: pd.DataFrame, events: BinnedCounts, max_stations: int = 60) -> Figure:
-    """Draw what the archive covers, by station and day, above the events found a day.
+    """Draw what the archive covers, by station and day, above the events found on each day.
 
     `coverage` has `station` (such as `AW.VNA1`), `day` (datetime64, midnight UTC) and `fraction` (0 to 1, of the
-    day's samples that are there); a pair that is missing has no data. `events` has one series a station. Call inside
+    day's samples that are there); a missing pair has no data. `events` has one series for each station. Call inside
     `drawing()`.
     """
     stations = sorted(coverage["station"].unique()) if len(coverage) else []

@@ -11,14 +11,32 @@ from sklearn.manifold import TSNE
 from pipelines.report.style import CLASS_COLOURS, CLUSTER_MARKERS, cluster_colour, cluster_marker, new_figure, quiet
 
 
+def have_extent(embeddings: npt.NDArray[np.float32]) -> bool:
+    """Whether not all embeddings are the same, so that there is something to map. Shape (event, dimension)."""
+    return bool(len(embeddings)) and bool((embeddings != embeddings[0]).any())
+
+
+def _scaled(embeddings: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return embeddings about their mean, the largest coordinate 1, in two dimensions at least.
+
+    scikit-learn squares distances in single precision: of very small or large ones it makes zeros or infinities, on
+    which its t-SNE ends the process.
+    """
+    data = embeddings.astype(np.float64)
+    data -= data.mean(axis=0)
+    data /= np.abs(data).max()
+    return np.pad(data, ((0, 0), (0, max(0, 2 - data.shape[1]))))
+
+
 def principal_plane(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float64], float]:
     """Return the first two principal components and the share of the variance that they hold.
 
-    `embeddings` has shape (event, dimension), with at least two of each; the plane has shape (event, 2). The sign of
-    each component is the one for which its largest loading is positive.
+    `embeddings` has shape (event, dimension), at least two events that are not all the same (`have_extent`); the plane
+    has shape (event, 2), in units of the largest coordinate about the mean. The sign of each component is the one for
+    which its largest loading is positive.
     """
     model = PCA(n_components=2, svd_solver="full")
-    plane = model.fit_transform(embeddings.astype(np.float64))
+    plane = model.fit_transform(_scaled(embeddings))
     largest = np.abs(model.components_).argmax(axis=1)
     signs = np.sign(model.components_[np.arange(2), largest])
     return plane * signs, float(model.explained_variance_ratio_.sum())
@@ -27,10 +45,10 @@ def principal_plane(embeddings: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np
 def neighbourhood_plane(embeddings: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float64]:
     """Return a t-SNE plane (van der Maaten & Hinton, 2008) in which near events were near in the embedding.
 
-    `embeddings` has shape (event, dimension), at least four events; the plane has shape (event, 2). Distances between
-    groups that lie apart mean nothing.
+    `embeddings` has shape (event, dimension), at least four events that are not all the same (`have_extent`); the
+    plane has shape (event, 2). Distances between groups that lie apart mean nothing.
     """
-    data = embeddings.astype(np.float64)
+    data = _scaled(embeddings)
     components = min(30, *data.shape)
     reduced = PCA(n_components=components, svd_solver="full").fit_transform(data)
     perplexity = min(30.0, (len(data) - 1) / 3)
@@ -78,8 +96,9 @@ def map_figure(
                 (name, clusters == cluster, cluster_colour(cluster), cluster_marker(cluster))
                 for cluster, name in cluster_names.items()
             ]
+        entries = []
         for name, members, colour, marker in groups:
-            axes.scatter(
+            drawn = axes.scatter(
                 plane[members, 0],
                 plane[members, 1],
                 s=size,
@@ -87,14 +106,18 @@ def map_figure(
                 marker=marker,
                 alpha=0.65,
                 linewidths=0,
-                label=name,
                 rasterized=True,
             )
+            entries.append((drawn, name))
         axes.set_title(title, loc="left")
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_box_aspect(1)
+        # With handles and names given, a name that begins with an underscore is shown, too.
+        handles, labels = [drawn for drawn, _ in entries], [name for _, name in entries]
         legend = axes.legend(
+            handles,
+            labels,
             loc="upper left",
             bbox_to_anchor=(-0.02, -0.01),
             ncols=3,

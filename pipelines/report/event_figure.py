@@ -26,7 +26,7 @@ def spectrogram_db(
     """Return times (s from the first sample), frequencies (Hz) and power in dB of the strongest cell, `FLOOR_DB` to 0.
 
     The strongest cell is that of the band, where one is given; what is stronger outside of it counts as 0 dB.
-    `trace` has shape (sample,); absent samples (NaN) count as zero after the mean is taken off. Shapes (time,),
+    `trace` has shape (sample,); the mean is removed, then absent samples (NaN) count as zero. Shapes (time,),
     (frequency,), (frequency, time). A trace without signal gives `FLOOR_DB` everywhere.
     """
     present = np.isfinite(trace)
@@ -61,8 +61,8 @@ def band_passed(
 ) -> npt.NDArray[np.float32]:
     """Return the components without their medians and without what lies outside a band, absent samples (NaN) kept.
 
-    Zero phase, a Butterworth filter of two corners run both ways; the upper edge falls away where it is near the
-    Nyquist frequency. Shapes (component, sample).
+    A Butterworth filter of two corners runs forwards and backwards (zero phase); it has no upper corner where that
+    would be near the Nyquist frequency. Shapes (component, sample).
     """
     result = centred(waveform)
     if band_hz is None or waveform.shape[1] < 32:
@@ -143,10 +143,10 @@ def event_figure(
     """Draw one event: its three components on one amplitude scale, and the spectrogram of the trigger channel.
 
     `waveform` has shape (3, sample), rows E, N, Z; `onset_s` is the onset after the first sample (s). Absent channels
-    are drawn as such; medians and what lies outside `band_hz` are taken off the traces. Call inside `drawing()`.
+    are drawn as such; medians and all that lies outside `band_hz` are removed from the traces. Call inside `drawing()`.
     """
     figure = new_figure(3.3, 3.0, constrained=False)
-    # Margins by hand: the figures of a row align, and a layout engine would take longer than the drawing.
+    # Fixed margins: the figures of a row align, and a layout engine would take longer than the drawing.
     upper, lower = figure.subplots(
         2,
         1,

@@ -1,7 +1,7 @@
 """The gallery: which events stand for a cluster.
 
-Choosing is a reduction: tables of label rows are folded one after the other into a table of a few rows a cluster, so
-that the choice needs memory for its result alone, and comes out the same whatever the order of the tables.
+Choosing is a reduction: tables of label rows are folded one after the other into a table of a few rows for each
+cluster, so that the choice needs memory for its result alone and does not depend on the order of the tables.
 """
 
 import numpy as np

@@ -1,12 +1,12 @@
 """The report's page: one HTML file with its style and figures inside, which opens without a network."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 
 import jinja2
 from markupsafe import Markup
 
-from pipelines.report.words import percent
+from pipelines.report.words import fit_text, percent, thousands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,16 +102,23 @@ class Page:
     lineage: tuple[tuple[str, str], ...] = ()
     configuration: tuple[tuple[str, str], ...] = ()
     """Stages and their configuration as YAML."""
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    """What a reader must know before the numbers, such as events without a label."""
+    catalogue_note: str = ""
+    """How to open the links to the catalogue, where a browser may not find the files."""
 
 
 def render(page: Page) -> str:
-    """Return the page as HTML. All text is escaped; only the figures' SVG is taken as it is."""
+    """Return the page as HTML. All text is escaped; only the SVG of the figures is taken as it is."""
     folder = resources.files("pipelines.report")
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: fit_text(value) if type(value) is str else value,
     )
-    environment.filters["count"] = lambda value: f"{value:,}".replace(",", "\u202f")
+    environment.filters["count"] = thousands
     environment.filters["percent"] = percent
     environment.filters["decimal"] = lambda value, digits: f"{value:.{digits}f}".replace("-", "\u2212")
     environment.filters["svg"] = Markup

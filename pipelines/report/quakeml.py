@@ -12,11 +12,12 @@ from xml.sax.saxutils import escape, quoteattr
 import pandas as pd
 
 from pipelines.report.catalogue import iso_times
+from pipelines.report.words import fit_text
 
 _HEAD = """<?xml version="1.0" encoding="utf-8"?>
 <q:quakeml xmlns="http://quakeml.org/xmlns/bed/1.2" xmlns:q="http://quakeml.org/xmlns/quakeml/1.2">
 """
-_UNSAFE = re.compile(r"[^A-Za-z0-9_\-.*()~']")
+_UNSAFE = re.compile(r"[^A-Za-z0-9_\-.*()']")
 
 
 def document(
@@ -31,7 +32,7 @@ def document(
 
     `month` (such as 2009-01) names the document; `picks` has the detections with their `catalog_id`; `method` names
     the detector's configuration in the picks' method identifier. Times are cut to microseconds. Picks are onsets
-    found by an automatic detector: no phase is claimed. Text that XML cannot hold is left out.
+    found by an automatic detector: no phase is claimed. A character that XML cannot hold becomes U+FFFD.
     """
     prefix = f"smi:{authority}/firnline"
     agency_line = f"<creationInfo><agencyID>{_text(agency)}</agencyID></creationInfo>" if agency else ""
@@ -67,7 +68,7 @@ def document(
 
 def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
     row = pick._asdict()
-    location = f" locationCode={quoteattr(row['location'])}" if row["location"] else ""
+    location = f" locationCode={_attribute(row['location'])}" if row["location"] else ""
     label = "" if row["label"] is None or pd.isna(row["label"]) else f"; label {row['label']} ({row['label_source']})"
     words = (
         f"event_id {row['event_id']}; STA/LTA {row['peak_ratio']:.2f}; signal-to-noise {row['snr_db']:.1f} dB; "
@@ -76,8 +77,8 @@ def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
     return (
         f'<pick publicID="{prefix}/pick/{_identifier(row["event_id"])}">\n'
         f"<time><value>{row['time']}</value></time>\n"
-        f"<waveformID networkCode={quoteattr(row['network'])} stationCode={quoteattr(row['station'])}"
-        f"{location} channelCode={quoteattr(row['trigger_channel'])}/>\n"
+        f"<waveformID networkCode={_attribute(row['network'])} stationCode={_attribute(row['station'])}"
+        f"{location} channelCode={_attribute(row['trigger_channel'])}/>\n"
         f"<methodID>{prefix}/method/{_identifier(method)}</methodID>\n"
         "<evaluationMode>automatic</evaluationMode>\n"
         f"<comment><text>{_text(words)}</text></comment>\n"
@@ -86,9 +87,13 @@ def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
 
 
 def _identifier(name: str) -> str:
-    """Return a name with the characters that a QuakeML identifier cannot hold written as ~ and their code."""
+    """Return a name in which the characters that a QuakeML identifier cannot hold, and ~, are written as ~code~."""
     return _UNSAFE.sub(lambda match: f"~{ord(match.group()):x}~", name)
 
 
 def _text(words: str | None) -> str:
-    return escape("".join(letter for letter in words or "" if letter >= " " or letter in "\t\n"))
+    return escape(fit_text(words or ""))
+
+
+def _attribute(words: str) -> str:
+    return quoteattr(fit_text(words))

@@ -17,8 +17,9 @@ from pipelines.report.stage_catalogue import write_catalog
 from pipelines.report.stage_inputs import association_seconds, label_files, read_evaluation
 from pipelines.report.stage_page import build_page
 from pipelines.report.stage_summary import summarise_labels
+from pipelines.report.stage_unlabelled import count_unlabelled, unlabelled_words
 from pipelines.report.summary import SummarySize
-from pipelines.report.words import count_words, percent
+from pipelines.report.words import count_words, fit_text, percent
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
@@ -35,7 +36,7 @@ from pipelines.workspace.ledger import (
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised by hand when the same tables and settings give another catalogue or page."""
 
 PAGE_PATH = "report/index.html"
@@ -60,7 +61,7 @@ def write_report(
 ) -> ReportResult:
     """Write the catalogue and the page, print what was found, log both to MLflow, and return the counts.
 
-    Where both were made from the same tables with the same settings before, nothing is done again.
+    Where both were made from the same tables with the same settings before, nothing is done.
 
     Raises:
         InputError: the workspace has no labels, or a report with other settings and no `replace`.
@@ -74,13 +75,19 @@ def write_report(
         content = read_marker(store, "report", marker)
         print("report: made from the same tables before; nothing to do")
         return _say(store, content)
+    unlabelled = count_unlabelled(store)
+    detected = {item.path.removeprefix("events/") for item in tables.list_shards(store, "events")}
+    files = [file for file in files if file in detected]
+    if not files:
+        raise InputError(f"{workspace.url} has labels, but none of their events; run firnline label {workspace.url}")
     per_role = config.report.nearest_per_cluster + config.report.random_per_cluster + config.report.boundary_per_cluster
     summary = summarise_labels(store, files, SummarySize(per_role=per_role, sample=config.report.map_events))
     if not summary.files["events"].sum():
         raise InputError(f"the labels in {workspace.url} have no rows; nothing was detected, so there is no report")
     within_seconds = association_seconds(workspace)
     catalog_files, catalog_events = write_catalog(workspace, config.catalog, summary, within_seconds)
-    page = build_page(workspace, config.report, summary, catalog_files, catalog_events, within_seconds, tracking)
+    notes = unlabelled_words(unlabelled, workspace.url)
+    page = build_page(workspace, config.report, summary, catalog_files, catalog_events, within_seconds, notes, tracking)
     html = render(page)
     store.write(PAGE_PATH, html.encode())
     clusters = summary.groups.groupby("cluster")["events"].sum()
@@ -90,6 +97,7 @@ def write_report(
             "events": int(clusters.sum()),
             "clusters": {str(cluster): int(count) for cluster, count in clusters.items()},
             "catalog_events": catalog_events,
+            "events_without_label": unlabelled.without_label,
         },
         "code_version": __version__,
     }
@@ -97,7 +105,12 @@ def write_report(
         inputs = {"labels": stage_fingerprint(store, "label")}
         with stage_run(tracking, "report", configuration.stage_config(config, "report"), inputs=inputs) as run:
             run.log_metrics(
-                {"events": int(clusters.sum()), "catalog_events": catalog_events, "clusters": len(clusters)}
+                {
+                    "events": int(clusters.sum()),
+                    "events_without_label": unlabelled.without_label,
+                    "catalog_events": catalog_events,
+                    "clusters": len(clusters),
+                }
             )
             run.log_text(html, "report/index.html")
             content["mlflow_run_id"] = run.run_id
@@ -115,7 +128,7 @@ def _marker_name(workspace: Workspace, config: Config) -> MarkerName:
     values = {
         "labels": labels,
         "detect": stage_fingerprint(store, "detect"),
-        "evaluation": read_evaluation(store),
+        "evaluation": read_evaluation(store).model_dump(mode="json"),
         "association_seconds": association_seconds(workspace),
         "settings": configuration.stage_output_keys(config, "report"),
         "algorithm_version": ALGORITHM_VERSION,
@@ -124,12 +137,13 @@ def _marker_name(workspace: Workspace, config: Config) -> MarkerName:
 
 
 def _words(page: Page) -> list[str]:
-    """Return what is printed: events by cluster, and agreement with known classes."""
-    words = [page.lede]
+    """Return what is printed: events without a label, events by cluster, and agreement with known classes."""
+    words = [page.lede, *(f"  {note}" for note in page.notes)]
     for card in page.clusters:
         name = f" ({card.name})" if card.name else ""
         words.append(f"  cluster {card.number}{name}: {count_words(card.events, 'detection')}, {percent(card.share)}")
-    return words + [f"  {statement.title}: {statement.value}" for statement in page.statements]
+    words += [f"  {statement.title}: {statement.value}" for statement in page.statements]
+    return [fit_text(line) for line in words]
 
 
 def _say(store: Store, content: Mapping[str, Any]) -> ReportResult:

@@ -48,9 +48,9 @@ def read_coverage(store: Store) -> tuple[pd.DataFrame, str]:
         }
     )
     if not len(coverage):
-        return coverage, "The workspace has no detection markers, so what was recorded is not known."
+        return coverage, "The workspace has no detection markers, so it is not known what was recorded."
     words = f"{count_words(len(coverage), 'station-day')} with data, {count_words(gaps, 'gap')}"
     words += f", {count_words(len(quarantined), 'file')} that could not be read." if quarantined else "."
     if len(stations) > len(shown):
-        words += f" The first {len(shown)} of {len(stations)} stations in the order of their names."
+        words += f" Shown are the first {len(shown)} of {len(stations)} stations, in order of their names."
     return coverage, words

@@ -44,7 +44,7 @@ def shown_band(workspace: Workspace, settings: ReportSettings) -> tuple[float, f
 def band_words(band_hz: tuple[float, float] | None) -> str:
     """Return how the traces of the figures were filtered, in words."""
     if band_hz is None:
-        return "as recorded, medians taken off"
+        return "as recorded, with medians removed"
     return f"between {band_hz[0]:g} and {band_hz[1]:g} Hz, the band of the detection"
 
 

@@ -12,6 +12,9 @@ from pipelines.report.style import drawing, to_svg
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 
+MIN_EVENTS = 10
+"""Fewest embeddings of which a map is drawn."""
+
 
 def draw_map(
     store: Store, settings: ReportSettings, sample: pd.DataFrame, titles: Mapping[int, str]
@@ -28,21 +31,26 @@ def draw_map(
         for table in read
         for event_id, vector in zip(table["event_id"].to_pylist(), tables.embeddings(table["embedding"]), strict=True)
     }
-    rows = sample[sample["event_id"].isin(vectors)]
-    if len(rows) < 10:
-        return "", f"A map needs the embeddings of at least 10 events; {len(rows)} were found."
+    finite = {event_id for event_id, vector in vectors.items() if np.isfinite(vector).all()}
+    rows = sample[sample["event_id"].isin(finite)]
+    if len(rows) < MIN_EVENTS:
+        return "", f"A map needs the embeddings of at least {MIN_EVENTS} events; {len(rows)} were found."
     embeddings = np.stack([vectors[event_id] for event_id in rows["event_id"]])
+    if not embedding_map.have_extent(embeddings):
+        return "", f"There is no map: the embeddings of the {len(rows)} events chosen are all the same."
     plane, share = embedding_map.principal_plane(embeddings)
     planes = {f"principal components ({share:.0%} of the variance)": plane}
-    words = f"{len(rows)} events drawn by a hash of their ids, coloured by cluster. "
+    words = f"{len(rows)} events, chosen at random and coloured by cluster. "
+    if len(finite) < len(vectors):
+        words += f"{len(vectors) - len(finite)} more have embeddings that are not finite numbers. "
     if settings.map_method == "tsne":
-        planes["t-SNE: who is near whom"] = embedding_map.neighbourhood_plane(embeddings, settings.seed)
-        words += "t-SNE keeps neighbours together; distances between groups that lie apart mean nothing there. "
+        planes["t-SNE: neighbourhoods"] = embedding_map.neighbourhood_plane(embeddings, settings.seed)
+        words += "t-SNE keeps neighbours together; in it, distances between separate groups have no meaning. "
     by_hand = (rows["label_source"] == "hand").to_numpy()
     classes = rows["label"].to_numpy(dtype=object).copy()
     classes[~by_hand] = None
     if by_hand.any():
-        words += f"Known classes are those of hand labels or truth, {int(by_hand.sum())} of the events drawn."
+        words += f"Known classes come from hand labels or truth, for {int(by_hand.sum())} of these events."
     with drawing():
         figure = embedding_map.map_figure(planes, rows["cluster"].to_numpy(dtype=np.int32), titles, classes)
         return to_svg(figure, "Map of the embedding in two dimensions", dpi=200), words.strip()

@@ -20,7 +20,7 @@ from pipelines.report.stage_map import draw_map
 from pipelines.report.stage_reading import read_events
 from pipelines.report.style import drawing, to_svg
 from pipelines.report.summary import LabelSummary
-from pipelines.report.words import count_words, percent, span_words
+from pipelines.report.words import count_words, percent, span_words, thousands
 from pipelines.tracking.server import Tracking
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
@@ -33,9 +33,13 @@ def build_page(
     catalog_files: Sequence[str],
     catalog_events: int,
     within_seconds: float,
+    notes: Sequence[str],
     tracking: Tracking | None,
 ) -> Page:
-    """Return the page of a workspace: reads the chosen events and draws all figures."""
+    """Return the page of a workspace: reads the chosen events and draws all figures.
+
+    `catalog_files` are paths in the workspace; `notes` are sentences that a reader must see before the numbers.
+    """
     store = workspace.store
     evaluation = read_evaluation(store)
     band_hz = shown_band(workspace, settings)
@@ -57,9 +61,10 @@ def build_page(
     return Page(
         title=title,
         lede=_lede(total, len(sites), first, last, cards),
+        notes=tuple(notes),
         facts=(
-            (f"{total:,}".replace(",", "\u202f"), "detections"),
-            (f"{catalog_events:,}".replace(",", "\u202f"), "associated events"),
+            (thousands(total), "detections"),
+            (thousands(catalog_events), "associated events"),
             (str(len(sites)), "stations"),
             (str(len(cards)), "clusters"),
             (span_words(first, last), "from the first onset to the last"),
@@ -70,8 +75,8 @@ def build_page(
         statements=tuple(statements(evaluation)),
         confusions=tuple(confusion_tables(evaluation)),
         no_evaluation=(
-            "No hand labels and no truth were given to the label stage (labels.path), so nothing can be said about how "
-            "well the clusters agree with known classes. Clusters are groups of similar waveforms, not yet kinds of "
+            "The label stage had no hand labels and no truth (labels.path), so nothing can be said about how well the "
+            "clusters agree with known classes. Clusters are groups of similar waveforms; they need not be kinds of "
             "events."
         ),
         activity_svg=activity_svg,
@@ -83,12 +88,14 @@ def build_page(
         map_svg=map_svg,
         map_caption=map_caption,
         catalogue_words=(
-            f"{catalog_events} events: detections of any station within {within_seconds:g} s of an event's first "
-            "detection are one event. Events have onsets (picks by the automatic detector, no phase claimed) but no "
-            "origin and no magnitude, since none is computed. The Parquet and CSV files have one row an event, whose "
-            "event_ids lead to the rows of events, embeddings and labels."
+            f"The catalogue has {count_words(catalog_events, 'event')}. All detections within {within_seconds:g} s of "
+            "an event's first detection, at any station, belong to that event. Events have onsets (picks of the "
+            "automatic detector, without a phase) but no origin and no magnitude, since neither is computed. The "
+            "Parquet and CSV files have one row for each event; its event_ids lead to the rows of events, embeddings "
+            "and labels."
         ),
         catalogue_files=tuple((f"../{path}", path.removeprefix("catalog/")) for path in catalog_files),
+        catalogue_note=_catalogue_note(store),
         lineage=tuple(lineage(workspace, tracking)),
         configuration=tuple(
             (stage, configuration.to_yaml(stored))
@@ -105,6 +112,17 @@ def _lede(total: int, sites: int, first: pd.Timestamp, last: pd.Timestamp, cards
         f"{count_words(total, 'detection')} at {count_words(sites, 'station')} between {first:%Y-%m-%d %H:%M} and "
         f"{last:%Y-%m-%d %H:%M} UTC fall into {count_words(len(cards), 'cluster')}; the largest is {name}, with "
         f"{percent(largest.share)}."
+    )
+
+
+def _catalogue_note(store: Store) -> str:
+    if store.is_local:
+        return "The links work where the page lies in the workspace, not in a copy of the page alone."
+    return (
+        f"This page and its catalogue lie in a bucket; programs read the catalogue at {store.full('catalog')}/. A "
+        "browser follows the links where the bucket is mounted or served as a web site, or in a copy of both folders: "
+        f"aws s3 cp --recursive {store.full('catalog')} catalog and "
+        f"aws s3 cp --recursive {store.full('report')} report, then open report/index.html."
     )
 
 

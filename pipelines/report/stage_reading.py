@@ -86,7 +86,7 @@ def read_rows(store: Store, path: str, event_ids: Sequence[str], columns: Sequen
 
 
 def read_events(store: Store, table: str, chosen: pd.DataFrame, columns: Sequence[str]) -> list[pa.Table]:
-    """Read the chosen events (`file`, `event_id`) of a table, one Arrow table a file, files in order."""
+    """Read the chosen events (`file`, `event_id`) of a table: one Arrow table for each file, in order."""
     by_file = [(str(file), rows["event_id"].tolist()) for file, rows in chosen.groupby("file", sort=True)]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         return list(pool.map(lambda item: read_rows(store, f"{table}/{item[0]}", item[1], columns), by_file))

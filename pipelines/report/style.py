@@ -8,6 +8,7 @@ fallback, so the same drawing reads on paper and on a dark screen.
 import io
 import re
 import threading
+import warnings
 from html import escape
 from typing import Any
 
@@ -16,6 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from pipelines.report.words import fit_text
 
 INK = "#1b2a38"
 MUTED = "#5b6b7a"
@@ -46,6 +50,8 @@ CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 # Matplotlib's settings are global to the process; a server draws from several threads.
 _style_lock = threading.Lock()
 _STYLE: dict[Any, Any] = {
+    # A user's label with dollar signs is no formula.
+    "text.parse_math": False,
     "svg.fonttype": "none",
     "svg.hashsalt": "firnline",
     "font.family": "sans-serif",
@@ -120,26 +126,36 @@ def to_svg(figure: Figure, description: str, dpi: int = 150) -> str:
     `description` becomes the element's accessible name. Raster parts are drawn at `dpi`. Call inside `drawing()`.
     """
     FigureCanvasSVG(figure)
+    for element in figure.findobj(Text):
+        element.set_text(fit_text(element.get_text()))
     stream = io.StringIO()
-    figure.savefig(
-        stream, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-    )
+    with warnings.catch_warnings():
+        # The browser draws the text, with the fonts that it has.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(
+            stream, format="svg", dpi=dpi, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    # Group names repeat from figure to figure and nothing refers to them.
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
     text = re.sub(r"\s*\n\s*", "\n", text)
-    # A hundredth of a point is finer than any screen or printer.
-    text = re.sub(r"(\d\.\d\d)\d+", r"\1", text)
-    for colour, variable in _THEME.items():
-        text = text.replace(colour, variable)
-    text = re.sub(r"'DejaVu Sans'(, [^;\"]*)?|DejaVu Sans", _FONT_STACK, text)
+    # Between the tags stands text, which may look like a number or a colour.
+    text = re.sub(r"<[^>]*>", lambda tag: _slim_tag(tag.group()), text)
     head_end = text.index(">")
     head = re.sub(r' (width|height)="[^"]*"', "", text[:head_end])
-    head += f' role="img" aria-label="{escape(description, quote=True)}"'
+    head += f' role="img" aria-label="{escape(fit_text(description), quote=True)}"'
     head += f' style="width:100%;height:auto;max-width:{96 * 1.3 * figure.get_figwidth():.0f}px"'
     return head + text[head_end:].strip()
+
+
+def _slim_tag(tag: str) -> str:
+    # Group names repeat from figure to figure and nothing refers to them.
+    tag = re.sub(r'<g id="[^"]*"', "<g", tag)
+    # A hundredth of a point is finer than any screen or printer.
+    tag = re.sub(r"(\d\.\d\d)\d+", r"\1", tag)
+    for colour, variable in _THEME.items():
+        tag = tag.replace(colour, variable)
+    return re.sub(r"'DejaVu Sans'(, [^;\"]*)?|DejaVu Sans", _FONT_STACK, tag)
 
 
 def to_png(figure: Figure, dpi: int = 150) -> bytes:

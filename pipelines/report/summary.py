@@ -26,10 +26,10 @@ class LabelSummary:
     """Events (`events`) by `cluster`, `label`, `label_source` ("" where there is none) and `site` (network.station)."""
 
     by_cluster: BinnedCounts
-    """Events over time, a series a cluster."""
+    """Events over time, one series for each cluster."""
 
     by_site: BinnedCounts
-    """Events over time, a series a site, in bins of at least an hour."""
+    """Events over time, one series for each site, in bins of at least an hour."""
 
     candidates: pd.DataFrame
     """Candidates for the gallery, see `gallery.best_candidates`, with the `file` that holds them."""

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from obspy.io.quakeml.core import _validate
 
-from pipelines.metrics import association
 from pipelines.report import catalogue, quakeml
 
 START = pd.Timestamp("2020-12-31T23:00:00", tz="UTC")
@@ -90,7 +89,7 @@ def test_a_label_with_odd_characters_stays_readable(label: str, tmp_path: Path) 
     file.write_text(text, encoding="utf-8")
     assert _validate(str(file), verbose=True)
     (event,) = obspy.read_events(str(file))
-    assert label.replace("\x07", "") in event.comments[0].text
+    assert label.replace("\x07", "\ufffd") in event.comments[0].text
 
 
 @pytest.mark.parametrize(
@@ -135,19 +134,31 @@ def test_events_of_too_few_stations_are_left_out() -> None:
     assert len(picks) == 5
 
 
+def events_by_definition(seconds: list[float], within_seconds: float) -> list[list[int]]:
+    """Return the detections of each event: the first one free takes all that follow within the time, and so on."""
+    order = sorted(range(len(seconds)), key=lambda index: seconds[index])
+    events: list[list[int]] = []
+    for index in order:
+        if events and round(1e9 * (seconds[index] - seconds[events[-1][0]])) <= round(1e9 * within_seconds):
+            events[-1].append(index)
+        else:
+            events.append([index])
+    return events
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     seconds=st.lists(st.floats(0, 200).map(lambda value: round(value, 2)), min_size=1, max_size=60),
     cuts=st.lists(st.floats(0, 200), max_size=4),
     within_seconds=st.sampled_from([0.0, 1.0, 7.5, 40.0]),
 )
-def test_a_record_cut_anywhere_gives_the_events_of_one_pass(
+def test_a_record_cut_anywhere_gives_the_events_of_the_definition(
     seconds: list[float], cuts: list[float], within_seconds: float
 ) -> None:
-    rows = detections(sorted(seconds))
-    onset_ns = catalogue.onset_nanoseconds(rows)
-    expected = association.event_names(onset_ns, rows["event_id"].to_numpy(dtype=object), within_seconds)
-    found: dict[str, str] = {}
+    seconds = sorted(seconds)
+    rows = detections(seconds)
+    onset_ns = START.value + np.round(np.array(seconds) * 1e9).astype(np.int64)
+    found: dict[str, list[str]] = {}
     taken_until_ns = -1
     start_ns = START.value
     for end in [*sorted(cuts), 300.0]:
@@ -155,11 +166,52 @@ def test_a_record_cut_anywhere_gives_the_events_of_one_pass(
         beyond_ns = end_ns + round(within_seconds * 1e9) + 1
         part = rows[(onset_ns >= start_ns) & (onset_ns < beyond_ns)]
         owned, taken_until_ns = catalogue.events_opened_before(part, end_ns, taken_until_ns, within_seconds)
-        _, picks = catalogue.associated_events(owned, within_seconds, 1, {})
-        assert not set(picks["event_id"]) & set(found)
-        found.update(zip(picks["event_id"], picks["catalog_id"], strict=True))
+        events, _ = catalogue.associated_events(owned, within_seconds, 1, {})
+        for members in events["event_ids"]:
+            found[min(members)] = sorted(members)
         start_ns = end_ns
-    assert found == dict(zip(rows["event_id"], expected, strict=True))
+    ids = rows["event_id"].tolist()
+    expected = [sorted(ids[index] for index in members) for members in events_by_definition(seconds, within_seconds)]
+    assert found == {members[0]: members for members in expected}
+
+
+QUAKEML_BY_HAND = """<?xml version="1.0" encoding="utf-8"?>
+<q:quakeml xmlns="http://quakeml.org/xmlns/bed/1.2" xmlns:q="http://quakeml.org/xmlns/quakeml/1.2">
+<eventParameters publicID="smi:local/firnline/catalog/2020-12">
+<event publicID="smi:local/firnline/event/AW.VNA1..HH.0">
+<type>earthquake</type><typeCertainty>known</typeCertainty>
+<creationInfo><agencyID>AWI</agencyID></creationInfo>
+<pick publicID="smi:local/firnline/pick/AW.VNA1..HH.0">
+<time><value>2020-12-31T23:00:00.000000Z</value></time>
+<waveformID networkCode="AW" stationCode="VNA1" channelCode="HHZ"/>
+<methodID>smi:local/firnline/method/sta-lta~7e~abc</methodID>
+<evaluationMode>automatic</evaluationMode>
+<creationInfo><agencyID>AWI</agencyID></creationInfo>
+</pick>
+<pick publicID="smi:local/firnline/pick/AW.VNA2..HH.1">
+<time><value>2020-12-31T23:00:02.250000Z</value></time>
+<waveformID networkCode="AW" stationCode="VNA2" locationCode="00" channelCode="HHZ"/>
+<methodID>smi:local/firnline/method/sta-lta~7e~abc</methodID>
+<evaluationMode>automatic</evaluationMode>
+<creationInfo><agencyID>AWI</agencyID></creationInfo>
+</pick>
+</event>
+</eventParameters>
+</q:quakeml>
+"""
+
+
+def test_a_document_is_to_obspy_what_one_written_by_hand_is() -> None:
+    _, text = document(detections([0.0, 2.25], label="earthquake", label_source="hand"))
+    found, expected = (obspy.read_events(io.BytesIO(xml.encode()), format="QUAKEML") for xml in (text, QUAKEML_BY_HAND))
+    for catalog in (found, expected):
+        catalog.comments = catalog.creation_info = None
+        for item in (*catalog, *catalog[0].picks):
+            item.comments = []
+    assert found.resource_id == expected.resource_id
+    assert len(found) == len(expected) == 1
+    for name in ("resource_id", "event_type", "event_type_certainty", "creation_info", "picks", "origins"):
+        assert getattr(found[0], name) == getattr(expected[0], name), name
 
 
 def test_csv_and_parquet_say_the_same() -> None:

@@ -1,19 +1,21 @@
 """The whole report of a small workspace: on a disk, in a bucket, again, and where something is missing."""
 
+import html
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import obspy
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from jobs import report as job
 from pipelines import config
 from pipelines.config.report import CatalogSettings
-from pipelines.metrics import association
 from pipelines.report.stage import ReportResult, write_report
 from pipelines.report.stage_catalogue import write_catalog
 from pipelines.report.stage_inputs import label_files
@@ -95,13 +97,17 @@ def test_the_page_opens_without_a_network_and_shows_every_cluster(reported: tupl
     assert all((folder / link).is_file() for link in files)
 
 
-def test_the_catalogue_has_the_events_that_one_association_of_all_rows_gives(
+def test_the_catalogue_has_each_event_of_the_definition_once_and_every_detection_as_a_pick(
     reported: tuple[Workspace, pd.DataFrame],
 ) -> None:
     workspace, rows = reported
-    onset_ns = rows["onset"].astype("int64").to_numpy()
-    names = association.event_names(onset_ns, rows["event_id"].to_numpy(dtype=object), 30.0)
-    expected = rows.groupby(names)["event_id"].agg(set).to_dict()
+    # The definition: the first detection that is free takes all that follow within 30 s, at any station.
+    expected: dict[str, set[str]] = {}
+    opened = pd.Timestamp(0, tz="UTC")
+    for event_id, onset in rows.sort_values("onset")[["event_id", "onset"]].itertuples(index=False):
+        if onset - opened > pd.Timedelta(seconds=30):
+            opened, first = onset, event_id
+        expected.setdefault(first, set()).add(event_id)
     assert any(len(members) > 1 for members in expected.values())
     files = sorted((Path(workspace.url) / "catalog").glob("*.parquet"))
     assert [file.stem for file in files] == ["2020-12", "2021-01"]
@@ -111,7 +117,12 @@ def test_the_catalogue_has_the_events_that_one_association_of_all_rows_gives(
         catalog = obspy.read_events(str(file.with_suffix(".xml")))
         of_month = found[found["onset"].dt.strftime("%Y-%m") == file.stem]
         assert len(catalog) == len(of_month)
-        assert sum(len(event.picks) for event in catalog) == of_month["num_detections"].sum()
+        picks = {pick.resource_id.id.rpartition("/")[2]: pick for event in catalog for pick in event.picks}
+        assert set(picks) == set().union(*of_month["event_ids"])
+        times = rows.set_index("event_id")["onset"]
+        for event_id, pick in picks.items():
+            assert pick.time.ns == times[event_id].value // 1000 * 1000
+            assert pick.waveform_id.get_seed_string() == f"{'.'.join(event_id.split('.')[:3])}.HHZ"
 
 
 def test_a_second_report_writes_the_same_bytes_and_removes_what_is_stale(new_workspace: Make) -> None:
@@ -190,7 +201,9 @@ def test_a_workspace_in_a_bucket_gets_the_same_catalogue(
     make_report(bucket)
     for item in workspace.store.walk("catalog"):
         assert bucket.store.read(item.path) == workspace.store.read(item.path)
-    read_page(bucket.store.read("report/index.html").decode())
+    text = bucket.store.read("report/index.html").decode()
+    read_page(text)
+    assert f"aws s3 cp --recursive {bucket.url}/catalog catalog" in text
 
 
 def test_one_event_a_station_without_embeddings_markers_or_scores_still_gives_a_report(new_workspace: Make) -> None:
@@ -202,7 +215,49 @@ def test_one_event_a_station_without_embeddings_markers_or_scores_still_gives_a_
     read_page(text)
     assert "nothing can be said about how well" in text
     assert "A map needs the embeddings of at least 10 events" in text
-    assert "what was recorded is not known" in text
+    assert "it is not known what was recorded" in text
+
+
+def test_events_detected_after_the_labelling_are_counted_in_the_page_and_on_the_screen(
+    new_workspace: Make, capsys: pytest.CaptureFixture[str]
+) -> None:
+    workspace, rows = new_workspace(events_per_file=8)
+    store = workspace.store
+    # Never labelled: the last day of each station, and two events of another file.
+    for network, station in (("AW", "VNA1"), ("AW", "VNA2"), ("XX", "0101")):
+        store.remove(tables.shard_path("labels", network, station, "2021-01-01"))
+    grown = tables.shard_path("labels", "AW", "VNA1", "2020-12-30")
+    tables.write_table(store, grown, tables.read_table(store, grown).slice(2))
+    # Labelled, and then gone: one event of a file, and a whole file.
+    shrunk = tables.shard_path("events", "AW", "VNA2", "2020-12-30")
+    tables.write_table(store, shrunk, tables.read_table(store, shrunk).slice(1))
+    store.remove(tables.shard_path("events", "XX", "0101", "2020-12-30"))
+    make_report(workspace)
+    said = " ".join(capsys.readouterr().out.split())
+    page = html.unescape(" ".join(store.read("report/index.html").decode().split()))
+    own = rows[(rows["station"] == "VNA1") & (rows["onset"].dt.strftime("%F") == "2020-12-30")]
+    late = rows[rows["onset"].dt.strftime("%F") == "2021-01-01"]
+    first, last = own["onset"].iloc[0], late["onset"].max()
+    for text in (said, page):
+        assert "26 of 63 events have no label and are not in this report" in text
+        assert f"with onsets from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" in text
+        assert f"run firnline label {workspace.url}, then firnline report {workspace.url}" in text
+        assert "9 labels belong to events that are no longer in events/" in text
+    # Said again where there is nothing to do, and no more once every event has its label.
+    make_report(workspace)
+    assert "26 of 63 events have no label" in capsys.readouterr().out
+
+
+def test_embeddings_that_are_all_the_same_give_a_sentence_and_no_map(new_workspace: Make) -> None:
+    workspace, rows = new_workspace(events_per_file=4)
+    for item in tables.list_shards(workspace.store, "embeddings"):
+        table = tables.read_table(workspace.store, item.path)
+        same = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(16 * len(table), np.float32)), 16)
+        table = pa.table([table["event_id"], same], schema=tables.embeddings_schema(16))
+        tables.write_table(workspace.store, item.path, table)
+    write_report(workspace, config.resolve({"report": {**SMALL_REPORT, "map_method": "tsne"}}), None)
+    text = workspace.store.read("report/index.html").decode()
+    assert f"the embeddings of the {len(rows)} events chosen are all the same" in text
 
 
 def test_odd_labels_and_names_cannot_put_anything_into_the_page(new_workspace: Make) -> None:
