@@ -57,6 +57,7 @@ class GeneratedArchive(Store):
         *,
         keep_folder: Callable[[str], bool] | None = None,
         unreadable: dict[str, str] | None = None,
+        follow_links: bool = True,
     ) -> Iterator[StoredObject]:
         """Yield the objects of an SDS archive whose number stands at the end of the URL."""
         days, channels = 10 * 365, "ENZ"
@@ -77,7 +78,7 @@ class GeneratedArchive(Store):
 def plan(folder: Path, num_objects: int) -> dict[str, float]:
     """Plan a generated archive; return seconds, peak memory and counts."""
     before = peak_bytes()
-    config = resolve({"archive": {"layout": "auto"}})
+    config = resolve({"archive": {"layout": "sds"}})
     workspace = Workspace(open_store(str(folder / f"plan-{num_objects}")))
     archive = GeneratedArchive(url=f"{folder}/generated-{num_objects}")
     began = time.perf_counter()

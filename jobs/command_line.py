@@ -21,6 +21,7 @@ from pipelines import config as configuration
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.redaction import holds_secret, scrub, without_secrets
 from pipelines.runtime.signals import sigterm_interrupts
+from pipelines.runtime.text import printable
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 JOBS = {
@@ -145,10 +146,10 @@ def run_job(
             arguments = parse(job, positional, argv, switches)
             return body(arguments) or 0
     except InputError as error:
-        print(scrub(f"firnline {job}: {error}"), file=sys.stderr)
+        print(scrub(f"firnline {job}: {_shown(error)}"), file=sys.stderr)
         return 2
     except StageFailed as error:
-        print(scrub(f"firnline {job}: {error}"), file=sys.stderr)
+        print(scrub(f"firnline {job}: {_shown(error)}"), file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Exception) as error:
         # If a class is being created, Python 3.11 turns the interrupt into the cause of another error.
@@ -157,6 +158,11 @@ def run_job(
             return INTERRUPTED
         print(scrub(traceback.format_exc()), file=sys.stderr)
         return 1
+
+
+def _shown(error: Exception) -> str:
+    """Return an error's text; what it quotes of files and headers does nothing to a terminal."""
+    return "\n".join(printable(line) for line in str(error).split("\n"))
 
 
 def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Mapping[str, str]) -> Arguments:

@@ -15,6 +15,7 @@ from jobs.command_line import Arguments, leave, run_job
 from pipelines.detect.stage_status import DetectionStatus, read_status
 from pipelines.report.coverage import coverage_plot
 from pipelines.report.time_bins import BinnedCounts
+from pipelines.runtime.text import printable
 
 PLOT_PATH = "report/coverage.png"
 MOST_LINES = 40
@@ -49,8 +50,12 @@ def describe(found: DetectionStatus) -> str:
         f"blanked after gaps: {_duration(found.blanked_seconds)} in all channels",
         f"quarantined: {len(found.quarantined)} files",
     ]
-    lines += [f"    {key}: {reasons[0]}" for key, reasons in sorted(found.quarantined.items())[:10]]
-    lines += [f"failed: {shard}: {reason}" for shard, reason in found.failures[:10]]
+    lines += [printable(f"    {key}: {reasons[0]}") for key, reasons in sorted(found.quarantined.items())[:10]]
+    if found.renamed:
+        lines.append(f"used under the codes of their paths, not of their headers: {len(found.renamed)} files")
+        differences = sorted(found.renamed.items())[:10]
+        lines += [printable(f"    {key}: headers say {was}, used as {used}") for key, (was, used) in differences]
+    lines += [printable(f"failed: {shard}: {reason}") for shard, reason in found.failures[:10]]
     rows = [
         f"{station:<12} {day}  {100 * found.share_covered(station, day):6.2f} %  {found.events[station][day]:6d} events"
         for station in sorted(found.coverage)

@@ -36,7 +36,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "encoders": (),
     "contrastive": (),
     "workspace": ("*",),
-    "archive": ("manifest", "reading", "fdsn"),
+    "archive": ("manifest", "layout_choice", "reading", "fdsn"),
     "tracking": ("*",),
     "handlabels": ("table", "matching", "sampling"),
     "synthesize": ("stage",),

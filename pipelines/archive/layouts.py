@@ -18,6 +18,8 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 
 DAY_NS = 86_400_000_000_000
+MIN_YEAR, MAX_YEAR = 1900, 2199
+"""Years that a path may say: 64 bits of nanoseconds reach from 1678 to 2262, and no recording is from outside these."""
 
 _FIELDS = {
     "network": r"[A-Za-z0-9]{1,8}",
@@ -61,6 +63,7 @@ class PathInfo:
     end_ns: int | None
 
 
+@lru_cache(maxsize=64)
 def path_parser(layout: str) -> Callable[[str], PathInfo | None]:
     """Return the function that reads a path in a layout (a built-in name or a template); None where it does not fit.
 
@@ -88,8 +91,13 @@ def path_parser(layout: str) -> Callable[[str], PathInfo | None]:
     return parse
 
 
-def detect_layout(paths: Iterable[str]) -> str:
-    """Return the built-in layout that at least half of some paths fit, or `flat`: then every file is looked into."""
+def spans_days(layout: str) -> bool:
+    """Return whether a path of a layout says no more than the year or the month: then only headers tell the days."""
+    return layout not in _BUILT_IN and "{julday}" not in layout and not ("{month}" in layout and "{day}" in layout)
+
+
+def guess_layout(paths: Iterable[str]) -> str:
+    """Return the built-in layout that at least half of some paths fit by their names, or `flat`."""
     counts = dict.fromkeys(_BUILT_IN, 0)
     parsers = {name: path_parser(name) for name in _BUILT_IN}
     num_paths = 0
@@ -171,6 +179,8 @@ def _dated_span(
 ) -> tuple[int, int] | None:
     parts = {"year": year_text, "julday": julday_text, "month": month_text, "day": day_text, "hour": hour}
     year = int(parts["year"] or 0)
+    if not MIN_YEAR <= year <= MAX_YEAR:
+        return None
     try:
         if parts.get("julday") is not None:
             julday = int(parts["julday"] or 0)

@@ -1,13 +1,16 @@
 """The manifest: every usable file of the archive with what it holds, kept in the workspace and refreshed by each run.
 
-One row a file and channel group. In layouts that name channel and date in the path nothing is opened; in the others
-(`flat`) the headers are read once, and again only where size or tag has changed.
+One row a file, channel group and stretch of time. In layouts that name channel and day in the path nothing is opened;
+in the others (`flat`, and templates without a day) the headers are read once, and again only where size or tag has
+changed.
 """
 
+import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from typing import Any
 
@@ -16,20 +19,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.archive.layouts import PathInfo, code_matcher, detect_layout, folder_filter, path_parser
+from pipelines.archive.codes import name_channels
+from pipelines.archive.layout_choice import choose_layout
+from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, folder_filter, path_parser, spans_days
 from pipelines.archive.reading import spans
-from pipelines.archive.records import decode
+from pipelines.archive.records import Channel, decode
 from pipelines.config.archive import ArchiveSettings
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store, StoredObject
 
 MANIFEST_PATH = "plan/manifest.parquet"
 LAYOUT_KEY = b"firnline.layout"
-INDEX_THREADS = 4
-PROBES = 64
+LISTING_KEY = b"firnline.listing"
+NUM_INDEX_THREADS = 4
+MAX_PROBES = 64
 LAYOUT_SAMPLE = 10_000
-LISTED_AT_A_TIME = 50_000
+MAX_LISTED_AT_A_TIME = 50_000
 PROBE_BYTES = 2**20
+EMPTY = "the file is empty"
 ANY = "*"
 
 SCHEMA = pa.schema(
@@ -58,22 +65,26 @@ class Manifest:
         table: rows as in SCHEMA; `location` and `band` are `*` where the path does not say, `reason` tells why a file
             or folder cannot be used (its other columns are then empty), `channels` the codes that the headers hold
             (null in layouts that name the channel).
-        num_listed: objects that were listed.
+        num_listed: objects that were listed: those that can be used, those that cannot, and those not selected.
+        not_selected: of those, how many each configuration key leaves out.
+        doubt: why a layout that the paths fit was not believed.
     """
 
     layout: str
     table: pa.Table
     num_listed: int = 0
+    not_selected: Counter[str] = field(default_factory=Counter)
+    doubt: str | None = None
 
     @property
     def num_usable(self) -> int:
-        """Return the number of rows of files that can be used."""
-        return int(self.table["reason"].null_count)
+        """Return the number of files that can be used; a file of several channel groups has several rows."""
+        return int(pc.count_distinct(self.usable()["key"]).as_py())
 
     @property
     def num_unusable(self) -> int:
-        """Return the number of rows of files and folders that cannot."""
-        return int(self.table.num_rows) - self.num_usable
+        """Return the number of files and folders that cannot."""
+        return int(self.table.num_rows) - int(self.table["reason"].null_count)
 
     def usable(self) -> pa.Table:
         """Return the rows of files that can be used."""
@@ -98,25 +109,27 @@ def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table |
     """
     unreadable: dict[str, str] = {}
     wanted = folder_filter(settings.layout, settings.start, settings.end)
-    listing = _named_in_text(archive.walk(keep_folder=wanted, unreadable=unreadable), unreadable)
+    walk = archive.walk(keep_folder=wanted, unreadable=unreadable, follow_links=settings.follow_links)
+    listing = _named_in_text(walk, unreadable)
     # The first objects tell the layout; no list of all is kept.
     first = list(islice(listing, LAYOUT_SAMPLE))
     if not first:
         if unreadable:
             raise _unread(archive, *min(unreadable.items()))
         raise InputError(f"the archive {archive.url} is empty")
-    layout = settings.layout
+    layout, doubt = settings.layout, None
     if layout == "auto":
-        layout = detect_layout(item.path for item in first)
+        layout, doubt = choose_layout(archive, first, round(settings.spill_seconds * 1e9))
     objects = chain(first, listing)
     manifest = (
-        _indexed(archive, list(objects), settings, before)
-        if layout == "flat"
+        _indexed(archive, list(objects), layout, settings, before)
+        if layout == "flat" or spans_days(layout)
         else _named(archive, objects, layout, settings)
     )
     rows = [{"key": _as_text(path), "reason": reason} for path, reason in sorted(unreadable.items())]
     manifest.table = pa.concat_tables([manifest.table, pa.Table.from_pylist(rows, schema=SCHEMA)])
     manifest.num_listed += len(rows)
+    manifest.doubt = doubt
     return manifest
 
 
@@ -132,7 +145,7 @@ def probe(archive: Store, table: pa.Table, *, enough: Callable[[set[float]], boo
     Raises:
         InputError: none of these files holds a readable sample.
     """
-    spread = np.linspace(0, table.num_rows - 1, min(PROBES, table.num_rows)).astype(int)
+    spread = np.linspace(0, table.num_rows - 1, min(MAX_PROBES, table.num_rows)).astype(int)
     first = [pc.index(table["band"], band).as_py() for band in table["band"].unique()]
     rows = dict.fromkeys([*first, *spread.tolist()])
     problem = ""
@@ -163,7 +176,7 @@ def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
         table = pq.read_table(pa.BufferReader(content))
     except (pa.ArrowException, OSError) as error:
         reason = " ".join(str(error).split())
-        print(f"{workspace.full(MANIFEST_PATH)} is damaged and is made anew from the archive: {reason}", flush=True)
+        print(f"{workspace.full(MANIFEST_PATH)} is damaged and is made again from the archive: {reason}", flush=True)
         return None
     if table.schema.names != SCHEMA.names:
         return None
@@ -173,7 +186,9 @@ def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
 def write_manifest(workspace: Store, manifest: Manifest) -> None:
     """Keep a manifest in a workspace."""
     with workspace.atomic_file(MANIFEST_PATH) as temporary:
-        table = manifest.table.replace_schema_metadata({LAYOUT_KEY: manifest.layout.encode()})
+        listing = {"num_listed": manifest.num_listed, "not_selected": manifest.not_selected}
+        metadata = {LAYOUT_KEY: manifest.layout.encode(), LISTING_KEY: json.dumps(listing, sort_keys=True).encode()}
+        table = manifest.table.replace_schema_metadata(metadata)
         pq.write_table(table, temporary, compression="zstd")
 
 
@@ -203,16 +218,25 @@ def _unread(archive: Store, path: str, reason: str) -> InputError:
     return InputError(f"nothing in the archive {archive.url} can be read, e.g. {_as_text(path)}: {reason}")
 
 
-def _named(archive: Store, objects: Iterable[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
+def _parser(layout: str) -> Callable[[str], PathInfo | None]:
     try:
-        parse = path_parser(layout)
+        return path_parser(layout)
     except ValueError as error:
         raise InputError(f"archive.layout {layout!r}: {error}") from None
+
+
+def _misfit(layout: str) -> str:
+    return f"its name does not fit archive.layout {layout}"
+
+
+def _named(archive: Store, objects: Iterable[StoredObject], layout: str, settings: ArchiveSettings) -> Manifest:
+    parse = _parser(layout)
+    selects = _Selection(settings)
     manifest = Manifest(layout, SCHEMA.empty_table())
     parts = []
     objects = iter(objects)
-    while some := list(islice(objects, LISTED_AT_A_TIME)):
-        parts.append(_named_part(some, parse, settings, manifest))
+    while some := list(islice(objects, MAX_LISTED_AT_A_TIME)):
+        parts.append(_named_part(some, parse, selects, manifest))
     manifest.table = pa.concat_tables(parts).combine_chunks()
     if not manifest.num_usable:
         raise InputError(
@@ -225,106 +249,163 @@ def _named(archive: Store, objects: Iterable[StoredObject], layout: str, setting
 def _named_part(
     listed: list[StoredObject],
     parse: Callable[[str], PathInfo | None],
-    settings: ArchiveSettings,
+    selects: "_Selection",
     manifest: Manifest,
 ) -> pa.Table:
-    network, station = code_matcher(settings.network), code_matcher(settings.station)
-    location, channel = code_matcher(settings.location), code_matcher(settings.channel)
-    first, last = selection(settings)
-    spill = round(settings.spill_seconds * 1e9)
+    spill = selects.spill_ns
     rows: list[dict[str, Any]] = []
     manifest.num_listed += len(listed)
     for item in listed:
         info = parse(item.path)
         row: dict[str, Any] = {"key": item.path, "size": item.size, "etag": item.etag}
         if info is None or info.start_ns is None or info.end_ns is None:
-            rows.append(row | {"reason": f"its name does not fit archive.layout {manifest.layout}"})
+            rows.append(row | {"reason": _misfit(manifest.layout)})
             continue
-        if not (network(info.network or "") and station(info.station or "")):
+        begin, end = info.start_ns - spill, info.end_ns + spill
+        channels = None if info.channel is None else (info.channel,)
+        left_out = selects.left_out(info.network or "", info.station or "", info.location, channels, begin, end)
+        if left_out is not None:
+            manifest.not_selected[left_out] += 1
             continue
-        if (info.location is not None and not location(info.location)) or (
-            info.channel is not None and not channel(info.channel)
-        ):
-            continue
-        if (last is not None and info.start_ns - spill >= last) or (first is not None and info.end_ns + spill <= first):
+        if not item.size:
+            rows.append(row | {"reason": EMPTY})
             continue
         row |= {"network": info.network, "station": info.station}
         row["location"] = ANY if info.location is None else info.location
         row["band"] = ANY if info.channel is None else info.channel[:2]
-        rows.append(row | {"start_ns": info.start_ns - spill, "end_ns": info.end_ns + spill})
+        rows.append(row | {"start_ns": begin, "end_ns": end})
     return pa.Table.from_pylist(rows, schema=SCHEMA)
 
 
 def _indexed(
-    archive: Store, listed: list[StoredObject], settings: ArchiveSettings, before: pa.Table | None
+    archive: Store, listed: list[StoredObject], layout: str, settings: ArchiveSettings, before: pa.Table | None
 ) -> Manifest:
+    parse: Callable[[str], PathInfo | None] = _parser(layout) if layout != "flat" else lambda _: None
     known: dict[tuple[str, int, str], list[dict[str, Any]]] = {}
     for row in before.to_pylist() if before is not None else []:
         known.setdefault((row["key"], row["size"], row["etag"]), []).append(row)
 
     def index(item: StoredObject) -> list[dict[str, Any]]:
         rows = known.get((item.path, item.size, item.etag))
-        return rows if rows is not None else list(_headers(archive, item))
+        if rows is not None:
+            return rows
+        base = {"key": item.path, "size": item.size, "etag": item.etag}
+        if not item.size:
+            return [base | {"reason": EMPTY}]
+        info = parse(item.path)
+        if info is None and layout != "flat":
+            return [base | {"reason": _misfit(layout)}]
+        return [base | row for row in _headers(archive, item, info)]
 
-    with ThreadPoolExecutor(INDEX_THREADS) as pool:
+    with ThreadPoolExecutor(NUM_INDEX_THREADS) as pool:
         rows = [row for found in pool.map(index, listed) for row in found]
     table = pa.Table.from_pylist(rows, schema=SCHEMA)
-    manifest = Manifest("flat", table, len(listed))
+    manifest = Manifest(layout, table, len(listed))
     if not manifest.num_usable:
         raise _unread(archive, *manifest.unusable()[0])
     # The index covers all, the selection only what this run reads.
-    manifest.table = _select(table, settings)
+    manifest.table = _select(table, settings, manifest)
     if not manifest.num_usable:
         raise InputError(f"archive.network, station, location, channel, start and end select nothing in {archive.url}")
     return manifest
 
 
-def _headers(archive: Store, item: StoredObject) -> Iterator[dict[str, Any]]:
-    base = {"key": item.path, "size": item.size, "etag": item.etag}
-    groups: dict[tuple[str, str, str, str], tuple[int, int]] = {}
-    channels: dict[tuple[str, str, str, str], set[str]] = {}
+def _headers(archive: Store, item: StoredObject, info: PathInfo | None) -> Iterator[dict[str, Any]]:
+    """Yield a row for each channel group of a file and each stretch of time that it holds without a gap of a day."""
+    stretches: dict[Channel, list[tuple[int, int]]] = {}
     reason: str | None = None
     for span in spans(archive, item):
         if span.channel is None:
             reason = reason or span.problem
-            continue
-        codes = span.channel
+        else:
+            stretches.setdefault(span.channel, []).append((span.start_ns, span.end_ns))
+    naming = name_channels(info, stretches)
+    groups: dict[tuple[str, str, str, str], dict[str, list[tuple[int, int]]]] = {}
+    for found, codes in naming.used.items():
         group = (codes.network, codes.station, codes.location, codes.channel[:2])
-        channels.setdefault(group, set()).add(codes.channel)
-        begin, end = groups.get(group, (span.start_ns, span.end_ns))
-        groups[group] = (min(begin, span.start_ns), max(end, span.end_ns))
-    for group, (begin, end) in groups.items():
-        network, station, location, band = group
-        yield base | {
-            "network": network,
-            "station": station,
-            "location": location,
-            "band": band,
-            "channels": sorted(channels[group]),
-            "start_ns": begin,
-            "end_ns": end,
-            "reason": None,
-        }
+        groups.setdefault(group, {}).setdefault(codes.channel, []).extend(stretches[found])
+    for (network, station, location, band), channels in groups.items():
+        for begin, end in _joined(span for spans_of in channels.values() for span in spans_of):
+            yield {
+                "network": network,
+                "station": station,
+                "location": location,
+                "band": band,
+                "channels": sorted(channels),
+                "start_ns": begin,
+                "end_ns": end,
+                "reason": None,
+            }
     if not groups:
-        yield base | {"reason": reason or "no samples in it"}
+        yield {"reason": reason or next(iter(naming.refused.values()), "no samples in it")}
 
 
-def _select(table: pa.Table, settings: ArchiveSettings) -> pa.Table:
-    first, last = selection(settings)
-    network, station = code_matcher(settings.network), code_matcher(settings.station)
-    location, channel = code_matcher(settings.location), code_matcher(settings.channel)
-    keep = []
-    columns = ["network", "station", "location", "channels", "start_ns", "end_ns", "reason"]
+def _joined(stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield stretches of time in order, those joined that lie less than a day apart.
+
+    So a record of another year costs the plan a day or two, not all that lies between.
+    """
+    begin: int | None = None
+    end = 0
+    for first, last in sorted(stretches):
+        if begin is not None and first - end < DAY_NS:
+            end = max(end, last)
+            continue
+        if begin is not None:
+            yield begin, end
+        begin, end = first, last
+    if begin is not None:
+        yield begin, end
+
+
+class _Selection:
+    """What the section `archive` selects."""
+
+    def __init__(self, settings: ArchiveSettings) -> None:
+        self.network, self.station = code_matcher(settings.network), code_matcher(settings.station)
+        self.location, self.channel = code_matcher(settings.location), code_matcher(settings.channel)
+        self.first, self.last = selection(settings)
+        self.spill_ns = round(settings.spill_seconds * 1e9)
+
+    def left_out(
+        self,
+        network: str,
+        station: str,
+        location: str | None,
+        channels: Iterable[str] | None,
+        begin: int,
+        end: int,
+    ) -> str | None:
+        """Return the first key that leaves a file's row out; None where it is selected. None as a code: not known."""
+        if not self.network(network):
+            return "archive.network"
+        if not self.station(station):
+            return "archive.station"
+        if location is not None and not self.location(location):
+            return "archive.location"
+        if channels is not None and not any(map(self.channel, channels)):
+            return "archive.channel"
+        if self.first is not None and end <= self.first:
+            return "archive.start"
+        if self.last is not None and begin >= self.last:
+            return "archive.end"
+        return None
+
+
+def _select(table: pa.Table, settings: ArchiveSettings, manifest: Manifest) -> pa.Table:
+    """Return the selected rows of an index; the files of which no row is selected are counted by the key."""
+    selects = _Selection(settings)
+    keep: list[bool] = []
+    kept_files: set[str] = set()
+    left_out_files: dict[str, str] = {}
+    columns = ["key", "network", "station", "location", "channels", "start_ns", "end_ns", "reason"]
     for row in table.select(columns).to_pylist():
-        keep.append(
-            row["reason"] is not None
-            or (
-                network(row["network"])
-                and station(row["station"])
-                and location(row["location"])
-                and any(map(channel, row["channels"]))
-                and (last is None or row["start_ns"] < last)
-                and (first is None or row["end_ns"] > first)
-            )
-        )
+        key, reason = row.pop("key"), row.pop("reason")
+        left_out = None if reason is not None else selects.left_out(*row.values())
+        keep.append(left_out is None)
+        if left_out is None:
+            kept_files.add(key)
+        else:
+            left_out_files.setdefault(key, left_out)
+    manifest.not_selected.update(reason for key, reason in left_out_files.items() if key not in kept_files)
     return table.filter(pa.array(keep, pa.bool_()))

@@ -29,6 +29,10 @@ class ArchiveSettings(Section):
     """End of the time span to read (UTC, ISO 8601, exclusive); later samples are ignored."""
     anonymous: bool = operational(False)
     """Read the bucket without credentials, as public archives allow."""
+    follow_links: bool = operational(False)
+    """Read also what links lead to outside the archive."""
+    allow_empty_stations: bool = operational(False)
+    """Succeed also where a station that has files gives no usable sample at all."""
     stationxml: str | None = None
     """StationXML file (path or URL) with the sensitivities that detection.units needs."""
     time_tolerance_samples: float = 0.5

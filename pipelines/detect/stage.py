@@ -14,11 +14,12 @@ from pipelines.detect.stage_summary import (
     Progress,
     is_logged,
     log_detection,
+    print_listing,
     print_summary,
-    print_unusable,
     read_summary,
 )
 from pipelines.runtime.errors import StageFailed
+from pipelines.runtime.text import printable
 from pipelines.tracking.server import Tracking
 from pipelines.workspace.ledger import remove_stale
 from pipelines.workspace.workspace import Workspace
@@ -50,8 +51,11 @@ def detect_events(
     table, ledger = destination(config.detection)
     remove_stale(workspace.store, table, ledger, plan.stale, (shard.name for shard in plan.pending))
     done = plan.num_shards - len(plan.pending)
-    print(f"detect: {len(plan.files)} files ({manifest.layout}); {plan.num_shards} {plan.interval} shards, {done} done")
-    print_unusable(manifest)
+    print(
+        f"detect: {manifest.num_usable} files ({printable(manifest.layout)}); "
+        f"{plan.num_shards} {plan.interval} shards, {done} done"
+    )
+    print_listing(manifest)
     summary = DetectionSummary()
     began = time.time()
     if plan.pending:

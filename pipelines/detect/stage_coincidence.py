@@ -20,6 +20,7 @@ from pipelines.archive.layouts import DAY_NS
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import split_days
 from pipelines.detect.intervals import HOUR_NS, interval_bounds, intervals, shard_bounds
+from pipelines.detect.stage_marker import count_by_day
 from pipelines.metrics.association import NANOSECONDS, coincident
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
@@ -129,10 +130,10 @@ def choose(
     )
     of_shard = np.repeat(np.arange(len(contents)), [len(content["onsets_ns"]) for content in contents])
     keep = _coincident_by_day(onsets, stations, detection)
-    place = {name: index for index, name in enumerate(task.reached)}
+    index_of = {name: index for index, name in enumerate(task.reached)}
     for name, chosen in task.shards:
         began = time.perf_counter()
-        index = place[name]
+        index = index_of[name]
         content = contents[index]
         # Onsets of a marker stand in the order of its rows.
         rows = keep[of_shard == index]
@@ -146,6 +147,7 @@ def choose(
         result = {key: value for key, value in content.items() if key not in ("onsets_ns", *_NAME_KEYS)}
         result["outcome"] = "events" if kept else "no events" if content["coverage"] else "no data"
         result["counts"] = {"events": kept, "triggers": len(rows)}
+        result["events_by_day"] = count_by_day(onsets[of_shard == index][rows].tolist())
         result["seconds"] = round(content["seconds"] + time.perf_counter() - began, 3)
         write_marker(workspace, "detect", chosen, result)
         yield result | {"name": f"{name.partition}/{name.shard}", "station": f"{name.network}.{name.station}"}

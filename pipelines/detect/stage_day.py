@@ -5,11 +5,12 @@ A day is read in whole, whatever part of it a shard owns, so that what a day hol
 
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
+from pipelines.archive.codes import name_channels
 from pipelines.archive.continuity import Segment, assemble, channel_groups, uncovered
-from pipelines.archive.layouts import DAY_NS, code_matcher
+from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, path_parser
 from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import Channel, Run
@@ -58,6 +59,7 @@ class Day:
         groups: channel groups.
         passes: of each group, the anchored pass, which goes on in another thread.
         quarantined: by file of the batch, what could not be read in it and why.
+        renamed: by file of the batch, (headers' codes, codes used) where they differ.
         skipped: groups and channels that nothing can be detected in, and why.
     """
 
@@ -65,6 +67,7 @@ class Day:
     groups: list[ChannelGroup] = field(default_factory=list)
     passes: list[Future[Pass]] = field(default_factory=list)
     quarantined: dict[int, list[str]] = field(default_factory=dict)
+    renamed: dict[int, list[tuple[Channel, Channel]]] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
     @property
@@ -86,16 +89,40 @@ def _scan_thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="firnline-scan")
 
 
-def _is_wanted(name: MarkerName, location: str, band: str, archive: ArchiveSettings, codes: Channel) -> bool:
-    """Return whether a channel belongs to a shard's group and is selected."""
-    return (
-        codes.network == name.network
-        and codes.station == name.station
-        and location in (ANY, codes.location)
-        and band in (ANY, codes.channel[:2])
-        and code_matcher(archive.location)(codes.location)
-        and code_matcher(archive.channel)(codes.channel)
-    )
+@dataclass(frozen=True)
+class _Wanted:
+    """Whether a channel of a file's headers belongs to a batch's channel group and is selected.
+
+    Attributes:
+        name: of any of the batch's shards.
+        location, band: of the channel group.
+        archive: settings.
+        path: what the file's path says; None in a flat folder.
+    """
+
+    name: MarkerName
+    location: str
+    band: str
+    archive: ArchiveSettings
+    path: PathInfo | None
+
+    def __call__(self, found: Channel) -> bool:
+        codes = name_channels(self.path, [found]).used.get(found)
+        return (
+            codes is not None
+            and codes.network == self.name.network
+            and codes.station == self.name.station
+            and self.location in (ANY, codes.location)
+            and self.band in (ANY, codes.channel[:2])
+            and code_matcher(self.archive.location)(codes.location)
+            and code_matcher(self.archive.channel)(codes.channel)
+        )
+
+
+@lru_cache(maxsize=4096)
+def _path_info(layout: str, path: str) -> PathInfo | None:
+    """Return what a file's path says; None in a flat folder."""
+    return None if layout == "flat" else path_parser(layout)(path)
 
 
 class DayReader:
@@ -108,8 +135,7 @@ class DayReader:
     def __init__(self, archive: Store, config: Config, responses: Responses, batch: BatchTask) -> None:
         self.archive, self.config, self.batch = archive, config, batch
         self.responses = responses
-        # A function of its own: readers that refer to what holds them would outlive their last use.
-        self.wanted = partial(_is_wanted, batch.shards[0].name, batch.location, batch.band, config.archive)
+        self.paths = [_path_info(batch.layout, item.path) for item in batch.files]
         self.readers: dict[int, FileReader] = {}
         self.current: Day | None = None
         self.next: Day | None = None
@@ -173,7 +199,9 @@ class DayReader:
         reader = self.readers.get(index)
         if reader is None:
             batch = self.batch
-            reader = FileReader(self.archive, batch.files[index], batch.spans[index], self.wanted)
+            # A class of its own: readers that refer to what holds them would outlive their last use.
+            wanted = _Wanted(batch.shards[0].name, batch.location, batch.band, self.config.archive, self.paths[index])
+            reader = FileReader(self.archive, batch.files[index], batch.spans[index], wanted)
             self.readers[index] = reader
         return reader
 
@@ -189,10 +217,17 @@ class DayReader:
             reader = self._reader(index)
             reader.forget_before(low)
             decoded = reader.read(low, high)
-            runs += [part for run in decoded.runs if (part := run.clip(low, high)) is not None]
-            problems = list(decoded.problems)
-            if decoded.num_problems > len(problems):
-                problems.append(f"and {decoded.num_problems - len(problems)} more")
+            naming = name_channels(self.paths[index], {run.channel for run in decoded.runs})
+            runs += [
+                part if part.channel == codes else replace(part, channel=codes)
+                for run in decoded.runs
+                if (codes := naming.used.get(run.channel)) and (part := run.clip(low, high)) is not None
+            ]
+            if naming.differences:
+                day.renamed[index] = naming.differences
+            problems = [*naming.refused.values(), *decoded.problems]
+            if decoded.num_problems > len(decoded.problems):
+                problems.append(f"and {decoded.num_problems - len(decoded.problems)} more")
             if problems:
                 day.quarantined[index] = problems
         return runs, day

@@ -1,11 +1,15 @@
 """What a shard's marker says: gathered day by day while the shard is detected."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from pipelines import __version__
+from pipelines.archive.codes import show
+from pipelines.archive.layouts import DAY_NS
+from pipelines.archive.records import Channel
 from pipelines.detect.anchored import Pass, account
 from pipelines.detect.stage_day import ChannelGroup, Day
 from pipelines.detect.stage_tasks import BatchTask, ShardTask
@@ -18,6 +22,7 @@ class ShardReport:
     Attributes:
         coverage: by day (YYYY-MM-DD) and channel: seconds with samples and blanked, gaps, overlaps.
         quarantined: by file, what could not be read in it and why.
+        renamed: by file, (headers' codes, codes used) where they differ.
         skipped: groups and channels that nothing can be detected in, and why.
         onsets_ns: onsets in the order of the rows.
         num_without_response: triggers that were dropped, since `archive.stationxml` has no epoch at their time.
@@ -25,6 +30,7 @@ class ShardReport:
 
     coverage: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, list[str]] = field(default_factory=dict)
+    renamed: dict[str, list[tuple[Channel, Channel]]] = field(default_factory=dict)
     skipped: set[str] = field(default_factory=set)
     onsets_ns: list[int] = field(default_factory=list)
     num_without_response: int = 0
@@ -51,6 +57,9 @@ class ShardReport:
             # The day may have been read for more shards than this one.
             if index in shard.files:
                 self.quarantined[batch.files[index].path] = reasons
+        for index, differences in day.renamed.items():
+            if shard.owns(batch.homes[index]):
+                self.renamed[batch.files[index].path] = differences
         self.skipped.update(day.skipped)
 
     def content(self, shard: ShardTask, batch: BatchTask, *, num_rows: int, seconds: float) -> dict[str, Any]:
@@ -62,6 +71,11 @@ class ShardReport:
             "end": iso_time(shard.end_ns),
             "inputs": [{"key": item.path, "size": item.size, "etag": item.etag} for item in inputs],
             "quarantined": [{"key": key, "reasons": reasons} for key, reasons in sorted(self.quarantined.items())],
+            "renamed": [
+                {"key": key, "headers": show(found), "used": show(used)}
+                for key, differences in sorted(self.renamed.items())
+                for found, used in differences
+            ],
             "skipped": sorted(self.skipped),
             "coverage": [
                 {"day": day, "channel": channel} | values for (day, channel), values in sorted(self.coverage.items())
@@ -69,6 +83,7 @@ class ShardReport:
             "gaps": sum(values["gaps"] for values in self.coverage.values()),
             "counts": {"events": num_rows}
             | ({"triggers_without_response": self.num_without_response} if self.num_without_response else {}),
+            "events_by_day": count_by_day(self.onsets_ns),
             "seconds": round(seconds, 3),
             "version": __version__,
         }
@@ -87,6 +102,12 @@ def find_coverage(group: ChannelGroup, start_ns: int, end_ns: int, lta_seconds: 
         }
         for channel in group.segments
     }
+
+
+def count_by_day(onsets_ns: Iterable[int]) -> dict[str, int]:
+    """Return how many of some onsets each UTC day (YYYY-MM-DD) has."""
+    days = Counter(onset // DAY_NS for onset in onsets_ns)
+    return {iso_time(day * DAY_NS)[:10]: count for day, count in sorted(days.items())}
 
 
 def iso_time(time_ns: int) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.manifest import Manifest, selection
@@ -27,6 +26,8 @@ ALGORITHM_VERSION = 4
 
 # `auto`: day shards up to this many of them, month shards beyond (50 million station-days are 1.7 million months).
 MAX_DAY_SHARDS = 100_000
+
+NOWHERE = -(2**63)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class Plan:
         interval: hour, day, week or month.
         files: key, size and etag of the manifest's usable rows.
         spans: (files, 2) int64, start and end of what each is believed to hold.
+        homes: (files,) int64, a time within each file: the shard that owns it reports what concerns the whole file;
+            NOWHERE where another row of the same file has that time.
         pending: shards without a marker.
         num_shards: shards in all.
         stale: markers of shards that are to be redone or no longer exist.
@@ -66,6 +69,7 @@ class Plan:
     interval: str
     files: pa.Table
     spans: np.ndarray[Any, Any]
+    homes: np.ndarray[Any, Any]
     pending: list[PlannedShard]
     num_shards: int
     stale: list[MarkerName]
@@ -77,10 +81,25 @@ def destination(detection: DetectionSettings) -> tuple[str, str]:
 
 
 def choose_interval(table: pa.Table) -> str:
-    """Return the interval that `auto` means for a manifest: day, or month for a very large archive."""
-    spans = (pc.max(table["end_ns"]).as_py() - pc.min(table["start_ns"]).as_py()) / DAY_NS
-    groups = len(table.group_by(["network", "station", "location", "band"]).aggregate([]))
-    return "day" if groups * spans <= MAX_DAY_SHARDS else "month"
+    """Return the interval that `auto` means for a manifest: day, or month where there would be too many day shards."""
+    return "day" if count_days(table) <= MAX_DAY_SHARDS else "month"
+
+
+def count_days(table: pa.Table) -> int:
+    """Return how many UTC days the channel groups of a manifest hold, those without files not counted."""
+    codes = [table[name].combine_chunks().dictionary_encode() for name in ("network", "station", "location", "band")]
+    group = np.zeros(table.num_rows, np.int64)
+    for code in codes:
+        group = group * (len(code.dictionary) + 1) + code.indices.to_numpy(zero_copy_only=False)
+    group = np.unique(group, return_inverse=True)[1].astype(np.int64)
+    first = table["start_ns"].to_numpy() // DAY_NS
+    last = -(-table["end_ns"].to_numpy() // DAY_NS)
+    order = np.lexsort((first, group))
+    # Days of different groups lie far apart, so that one running maximum serves all.
+    apart = group[order] * (2 * 2**63 // DAY_NS)
+    first, last = first[order] + apart, last[order] + apart
+    reached = np.concatenate([first[:1], np.maximum.accumulate(last)[:-1]])
+    return int(np.maximum(last - np.maximum(first, reached), 0).sum())
 
 
 def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationxml_hash: str) -> Plan:
@@ -114,7 +133,24 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
             pending.append(shard)
     files = table.select(["key", "size", "etag"])
     spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
-    return Plan(manifest, interval, files, spans, pending, len(kept) + len(pending), sorted(done - kept, key=str))
+    homes = _homes(table, first, last)
+    stale = sorted(done - kept, key=str)
+    return Plan(manifest, interval, files, spans, homes, pending, len(kept) + len(pending), stale)
+
+
+def _homes(table: pa.Table, start_ns: int | None, end_ns: int | None) -> np.ndarray[Any, Any]:
+    """Return the middle of what is read of each file, on the first of its rows."""
+    starts, ends = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
+    low = starts if start_ns is None else np.maximum(starts, start_ns)
+    high = ends if end_ns is None else np.minimum(ends, end_ns)
+    homes: np.ndarray[Any, Any] = low + np.maximum(high - low - 1, 0) // 2
+    keys = table["key"].combine_chunks().dictionary_encode()
+    if len(keys.dictionary) < len(keys):
+        _, first = np.unique(keys.indices.to_numpy(), return_index=True)
+        again = np.ones(len(keys), bool)
+        again[first] = False
+        homes[again] = NOWHERE
+    return homes
 
 
 def plan_shards(

@@ -24,8 +24,9 @@ class DetectionStatus:
         seconds_left: estimate from the mean time a shard, None where nothing runs or nothing is known.
         failures: (shard, reason), at most 1000.
         quarantined: reasons by file.
+        renamed: (headers' codes, codes used) by file, where they differ.
         coverage: seconds with samples by station, day (YYYY-MM-DD) and channel.
-        events: events by station and day of their shard's interval.
+        events: events by station and day (YYYY-MM-DD) of their onset.
         num_events: all events.
         gaps: gaps in all channels.
         blanked_seconds: time in which nothing could trigger after gaps, all channels.
@@ -38,6 +39,7 @@ class DetectionStatus:
     seconds_left: float | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
     quarantined: dict[str, list[str]] = field(default_factory=dict)
+    renamed: dict[str, tuple[str, str]] = field(default_factory=dict)
     coverage: dict[str, dict[str, dict[str, float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
@@ -61,8 +63,9 @@ def read_status(store: Store) -> DetectionStatus:
         station = f"{name.network}.{name.station}"
         events = marker["counts"]["events"]
         status.num_events += events
-        if events or marker["outcome"] != "no data":
-            status.events[station][marker["start"][:10]] += events
+        # Markers of before this was counted say only how many events the shard has.
+        for day, count in marker.get("events_by_day", {marker["start"][:10]: events} if events else {}).items():
+            status.events[station][day] += count
         for entry in marker["coverage"]:
             channel, day = entry["channel"], entry["day"]
             before = status.coverage[station][day].get(channel, 0.0)
@@ -70,6 +73,8 @@ def read_status(store: Store) -> DetectionStatus:
             status.blanked_seconds += entry["blanked_seconds"]
         for entry in marker["quarantined"]:
             status.quarantined[entry["key"]] = entry["reasons"]
+        for entry in marker.get("renamed", ()):
+            status.renamed[entry["key"]] = (entry["headers"], entry["used"])
     if progress is not None:
         status.planned = progress.planned
         status.failed = progress.num_failed

@@ -13,6 +13,7 @@ from pipelines.archive.manifest import MANIFEST_PATH, Manifest
 from pipelines.config import Config, stage_config
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.stage_plan import Plan
+from pipelines.runtime.text import printable
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
@@ -43,6 +44,8 @@ class DetectionSummary:
     by_station: Counter[str] = field(default_factory=Counter)
     quarantined: dict[str, str] = field(default_factory=dict)
     num_quarantined: int = 0
+    renamed: dict[str, str] = field(default_factory=dict)
+    num_renamed: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     num_without_response: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
@@ -64,6 +67,11 @@ class DetectionSummary:
                 self.num_quarantined += 1
                 if len(self.quarantined) < MAX_NAMED_FILES:
                     self.quarantined[entry["key"]] = entry["reasons"][0]
+        for entry in marker.get("renamed", ()):
+            if entry["key"] not in self.renamed:
+                self.num_renamed += 1
+                if len(self.renamed) < MAX_NAMED_FILES:
+                    self.renamed[entry["key"]] = f"headers say {entry['headers']}, used as {entry['used']}"
         self.skipped.update(marker["skipped"])
         self.num_without_response += marker["counts"].get("triggers_without_response", 0)
 
@@ -167,8 +175,12 @@ def _manifest_fingerprint(table: pa.Table) -> str:
     return fingerprint({"files": tables.rows_hash(table.select(["key", "size", "etag"]))})
 
 
-def print_unusable(manifest: Manifest) -> None:
-    """Print the files that cannot be used; those that are no recordings by their suffix are only counted."""
+def print_listing(manifest: Manifest) -> None:
+    """Print which files of the archive are not read at all."""
+    if manifest.doubt is not None:
+        print(f"detect: {printable(manifest.doubt)}")
+    for key, count in sorted(manifest.not_selected.items()):
+        print(f"detect: {count} files are not selected by {key}")
     unusable = manifest.unusable()
     beside = [key for key, _ in unusable if PurePosixPath(key).suffix in BESIDE_RECORDINGS]
     if beside:
@@ -180,7 +192,7 @@ def print_unusable(manifest: Manifest) -> None:
 
 def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> None:
     """Print what a run found, and what it could not use."""
-    stations = ", ".join(f"{name} {count}" for name, count in sorted(summary.by_station.items())[:20])
+    stations = ", ".join(f"{printable(name)} {count}" for name, count in sorted(summary.by_station.items())[:20])
     days = summary.covered_seconds / 86400
     kind = "trigger" if detection.coincidence_stations > 1 else "event"
     found = f"{summary.events} {kind}s" if summary.events else f"no {kind} found"
@@ -194,6 +206,8 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
         )
     quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
     _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
+    renamed = [f"{key}: {difference}" for key, difference in sorted(summary.renamed.items())]
+    _print_some(renamed, f"{summary.num_renamed} files are used under the codes of their paths, not of their headers")
     _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
     if summary.num_without_response:
         print(
@@ -206,6 +220,6 @@ def _print_some(lines: Iterable[str], title: str, *, where: str = "ledger/") -> 
     if lines:
         print(f"detect: {title}")
         for line in lines[:MAX_PRINTED_LINES]:
-            print(f"    {line}")
+            print(f"    {printable(line)}")
         if len(lines) > MAX_PRINTED_LINES:
             print(f"    and {len(lines) - MAX_PRINTED_LINES} more; {where} in the workspace lists all")

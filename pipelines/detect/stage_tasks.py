@@ -19,12 +19,22 @@ TASKS_AHEAD = 1.5
 
 @dataclass(frozen=True)
 class ShardTask:
-    """A shard as it is sent to a worker."""
+    """A shard as it is sent to a worker.
+
+    Attributes:
+        name: marker, file name.
+        start_ns, end_ns: the owned interval.
+        files: indexes into the batch's files of those that the interval and its context reach.
+    """
 
     name: MarkerName
     start_ns: int
     end_ns: int
     files: tuple[int, ...]
+
+    def owns(self, time_ns: int) -> bool:
+        """Return whether a time lies in the owned interval."""
+        return self.start_ns <= time_ns < self.end_ns
 
 
 @dataclass(frozen=True)
@@ -32,17 +42,21 @@ class BatchTask:
     """Successive shards of one channel group, and the files that they reach.
 
     Attributes:
+        layout: of the archive; the paths of the files say what it tells.
         location, band: of the channel group; `*` where the paths do not say.
         shards: in order of time.
         files: what they read.
         spans: for each file the (start, end) in nanoseconds of what is believed to be in it.
+        homes: for each file the time whose shard reports what concerns the whole file (see `Plan`).
     """
 
+    layout: str
     location: str
     band: str
     shards: tuple[ShardTask, ...]
     files: tuple[StoredObject, ...]
     spans: tuple[tuple[int, int], ...]
+    homes: tuple[int, ...]
 
 
 def tasks_of(plan: Plan, num_workers: int) -> Iterator[tuple[BatchTask, ...]]:
@@ -122,6 +136,7 @@ def _batch(shards: list[PlannedShard], plan: Plan) -> BatchTask:
         for shard in shards
     )
     spans = tuple((int(begin), int(end)) for begin, end in plan.spans[rows])
+    homes = tuple(plan.homes[rows].tolist())
     names = plan.files.take(pa.array(rows, pa.int64())).to_pydict()
     files = tuple(StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True))
-    return BatchTask(shards[0].location, shards[0].band, tasks, files, spans)
+    return BatchTask(plan.manifest.layout, shards[0].location, shards[0].band, tasks, files, spans, homes)

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import stat
 import tempfile
 import threading
 import time
@@ -31,6 +32,15 @@ MAX_ATTEMPTS = 10
 FIRST_WAIT_SECONDS = 0.1
 LONGEST_WAIT_SECONDS = 8.0
 LISTING_THREADS = 16
+
+
+# A file of which less than this share is stored has holes: reading them takes time that no recording is worth.
+_MIN_STORED_SHARE = 1 / 16
+_MIN_SPARSE_BYTES = 2**26
+
+
+class ObjectChanged(OSError):
+    """An object is no longer what the listing said: it was removed, cut short or replaced meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +110,12 @@ class Store:
         return _retry(fetch)
 
     def read_checked(self, item: StoredObject, start: int = 0, length: int | None = None) -> bytes:
-        """Return bytes of a listed object; a body shorter or longer than the listing says is asked for again."""
+        """Return bytes of a listed object; a body shorter or longer than the listing says is asked for again.
+
+        Raises:
+            ObjectChanged: the object is no longer the one that was listed; of a file that has grown, the bytes that
+                were listed are returned.
+        """
         left = max(item.size - start, 0)
         expected = left if length is None else min(length, left)
 
@@ -112,7 +127,22 @@ class Store:
                 )
             return content
 
-        return fetch() if self.is_local else _retry(fetch)
+        if self.is_local:
+            return _read_listed(self.full(item.path), item, start, expected)
+        try:
+            return _retry(fetch)
+        except _storage_errors():
+            self._check_unchanged(item)
+            raise
+
+    def _check_unchanged(self, item: StoredObject) -> None:
+        """Raise ObjectChanged where an object that cannot be read is not the one that was listed."""
+        try:
+            now = self.stat(item.path)
+        except FileNotFoundError:
+            raise ObjectChanged("it was removed after it was listed") from None
+        if (now.size, now.etag) != (item.size, item.etag):
+            raise ObjectChanged(f"it changed after it was listed with {item.size} bytes: it has {now.size}") from None
 
     def write(self, path: str, content: bytes) -> None:
         """Write an object atomically and durably."""
@@ -162,6 +192,7 @@ class Store:
         *,
         keep_folder: Callable[[str], bool] | None = None,
         unreadable: dict[str, str] | None = None,
+        follow_links: bool = True,
     ) -> Iterator[StoredObject]:
         """Yield every object below a folder, each folder listed once, several at a time, in sorted order of folders.
 
@@ -170,16 +201,20 @@ class Store:
         Args:
             prefix: folder relative to the root.
             keep_folder: called with each relative folder; False leaves it and all below it out.
-            unreadable: takes the files and folders of a disk that cannot be read, with the reason; without it a folder
-                that cannot be listed raises OSError.
+            unreadable: takes the files and folders of a disk that cannot be read or are not files, with the reason;
+                without it a folder that cannot be listed raises OSError.
+            follow_links: also those out of the store, which are unreadable otherwise.
         """
+        root = None if follow_links or not self.is_local else os.path.realpath(self.url)
         level, visited = [prefix], set[object]()
         links: list[str] = []
         while level:
             below: list[str] = []
             with ThreadPoolExecutor(LISTING_THREADS) as pool:
                 fresh = level if not self.is_local else self._unvisited(level, visited)
-                for files, folders, linked in pool.map(lambda folder: self._list_folder(folder, unreadable), fresh):
+                for files, folders, linked in pool.map(
+                    lambda folder: self._list_folder(folder, unreadable, root), fresh
+                ):
                     yield from files
                     below.extend(folder for folder in folders if keep_folder is None or keep_folder(folder))
                     links.extend(folder for folder in linked if keep_folder is None or keep_folder(folder))
@@ -237,11 +272,11 @@ class Store:
                     folder.rmdir()
 
     def _list_folder(
-        self, folder: str, unreadable: dict[str, str] | None
+        self, folder: str, unreadable: dict[str, str] | None, inside: str | None
     ) -> tuple[list[StoredObject], list[str], list[str]]:
         """Return a folder's files, its folders, and its links to folders."""
         if self.is_local:
-            return _list_local(self.full(folder), folder, unreadable)
+            return _list_local(self.full(folder), folder, unreadable, inside)
         root = self.url.removeprefix("s3://") + "/"
 
         def fetch() -> list[dict[str, Any]]:
@@ -359,8 +394,9 @@ def _local_object(path: str, status: os.stat_result) -> StoredObject:
 
 
 def _list_local(
-    absolute: str, folder: str, unreadable: dict[str, str] | None
+    absolute: str, folder: str, unreadable: dict[str, str] | None, inside: str | None
 ) -> tuple[list[StoredObject], list[str], list[str]]:
+    """Return a folder's files, its folders and its links to folders; links lead to below `inside` where it is given."""
     files: list[StoredObject] = []
     folders: list[str] = []
     links: list[str] = []
@@ -369,7 +405,10 @@ def _list_local(
             for entry in entries:
                 path = f"{folder}/{entry.name}" if folder else entry.name
                 try:
-                    if entry.is_dir():
+                    reason = None if unreadable is None else _not_a_file(entry, inside)
+                    if reason is not None and unreadable is not None:
+                        unreadable[path] = reason
+                    elif entry.is_dir():
                         (links if entry.is_symlink() else folders).append(path)
                     elif entry.is_file() and not entry.name.startswith(".partial-"):
                         files.append(_listed_file(entry, path, check=unreadable is not None))
@@ -387,6 +426,48 @@ def _list_local(
             raise
         unreadable[folder] = f"the folder cannot be listed: {_reason(error)}"
     return sorted(files, key=lambda item: item.path), sorted(folders), sorted(links)
+
+
+def _not_a_file(entry: os.DirEntry[str], inside: str | None) -> str | None:
+    """Return why an entry of a folder is not opened: where its link leads, or what it is; None where it can be."""
+    if entry.is_symlink():
+        try:
+            target = os.path.realpath(entry.path, strict=True)
+        except FileNotFoundError:
+            return f"it is a link to {os.readlink(entry.path)}, which does not exist"  # noqa: PTH115
+        if inside is not None and os.path.commonpath([inside, target]) != inside:
+            return f"it is a link out of the archive, to {target}; archive.follow_links true follows it"
+    mode = entry.stat().st_mode
+    if stat.S_ISDIR(mode):
+        return None
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        return f"it is {kinds.get(stat.S_IFMT(mode), 'a device')}, not a file"
+    size, stored = entry.stat().st_size, entry.stat().st_blocks * 512
+    if size >= _MIN_SPARSE_BYTES and stored < size * _MIN_STORED_SHARE:
+        return f"it is a sparse file: of its {size} bytes only {stored} are stored"
+    return None
+
+
+def _read_listed(absolute: str, item: StoredObject, start: int, length: int) -> bytes:
+    """Return bytes of a file of this machine, which may have become anything since it was listed."""
+    try:
+        handle = os.open(absolute, os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise ObjectChanged("it was removed after it was listed") from None
+    with open(handle, "rb", buffering=0) as file:  # noqa: PTH123
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ObjectChanged("it is not a file any more")
+        file.seek(start)
+        parts: list[bytes] = []
+        missing = length
+        while missing and (part := file.read(missing)):
+            parts.append(part)
+            missing -= len(part)
+        if missing:
+            size = os.fstat(handle).st_size
+            raise ObjectChanged(f"it changed after it was listed with {item.size} bytes: it has {size}")
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def _listed_file(entry: os.DirEntry[str], path: str, *, check: bool) -> StoredObject:

@@ -1,6 +1,7 @@
 """The tables that stages meet in: Arrow schemas, paths, and deterministic Parquet reading and writing.
 
     events/network=AW/station=VNA1/<shard>.parquet       embeddings/... and labels/... file by file as events/
+    availability/...                                     one row a channel, day and rate, file by file as events/
 
 Rows of a file are sorted by (onset, event_id). Metadata hold content hashes only.
 """
@@ -14,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
+from pipelines.workspace.outcomes import TIMED
 from pipelines.workspace.storage import Store, StoredObject, content_hash
 
 COMPONENTS = ("E", "N", "Z")
@@ -71,6 +73,25 @@ def labels_schema() -> pa.Schema:
             ("margin", pa.float32()),
             ("label", pa.string()),
             ("label_source", pa.string()),
+        ]
+    )
+
+
+def availability_schema() -> pa.Schema:
+    """Return the schema of availability/: one row a channel, UTC day and rate; seconds by outcome.
+
+    `location`, `channel` and `rate_hz` are null where nothing that was read tells them. A shard of less than a day
+    counts its own part of the day.
+    """
+    return pa.schema(
+        [
+            ("network", pa.string()),
+            ("station", pa.string()),
+            ("location", pa.string()),
+            ("channel", pa.string()),
+            ("day", pa.date32()),
+            ("rate_hz", pa.float64()),
+            *((f"{outcome}_seconds", pa.float64()) for outcome in TIMED),
         ]
     )
 

@@ -1,7 +1,9 @@
 """The listing of an archive that holds what cannot be read: the rest is used, and each of these has its reason."""
 
+import gzip
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -10,25 +12,31 @@ import obspy
 import pytest
 
 from pipelines import config as configuration
-from pipelines.archive.manifest import MANIFEST_PATH, build_manifest, read_manifest, write_manifest
+from pipelines.archive.manifest import MANIFEST_PATH, Manifest, build_manifest, read_manifest, write_manifest
+from pipelines.detect.stage_plan import count_days, plan_shards
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import check_readable, open_store
 
 SDS = "2022/XX/0101/HHZ.D/XX.0101..HHZ.D.2022.001"
 
 
-def write_day(root: Path, path: str) -> None:
-    """Write a file with a minute of one channel."""
-    trace = obspy.Trace(np.arange(1200, dtype=np.int32), {"network": "XX", "station": "0101", "channel": "HHZ"})
+def write_day(root: Path, path: str, *, start: str = "2022-01-01", network: str = "XX", station: str = "0101") -> None:
+    """Write a minute of one channel, at the end of a file."""
+    trace = obspy.Trace(np.arange(1200, dtype=np.int32), {"network": network, "station": station, "channel": "HHZ"})
     trace.stats.sampling_rate = 20.0
-    trace.stats.starttime = obspy.UTCDateTime(2022, 1, 1)
+    trace.stats.starttime = obspy.UTCDateTime(start)
     (root / path).parent.mkdir(parents=True, exist_ok=True)
-    trace.write(str(root / path), format="MSEED")
+    with (root / path).open("ab") as file:
+        trace.write(file, format="MSEED", reclen=512)
 
 
-def listed(root: Path, layout: str = "auto"):
+def manifest_of(root: Path, **settings: object) -> Manifest:
+    return build_manifest(open_store(str(root)), configuration.resolve({"archive": settings}).archive)
+
+
+def listed(root: Path, layout: str = "auto", **settings: object):
     """Return the keys that can be used, and the reasons of those that cannot."""
-    manifest = build_manifest(open_store(str(root)), configuration.resolve({"archive": {"layout": layout}}).archive)
+    manifest = manifest_of(root, layout=layout, **settings)
     return manifest.usable()["key"].to_pylist(), dict(manifest.unusable())
 
 
@@ -83,7 +91,7 @@ def test_odd_names_and_links_in_a_circle_do_no_harm(archive, tmp_path, layout):
     (archive / "above").symlink_to(archive)
     write_day(tmp_path, SDS.replace("001", "002"))
     (archive / "disk").symlink_to(tmp_path)
-    usable, unusable = listed(archive, layout)
+    usable, unusable = listed(archive, layout, follow_links=True)
     assert usable == [SDS, f"disk/{SDS.replace('001', '002')}"]
     assert unusable == {
         r"caf\xe9.txt": "its name is not UTF-8",
@@ -99,9 +107,103 @@ def test_a_damaged_manifest_is_made_anew(archive, tmp_path, capsys):
     for damaged in (content[:-100], b"", b"PAR1" + bytes(2000) + content[2004:]):
         workspace.write(MANIFEST_PATH, damaged)
         assert read_manifest(workspace) is None
-        assert f"{MANIFEST_PATH} is damaged and is made anew from the archive" in capsys.readouterr().out
+        assert f"{MANIFEST_PATH} is damaged and is made again from the archive" in capsys.readouterr().out
 
 
 def test_a_file_is_no_archive(archive):
     with pytest.raises(InputError, match=rf"the archive {archive / SDS} is a file; name the folder that holds it"):
         check_readable(open_store(str(archive / SDS)), what="archive")
+
+
+def test_only_recordings_below_the_archive_are_opened_and_the_rest_is_named(archive, tmp_path):
+    write_day(tmp_path, "elsewhere")
+    (archive / "dangling").symlink_to("nowhere")
+    (archive / "outside").symlink_to(tmp_path / "elsewhere")
+    (archive / "endless").symlink_to("/dev/zero")
+    (archive / "same").symlink_to(SDS)
+    os.mkfifo(archive / "pipe")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(archive / "socket"))
+    with (archive / "sparse").open("wb") as file:
+        file.truncate(2**40)
+    (archive / "nothing").touch()
+    usable, unusable = listed(archive, "flat")
+    assert usable == [SDS, "same"] or usable == ["same", SDS]
+    follow = "archive.follow_links true follows it"
+    assert unusable == {
+        "dangling": "it is a link to nowhere, which does not exist",
+        "outside": f"it is a link out of the archive, to {tmp_path / 'elsewhere'}; {follow}",
+        "endless": f"it is a link out of the archive, to /dev/zero; {follow}",
+        "pipe": "it is a named pipe, not a file",
+        "socket": "it is a socket, not a file",
+        "sparse": f"it is a sparse file: of its {2**40} bytes only 0 are stored",
+        "nothing": "the file is empty",
+    }
+    usable, unusable = listed(archive, "flat", follow_links=True)
+    assert sorted(usable) == [SDS, "outside", "same"]
+    assert unusable["endless"] == "it is a device, not a file"
+
+
+def test_a_layout_is_believed_only_where_the_headers_say_the_same(archive):
+    shutil.rmtree(archive / "2022")
+    for day in range(1, 9):
+        write_day(archive, f"XX.0101.2022.{day:03d}", start=f"2022-01-{day:02d}")
+    manifest = manifest_of(archive)
+    assert (manifest.layout, manifest.num_usable) == ("flat", 8)
+    assert "the paths look like earthscope, the headers do not" in manifest.doubt
+    assert set(manifest.usable()["station"].to_pylist()) == {"0101"}
+    for day in range(1, 9):
+        (archive / f"XX.0101.2022.{day:03d}").rename(archive / f"0101.XX.2022.{day:03d}")
+    manifest = manifest_of(archive)
+    assert (manifest.layout, manifest.num_usable, manifest.doubt) == ("earthscope", 8, None)
+    # Dates that are not those of the records: in doubt, the headers are read.
+    for day in range(1, 9):
+        (archive / f"0101.XX.2022.{day:03d}").rename(archive / f"0101.XX.2022.{day + 100:03d}")
+    assert manifest_of(archive).layout == "flat"
+
+
+def test_a_record_of_another_year_costs_the_plan_a_day_and_not_the_years_between(archive):
+    write_day(archive, SDS, start="1970-01-01T12:00:00")
+    manifest = manifest_of(archive, layout="flat")
+    assert (manifest.num_usable, manifest.num_listed) == (1, 1)
+    table = manifest.usable()
+    assert count_days(table) == 2
+    for interval, number in {"day": 2, "month": 2, "hour": 2}.items():
+        assert len(list(plan_shards(table, interval, before_ns=0, after_ns=0, settings={}))) == number
+
+
+def test_a_template_without_a_day_plans_what_the_headers_hold(archive):
+    shutil.rmtree(archive / "2022")
+    write_day(archive, "XX_0101_2022.mseed")
+    manifest = manifest_of(archive, layout="{network}_{station}_{year}.mseed")
+    assert count_days(manifest.usable()) == 1
+
+
+@pytest.mark.parametrize("year", ["0001", "1677", "2262", "9999"])
+def test_a_year_that_no_recording_has_is_a_name_that_does_not_fit(archive, year):
+    odd = SDS.replace("2022", year)
+    write_day(archive, odd)
+    usable, unusable = listed(archive, "sds")
+    assert usable == [SDS]
+    assert unusable == {odd: "its name does not fit archive.layout sds"}
+
+
+def test_files_that_are_not_selected_are_counted_by_the_key_that_leaves_them_out(archive):
+    for path in (SDS.replace("0101", "0102"), SDS.replace("HHZ", "HHN"), SDS.replace("001", "200")):
+        write_day(archive, path)
+    for layout in ("sds", "flat"):
+        settings = {"layout": layout, "station": "0101", "channel": "HHZ", "end": "2022-02-01"}
+        manifest = manifest_of(archive, **settings)
+        assert manifest.num_listed == manifest.num_usable + manifest.not_selected.total()
+    assert manifest_of(archive, layout="sds", station="0101", channel="HHZ", end="2022-02-01").not_selected == {
+        "archive.station": 1,
+        "archive.channel": 1,
+        "archive.end": 1,
+    }
+
+
+def test_a_gzipped_file_confirms_a_layout_too(archive):
+    content = (archive / SDS).read_bytes()
+    (archive / SDS).unlink()
+    (archive / f"{SDS}.gz").write_bytes(gzip.compress(content))
+    assert manifest_of(archive).layout == "sds"

@@ -192,7 +192,8 @@ def test_obspys_endless_pass_agrees_on_the_day_files(shared_data, tmp_path, name
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / name).symlink_to(shared_data / "dayfiles" / name)
     detection = {"band_hz": list(band), "trigger_components": "N", "merge_seconds": 0}
-    detect(tmp_path / "archive", tmp_path / "workspace", with_flags(detection=detection, archive={"layout": "flat"}))
+    links = {"layout": "flat", "follow_links": True}
+    detect(tmp_path / "archive", tmp_path / "workspace", with_flags(detection=detection, archive=links))
     stream = obspy.read(shared_data / "dayfiles" / name).select(component="N")
     rate = stream[0].stats.sampling_rate
     stream.merge()
@@ -224,7 +225,8 @@ def plan_of(days_by_station):
         for day in range(days)
     ]
     files = pa.table({name: [] for name in ("key", "size", "etag")})
-    return Plan(Manifest("sds", files), "day", files, np.zeros((0, 2), np.int64), shards, len(shards), [])
+    spans, homes = np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
+    return Plan(Manifest("sds", files), "day", files, spans, homes, shards, len(shards), [])
 
 
 def test_tasks_end_with_a_station_where_they_can():
