@@ -1,12 +1,16 @@
-"""Tell how far a detection is: shards done, running, failed, quarantined input, coverage, events a day, time left.
+"""Tell how far a detection is: shards done, running, failed, what became of the recordings, events a day, time left.
 
     firnline status WORKSPACE
+    firnline status WORKSPACE --json
     firnline status s3://bucket/workspace --plot
 
-`--plot` writes WORKSPACE/report/coverage.png as well. The ledger alone is read, so it works while a detection runs.
+`--json` prints totals by outcome for a program. `--plot` writes WORKSPACE/report/coverage.png as well. Only the ledger
+and the list of files are read, so it works while a detection runs.
 """
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,24 +22,49 @@ from pipelines.report.time_bins import BinnedCounts
 from pipelines.runtime.text import printable
 
 PLOT_PATH = "report/coverage.png"
-MOST_LINES = 40
+MAX_LINES = 40
 DAY_SECONDS = 86400
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `firnline status` and return its exit code."""
-    plot = {"plot": "draw coverage and events a day into the workspace's report/coverage.png"}
-    return run_job("status", ["WORKSPACE"], argv, status, switches=plot)
+    switches = {
+        "json": "print totals by outcome as JSON",
+        "plot": "draw coverage and events a day into the workspace's report/coverage.png",
+    }
+    return run_job("status", ["WORKSPACE"], argv, status, switches=switches)
 
 
 def status(arguments: Arguments) -> None:
     """Read the ledger and print it."""
     workspace = arguments.workspace(0, write="plot" in arguments.switches)
     found = read_status(workspace.store)
-    print(describe(found))
+    as_json = "json" in arguments.switches
+    print(json.dumps(totals(found), indent=2, sort_keys=True) if as_json else describe(found))
     if "plot" in arguments.switches:
         workspace.store.write(PLOT_PATH, draw(found))
-        print(f"coverage and events a day: {workspace.store.full(PLOT_PATH)}")
+        if not as_json:
+            print(f"coverage and events a day: {workspace.store.full(PLOT_PATH)}")
+
+
+def totals(found: DetectionStatus) -> dict[str, Any]:
+    """Return the totals: shards, events, and samples, channel-seconds and files by outcome."""
+    return {
+        "shards": {
+            "planned": found.planned,
+            "done": found.done,
+            "running": found.running,
+            "failed": found.failed,
+            "without_account": found.totals.num_unknown,
+        },
+        "events": found.num_events,
+        "gaps": found.gaps,
+        "samples": dict(found.totals.samples),
+        "seconds": {outcome: round(seconds, 6) for outcome, seconds in found.totals.seconds.items()},
+        "files": dict(found.totals.files) | {"cannot be used": found.unusable, "not selected": found.not_selected},
+        "quarantined": found.quarantined,
+        "renamed": {key: {"headers": was, "used": used} for key, (was, used) in found.renamed.items()},
+    }
 
 
 def describe(found: DetectionStatus) -> str:
@@ -50,6 +79,8 @@ def describe(found: DetectionStatus) -> str:
         f"blanked after gaps: {_duration(found.blanked_seconds)} in all channels",
         f"quarantined: {len(found.quarantined)} files",
     ]
+    sentence = found.totals.sentence()
+    lines[2:2] = [f"recordings: {sentence}"] if sentence is not None else []
     lines += [printable(f"    {key}: {reasons[0]}") for key, reasons in sorted(found.quarantined.items())[:10]]
     if found.renamed:
         lines.append(f"used under the codes of their paths, not of their headers: {len(found.renamed)} files")
@@ -57,14 +88,15 @@ def describe(found: DetectionStatus) -> str:
         lines += [printable(f"    {key}: headers say {was}, used as {used}") for key, (was, used) in differences]
     lines += [printable(f"failed: {shard}: {reason}") for shard, reason in found.failures[:10]]
     rows = [
-        f"{station:<12} {day}  {100 * found.share_covered(station, day):6.2f} %  {found.events[station][day]:6d} events"
+        f"{printable(station):<12} {day}  {100 * found.share_covered(station, day):6.2f} %  "
+        f"{found.events[station][day]:6d} events"
         for station in sorted(found.coverage)
         for day in sorted(found.coverage[station])
     ]
     lines += ["", f"{'station':<12} {'day':<10}  covered"] if rows else []
-    lines += rows[:MOST_LINES]
-    if len(rows) > MOST_LINES:
-        lines.append(f"and {len(rows) - MOST_LINES} more station-days; --plot draws all")
+    lines += rows[:MAX_LINES]
+    if len(rows) > MAX_LINES:
+        lines.append(f"and {len(rows) - MAX_LINES} more station-days; --plot draws all")
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from pipelines.archive.clock import Clock, joined, sample_time
 from pipelines.archive.headers import LEAP_INSERTED, STARTS_IN_LEAP
 from pipelines.archive.rates import merge_rates
 from pipelines.archive.records import Run
+from pipelines.workspace.outcomes import Outcome
 
 Array = np.ndarray[Any, Any]
 
@@ -135,6 +136,14 @@ class Segment:
         return self.time_at(self.num_samples)
 
 
+class Dropped(NamedTuple):
+    """Samples that are not used and follow each other: why, and when they are."""
+
+    outcome: Outcome
+    clock: Clock
+    num_samples: int
+
+
 @dataclass
 class Continuity:
     """A channel's segments in order of time, and what was done to get them.
@@ -146,6 +155,7 @@ class Continuity:
         conflicting_samples: samples of times with several values, all of them; they are treated as absent.
         superseded_samples: samples of a lower version where a higher one was there.
         bad_samples: samples that were not finite.
+        dropped: the samples of these four counts again, each stretch of them with its times.
     """
 
     segments: list[Segment] = field(default_factory=list)
@@ -154,6 +164,11 @@ class Continuity:
     conflicting_samples: int = 0
     superseded_samples: int = 0
     bad_samples: int = 0
+    dropped: list[Dropped] = field(default_factory=list)
+
+    def drop(self, outcome: Outcome, clock: Clock, spans: Iterable[tuple[int, int]]) -> None:
+        """Note which of the samples that a clock gives the times of are dropped."""
+        self.dropped += [Dropped(outcome, clock.part(begin, end), end - begin) for begin, end in spans if end > begin]
 
 
 def assemble(runs: Iterable[Run], *, rate_hz: float, tolerance_samples: float = 0.5) -> Continuity:
@@ -190,13 +205,13 @@ def assemble(runs: Iterable[Run], *, rate_hz: float, tolerance_samples: float = 
     return result
 
 
-def uncovered(segments: Iterable[Segment], others: Sequence[Segment]) -> tuple[list[Segment], int]:
-    """Return the parts of segments at whose time no other segment has samples, and how many samples are dropped.
+def uncovered(segments: Iterable[Segment], others: Sequence[Segment]) -> tuple[list[Segment], list[Dropped]]:
+    """Return the parts of segments at whose time no other segment has samples, and the samples that are dropped.
 
     A sample is dropped where it lies less than half a sample interval outside another segment, or inside it.
     """
     kept: list[Segment] = []
-    num_dropped = 0
+    dropped: list[Dropped] = []
     for segment in segments:
         half_ns = round(0.5e9 / segment.rate_hz)
         spans = []
@@ -211,11 +226,13 @@ def uncovered(segments: Iterable[Segment], others: Sequence[Segment]) -> tuple[l
             kept.append(segment)
             continue
         spans = _union(spans)
-        num_dropped += sum(end - begin for begin, end in spans)
+        dropped += [
+            Dropped(Outcome.OTHER_COMPONENT, segment.clock.part(begin, end), end - begin) for begin, end in spans
+        ]
         bounds = [0, *(edge for span in spans for edge in span), segment.num_samples]
         pairs = zip(bounds[::2], bounds[1::2], strict=True)
         kept += [_slice(segment, begin, end) for begin, end in pairs if end > begin]
-    return kept, num_dropped
+    return kept, dropped
 
 
 def _in_order(runs: Sequence[Run], interval_ns: float, tolerance: float) -> Iterator[Run]:
@@ -317,12 +334,16 @@ class _Growing:
         parts = _parts(self.pieces, self.firsts, first, first + count)
         differing = np.flatnonzero(np.concatenate(parts) != run.data[:count])
         conflicting = 0
+        spans: list[tuple[int, int]] = []
         if len(differing):
             breaks = np.flatnonzero(np.diff(differing) > max(self.rate_hz, 1.0))
             begins = differing[np.concatenate([[0], breaks + 1])]
             ends = differing[np.concatenate([breaks, [len(differing) - 1]])] + 1
-            self.bad += [(first + int(b), first + int(e)) for b, e in zip(begins, ends, strict=True)]
+            spans = list(zip(begins.tolist(), ends.tolist(), strict=True))
+            self.bad += [(first + begin, first + end) for begin, end in spans]
             conflicting = int((ends - begins).sum())
+            result.drop(Outcome.CONFLICTING, run.clock, spans)
+        result.drop(Outcome.DUPLICATE, run.clock, _between(spans, 0, count))
         result.conflicting_samples += conflicting
         result.duplicate_samples += count - conflicting
         if len(run.data) > overlap:
@@ -346,6 +367,8 @@ class _Growing:
             return [whole]
         absent = _union(spans)
         result.bad_samples += sum(end - begin for begin, end in absent) - sum(end - begin for begin, end in conflicting)
+        result.drop(Outcome.CONFLICTING, clock, conflicting)
+        result.drop(Outcome.NOT_FINITE, clock, _without(absent, conflicting))
         bounds = [0, *(edge for span in absent for edge in span), self.length]
         return [_slice(whole, begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True) if end > begin]
 
@@ -384,6 +407,23 @@ def _union(spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
     return merged
 
 
+def _between(spans: Sequence[tuple[int, int]], first: int, last: int) -> Iterator[tuple[int, int]]:
+    """Yield what spans, in order and apart, leave of `[first, last)`."""
+    edges = [first, *(edge for span in spans for edge in span), last]
+    yield from zip(edges[::2], edges[1::2], strict=True)
+
+
+def _without(spans: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield what is left of spans without others, each of which lies within one of them; both in order and apart."""
+    index = 0
+    for first, last in spans:
+        inside = []
+        while index < len(others) and others[index][0] < last:
+            inside.append(others[index])
+            index += 1
+        yield from _between(inside, first, last)
+
+
 def _choose_versions(runs: list[Run], interval_ns: float, result: Continuity) -> list[Run]:
     """Cut out of each run what a higher version covers to within half a sample."""
     versions = sorted({run.version for run in runs}, reverse=True)
@@ -419,5 +459,6 @@ def _uncovered(run: Run, begins: Array, ends: Array, half_ns: int, result: Conti
     indexes = run.clock.indexes_from(edges, len(run.data)).tolist()
     spans = _union([(begin, end) for begin, end in zip(indexes[::2], indexes[1::2], strict=True) if end > begin])
     result.superseded_samples += sum(end - begin for begin, end in spans)
+    result.drop(Outcome.SUPERSEDED, run.clock, spans)
     bounds = [0, *(edge for span in spans for edge in span), len(run.data)]
     return [run.part(begin, end) for begin, end in zip(bounds[::2], bounds[1::2], strict=True) if end > begin]

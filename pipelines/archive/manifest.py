@@ -63,7 +63,8 @@ class Manifest:
     Attributes:
         layout: the layout that was used, never `auto`.
         table: rows as in SCHEMA; `location` and `band` are `*` where the path does not say, `reason` tells why a file
-            or folder cannot be used (its other columns are then empty), `channels` the codes that the headers hold
+            or folder cannot be used (its other columns are then empty, but for what its path says of network and
+            station), `channels` the codes that the headers hold
             (null in layouts that name the channel).
         num_listed: objects that were listed: those that can be used, those that cannot, and those not selected.
         not_selected: of those, how many each configuration key leaves out.
@@ -168,6 +169,13 @@ def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
 
     None where there is none, one of other columns, or a damaged one: all that it holds is read from the archive again.
     """
+    table = _read(workspace)
+    if table is None:
+        return None
+    return (table.schema.metadata or {}).get(LAYOUT_KEY, b"").decode(), table.replace_schema_metadata(None)
+
+
+def _read(workspace: Store) -> pa.Table | None:
     try:
         content = workspace.read(MANIFEST_PATH)
     except FileNotFoundError:
@@ -180,7 +188,16 @@ def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
         return None
     if table.schema.names != SCHEMA.names:
         return None
-    return (table.schema.metadata or {}).get(LAYOUT_KEY, b"").decode(), table.replace_schema_metadata(None)
+    return table
+
+
+def read_listing(workspace: Store) -> tuple[int, dict[str, int]]:
+    """Return how many files of the last listing cannot be used, and how many each configuration key leaves out."""
+    kept = _read(workspace)
+    if kept is None:
+        return 0, {}
+    listing = json.loads((kept.schema.metadata or {}).get(LISTING_KEY, b"{}"))
+    return kept.num_rows - kept["reason"].null_count, listing.get("not_selected", {})
 
 
 def write_manifest(workspace: Store, manifest: Manifest) -> None:
@@ -267,10 +284,10 @@ def _named_part(
         if left_out is not None:
             manifest.not_selected[left_out] += 1
             continue
+        row |= {"network": info.network, "station": info.station}
         if not item.size:
             rows.append(row | {"reason": EMPTY})
             continue
-        row |= {"network": info.network, "station": info.station}
         row["location"] = ANY if info.location is None else info.location
         row["band"] = ANY if info.channel is None else info.channel[:2]
         rows.append(row | {"start_ns": begin, "end_ns": end})

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, decode, record_boundary
 from pipelines.archive.sample_counts import Drop, SampleCounts
-from pipelines.workspace.storage import Store, StoredObject
+from pipelines.workspace.storage import ObjectChanged, Store, StoredObject
 
 PIECE_BYTES = 32 * 2**20
 AHEAD_BYTES = 16 * 2**20
@@ -122,11 +122,14 @@ class FileReader:
 
     def spans(self) -> Iterator[Span]:
         """Yield the time that the file holds of each channel, and what could not be read."""
-        for _, decoded in self._decode_pieces():
-            for run in decoded.runs:
-                yield Span(run.channel, run.start_ns, run.end_ns)
-            for problem in decoded.problems:
-                yield Span(None, problem=problem)
+        try:
+            for _, decoded in self._decode_pieces():
+                for run in decoded.runs:
+                    yield Span(run.channel, run.start_ns, run.end_ns)
+                for problem in decoded.problems:
+                    yield Span(None, problem=problem)
+        except ObjectChanged as error:
+            yield Span(None, problem=str(error))
 
     def _index(self) -> None:
         """Decode all pieces once: note what each holds, and keep the samples where there is one piece only."""
@@ -135,20 +138,24 @@ class FileReader:
         whole: list[Run] | None = None
         extent: tuple[int, int] | None = None
         num_strays = 0
-        for piece, decoded in self._decode_pieces():
-            num_strays += self._believe(decoded)
-            for problem in decoded.problems:
-                told.report(problem)
-            told.num_problems += decoded.num_problems - len(decoded.problems)
-            told.damaged_bytes += decoded.damaged_bytes
-            for channel, counts in decoded.counts.items():
-                told.counts.setdefault(channel, SampleCounts()).add(counts)
-            begin = end = 0
-            if decoded.runs:
-                begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
-                extent = (begin, end) if extent is None else (min(begin, extent[0]), max(end, extent[1]))
-            whole = decoded.runs if not pieces else None
-            pieces.append(replace(piece, start_ns=begin, end_ns=end))
+        try:
+            for piece, decoded in self._decode_pieces():
+                num_strays += self._believe(decoded)
+                for problem in decoded.problems:
+                    told.report(problem)
+                told.num_problems += decoded.num_problems - len(decoded.problems)
+                told.damaged_bytes += decoded.damaged_bytes
+                for channel, counts in decoded.counts.items():
+                    told.counts.setdefault(channel, SampleCounts()).add(counts)
+                begin = end = 0
+                if decoded.runs:
+                    begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
+                    extent = (begin, end) if extent is None else (min(begin, extent[0]), max(end, extent[1]))
+                whole = decoded.runs if not pieces else None
+                pieces.append(replace(piece, start_ns=begin, end_ns=end))
+        except ObjectChanged as error:
+            # What was read before that is used; the next run lists the file as it is then.
+            told.report(f"{error}; the rest is not read")
         if num_strays:
             told.problems.insert(
                 0, f"{num_strays} samples lie more than archive.spill_seconds from the time in its name"

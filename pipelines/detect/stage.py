@@ -12,8 +12,10 @@ from pipelines.detect.stage_shard import MAX_ATTEMPTS
 from pipelines.detect.stage_summary import (
     DetectionSummary,
     Progress,
+    find_empty_stations,
     is_logged,
     log_detection,
+    print_empty_stations,
     print_listing,
     print_summary,
     read_summary,
@@ -42,14 +44,15 @@ def detect_events(
         num_workers: shards that are detected at the same time.
 
     Raises:
-        StageFailed: a shard failed twice; all others are done.
+        StageFailed: a shard failed twice, or a station that has files gives nothing; all others are done.
     """
     manifest = archive.manifest
     plan = make_plan(manifest, workspace, config, archive.stationxml_hash)
     workspace.update_state(shard_interval=plan.interval, archive=archive.store.url, layout=manifest.layout)
     write_manifest(workspace.store, manifest)
     table, ledger = destination(config.detection)
-    remove_stale(workspace.store, table, ledger, plan.stale, (shard.name for shard in plan.pending))
+    to_do = (shard.name for shard in plan.pending)
+    remove_stale(workspace.store, table, ledger, plan.stale, to_do, beside=["availability"])
     done = plan.num_shards - len(plan.pending)
     print(
         f"detect: {manifest.num_usable} files ({printable(manifest.layout)}); "
@@ -63,8 +66,8 @@ def detect_events(
         detect_shards(archive, workspace.store, config, plan, progress)
     if ledger == "trigger":
         choices = plan_choices(workspace.store, config.detection, plan.interval, summary.failed_names)
-        to_do = [chosen for task in choices.tasks for _, chosen in task.shards]
-        remove_stale(workspace.store, "events", "detect", choices.stale, to_do)
+        to_choose = [chosen for task in choices.tasks for _, chosen in task.shards]
+        remove_stale(workspace.store, "events", "detect", choices.stale, to_choose)
         progress = Progress(workspace.store, plan, summary, "detect", num_workers)
         choose_events(workspace.store, config, choices, progress)
     if plan.pending or summary.chosen is not None:
@@ -75,8 +78,17 @@ def detect_events(
         if tracking is not None and not is_logged(workspace.store):
             # An earlier run did the work and was lost before it could log it to MLflow.
             log_detection(tracking, workspace, config, manifest, read_summary(workspace.store, ledger), seconds=0.0)
+    empty = find_empty_stations(workspace.store, ledger, manifest, summary)
+    print_empty_stations(empty)
     if summary.failed:
         shard, reason = summary.failed[0]
         more = f" and {len(summary.failed) - 1} more" if len(summary.failed) > 1 else ""
         raise StageFailed(f"shard {shard}{more} failed after {MAX_ATTEMPTS} attempts: {reason}")
+    if empty and not config.archive.allow_empty_stations:
+        station, num_files = next(iter(empty.items()))
+        more = f" and {len(empty) - 1} more stations" if len(empty) > 1 else ""
+        raise StageFailed(
+            f"station {station}{more}: nothing in {num_files} files can be used; the lines above say why "
+            "(archive.allow_empty_stations true accepts that)"
+        )
     return summary

@@ -6,7 +6,7 @@ A day is read in whole, whatever part of it a shard owns, so that what a day hol
 import functools
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from pipelines.archive.codes import name_channels
 from pipelines.archive.continuity import Segment, assemble, channel_groups, uncovered
@@ -16,10 +16,12 @@ from pipelines.archive.reading import FileReader
 from pipelines.archive.records import Channel, Run
 from pipelines.config import Config
 from pipelines.config.archive import ArchiveSettings
+from pipelines.detect.account import FileAccount, Recording, account_of_file, stretch_of
 from pipelines.detect.anchored import Pass, component_letter, context_seconds, find_onsets, split_days
 from pipelines.detect.response import GroupResponses, Responses
 from pipelines.detect.stage_tasks import BatchTask
 from pipelines.workspace.ledger import MarkerName
+from pipelines.workspace.outcomes import Outcome
 from pipelines.workspace.storage import Store
 
 IO_THREADS = 8
@@ -60,6 +62,8 @@ class Day:
         passes: of each group, the anchored pass, which goes on in another thread.
         quarantined: by file of the batch, what could not be read in it and why.
         renamed: by file of the batch, (headers' codes, codes used) where they differ.
+        files: by file of the batch, what becomes of it.
+        recordings: every channel and rate that was read, and what becomes of its samples.
         skipped: groups and channels that nothing can be detected in, and why.
     """
 
@@ -68,6 +72,8 @@ class Day:
     passes: list[Future[Pass]] = field(default_factory=list)
     quarantined: dict[int, list[str]] = field(default_factory=dict)
     renamed: dict[int, list[tuple[Channel, Channel]]] = field(default_factory=dict)
+    files: dict[int, FileAccount] = field(default_factory=dict)
+    recordings: list[Recording] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
     @property
@@ -87,6 +93,12 @@ def io_threads() -> ThreadPoolExecutor:
 def _scan_thread() -> ThreadPoolExecutor:
     """Return the thread of this process that scans a day while the next one is decoded."""
     return ThreadPoolExecutor(1, thread_name_prefix="firnline-scan")
+
+
+def _is_selected(archive: ArchiveSettings, codes: Channel) -> bool:
+    """Return whether the section `archive` selects a channel."""
+    patterns = (archive.network, archive.station, archive.location, archive.channel)
+    return all(code_matcher(pattern)(code) for pattern, code in zip(patterns, codes, strict=True))
 
 
 @dataclass(frozen=True)
@@ -114,13 +126,12 @@ class _Wanted:
             and codes.station == self.name.station
             and self.location in (ANY, codes.location)
             and self.band in (ANY, codes.channel[:2])
-            and code_matcher(self.archive.location)(codes.location)
-            and code_matcher(self.archive.channel)(codes.channel)
+            and _is_selected(self.archive, codes)
         )
 
 
 @lru_cache(maxsize=4096)
-def _path_info(layout: str, path: str) -> PathInfo | None:
+def path_info(layout: str, path: str) -> PathInfo | None:
     """Return what a file's path says; None in a flat folder."""
     return None if layout == "flat" else path_parser(layout)(path)
 
@@ -135,7 +146,7 @@ class DayReader:
     def __init__(self, archive: Store, config: Config, responses: Responses, batch: BatchTask) -> None:
         self.archive, self.config, self.batch = archive, config, batch
         self.responses = responses
-        self.paths = [_path_info(batch.layout, item.path) for item in batch.files]
+        self.paths = [path_info(batch.layout, item.path) for item in batch.files]
         self.readers: dict[int, FileReader] = {}
         self.current: Day | None = None
         self.next: Day | None = None
@@ -172,7 +183,14 @@ class DayReader:
         self._fetch_ahead(low, next_high)
         runs, day = self._read(anchor_ns, low, high)
         for (codes, rate_hz), channels in channel_groups(runs).items():
-            group = self._assemble(codes, rate_hz, channels, day)
+            recordings = {
+                channel: Recording(Channel(*codes[:3], channel), rate_hz, [stretch_of(run) for run in found])
+                for channel, found in channels.items()
+            }
+            group = self._assemble(codes, rate_hz, channels, recordings, day)
+            for recording in recordings.values():
+                recording.check()
+            day.recordings += recordings.values()
             if group is None:
                 continue
             day.groups.append(group)
@@ -217,7 +235,14 @@ class DayReader:
             reader = self._reader(index)
             reader.forget_before(low)
             decoded = reader.read(low, high)
-            naming = name_channels(self.paths[index], {run.channel for run in decoded.runs})
+            naming = name_channels(self.paths[index], [codes for codes in decoded.counts if codes is not None])
+            day.files[index] = account_of_file(
+                self.batch.files[index].path,
+                decoded,
+                naming,
+                is_wanted=reader.wanted,
+                is_selected=partial(_is_selected, self.config.archive),
+            )
             runs += [
                 part if part.channel == codes else replace(part, channel=codes)
                 for run in decoded.runs
@@ -233,39 +258,54 @@ class DayReader:
         return runs, day
 
     def _assemble(
-        self, codes: tuple[str, str, str, str], rate_hz: float, channels: dict[str, list[Run]], day: Day
+        self,
+        codes: tuple[str, str, str, str],
+        rate_hz: float,
+        channels: dict[str, list[Run]],
+        recordings: dict[str, Recording],
+        day: Day,
     ) -> ChannelGroup | None:
+        """Return a channel group's segments; None where nothing can be detected.
+
+        The recordings take what becomes of their samples; what is not used at all is named in `day.skipped`.
+        """
         name = f"{'.'.join(codes)} at {rate_hz:g} Hz"
         detection = self.config.detection
         if detection.band_hz[1] >= rate_hz / 2:
             day.skipped.append(f"{name}: detection.band_hz reaches {detection.band_hz[1]:g} Hz, not below Nyquist")
+            _drop_all(recordings, Outcome.RATE)
             return None
         num_sta, num_lta = detection.average_samples(rate_hz)
         if num_sta >= num_lta:
             day.skipped.append(f"{name}: detection.sta_seconds and lta_seconds are {num_sta} and {num_lta} samples")
+            _drop_all(recordings, Outcome.RATE)
             return None
         group = ChannelGroup(codes, rate_hz, self.responses.of_group(*codes[:3]))
         for channel in sorted(channels, key=lambda code: (_BY_PRECEDENCE.get(code[-1:], 9), code)):
             letter = component_letter(channel)
             if not letter:
                 day.skipped.append(f"{name}: {channel} is not a component E, N, Z, 1, 2 or 3")
+                recordings[channel].drop_all(Outcome.NO_COMPONENT)
                 continue
             problem = group.responses.problem(channel)
             if problem:
                 day.skipped.append(f"{name}: {channel} cannot be converted to m/s: {problem}")
+                recordings[channel].drop_all(Outcome.NO_SENSITIVITY)
                 continue
             continuity = assemble(
                 channels[channel], rate_hz=rate_hz, tolerance_samples=self.config.archive.time_tolerance_samples
             )
             before = [code for code in group.segments if component_letter(code) == letter]
             others = [segment for code in before for segment in group.segments[code]]
-            segments, num_dropped = uncovered(continuity.segments, others)
+            segments, covered = uncovered(continuity.segments, others)
+            num_dropped = sum(part.num_samples for part in covered)
             if num_dropped:
                 day.skipped.append(
                     f"{name}: {channel} is the same component as {' and '.join(before)} and is used only where that "
                     "has no samples"
                 )
             group.segments[channel] = segments
+            recordings[channel].use(segments, [*continuity.dropped, *covered])
             counts = {
                 "duplicate_samples": continuity.duplicate_samples,
                 "conflicting_samples": continuity.conflicting_samples,
@@ -278,4 +318,12 @@ class DayReader:
             detection.trigger_components
         ):
             day.skipped.append(f"{name}: no component of detection.trigger_components {detection.trigger_components}")
+            _drop_all(recordings, Outcome.NO_TRIGGER_COMPONENT)
         return group if group.segments else None
+
+
+def _drop_all(recordings: dict[str, Recording], outcome: Outcome) -> None:
+    """Let the samples of a channel group end in one outcome, but for those that have ended in another."""
+    for recording in recordings.values():
+        if recording.segments or not recording.dropped:
+            recording.drop_all(outcome)

@@ -28,6 +28,7 @@ ALGORITHM_VERSION = 4
 MAX_DAY_SHARDS = 100_000
 
 NOWHERE = -(2**63)
+_GROUP = ["network", "station", "location", "band"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,9 @@ class Plan:
         interval: hour, day, week or month.
         files: key, size and etag of the manifest's usable rows.
         spans: (files, 2) int64, start and end of what each is believed to hold.
-        homes: (files,) int64, a time within each file: the shard that owns it reports what concerns the whole file;
-            NOWHERE where another row of the same file has that time.
+        homes: (files,) int64, a time within each file: the shard that owns it accounts for what concerns the file as a
+            whole; NOWHERE where another row of the same file and channel group has that time.
+        first: (files,) bool, whether a row is the first of its file.
         pending: shards without a marker.
         num_shards: shards in all.
         stale: markers of shards that are to be redone or no longer exist.
@@ -70,6 +72,7 @@ class Plan:
     files: pa.Table
     spans: np.ndarray[Any, Any]
     homes: np.ndarray[Any, Any]
+    first: np.ndarray[Any, Any]
     pending: list[PlannedShard]
     num_shards: int
     stale: list[MarkerName]
@@ -87,11 +90,7 @@ def choose_interval(table: pa.Table) -> str:
 
 def count_days(table: pa.Table) -> int:
     """Return how many UTC days the channel groups of a manifest hold, those without files not counted."""
-    codes = [table[name].combine_chunks().dictionary_encode() for name in ("network", "station", "location", "band")]
-    group = np.zeros(table.num_rows, np.int64)
-    for code in codes:
-        group = group * (len(code.dictionary) + 1) + code.indices.to_numpy(zero_copy_only=False)
-    group = np.unique(group, return_inverse=True)[1].astype(np.int64)
+    group = _numbers(table, _GROUP)
     first = table["start_ns"].to_numpy() // DAY_NS
     last = -(-table["end_ns"].to_numpy() // DAY_NS)
     order = np.lexsort((first, group))
@@ -133,24 +132,44 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
             pending.append(shard)
     files = table.select(["key", "size", "etag"])
     spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
-    homes = _homes(table, first, last)
-    stale = sorted(done - kept, key=str)
-    return Plan(manifest, interval, files, spans, homes, pending, len(kept) + len(pending), stale)
+    return Plan(
+        manifest=manifest,
+        interval=interval,
+        files=files,
+        spans=spans,
+        homes=_homes(table, first, last),
+        first=_is_first(_numbers(table, ["key"])),
+        pending=pending,
+        num_shards=len(kept) + len(pending),
+        stale=sorted(done - kept, key=str),
+    )
 
 
 def _homes(table: pa.Table, start_ns: int | None, end_ns: int | None) -> np.ndarray[Any, Any]:
-    """Return the middle of what is read of each file, on the first of its rows."""
+    """Return the middle of what is read of each file, on its first row of each channel group."""
     starts, ends = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
     low = starts if start_ns is None else np.maximum(starts, start_ns)
     high = ends if end_ns is None else np.minimum(ends, end_ns)
-    homes: np.ndarray[Any, Any] = low + np.maximum(high - low - 1, 0) // 2
-    keys = table["key"].combine_chunks().dictionary_encode()
-    if len(keys.dictionary) < len(keys):
-        _, first = np.unique(keys.indices.to_numpy(), return_index=True)
-        again = np.ones(len(keys), bool)
-        again[first] = False
-        homes[again] = NOWHERE
+    first = _is_first(_numbers(table, ["key", *_GROUP]))
+    homes: np.ndarray[Any, Any] = np.where(first, low + np.maximum(high - low - 1, 0) // 2, NOWHERE)
     return homes
+
+
+def _numbers(table: pa.Table, columns: list[str]) -> np.ndarray[Any, Any]:
+    """Return a number for each row, the same where all columns are: (rows,) int64."""
+    numbers = np.zeros(table.num_rows, np.int64)
+    for name in columns:
+        codes = table[name].combine_chunks().dictionary_encode()
+        numbers = numbers * (len(codes.dictionary) + 1) + codes.indices.to_numpy(zero_copy_only=False)
+        numbers = np.unique(numbers, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def _is_first(numbers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return where each number is for the first time: (rows,) bool."""
+    first = np.zeros(len(numbers), bool)
+    first[np.unique(numbers, return_index=True)[1]] = True
+    return first
 
 
 def plan_shards(

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -40,22 +40,23 @@ class BatchDetector:
     def begin(self, shard: ShardTask) -> Future[dict[str, Any]]:
         """Detect one shard; its rows become durable, and then its marker is written, in the background."""
         began = time.perf_counter()
-        report = ShardReport()
-        table, ledger = destination(self.config.detection)
+        config, reader = self.config, self.reader
+        selected_ns = (reader.first_ns, reader.last_ns)
+        report = ShardReport(shard, self.batch, config.detection.lta_seconds, selected_ns)
+        table, ledger = destination(config.detection)
         path = tables.shard_path(table, shard.name.network, shard.name.station, shard.name.shard)
-        schema = tables.events_schema(self.config.window.num_samples)
+        schema = tables.events_schema(config.window.num_samples)
         rows, publish = tables.prepare_batches(self.workspace, path, schema, self._batches(shard, report))
-        content = report.content(shard, self.batch, num_rows=rows, seconds=time.perf_counter() - began)
+        content = report.content(num_rows=rows, seconds=time.perf_counter() - began)
         if ledger == "trigger":
             content["onsets_ns"] = report.onsets_ns
-        return io_threads().submit(
-            _publish, self.workspace, path if not rows else None, publish, ledger, shard.name, content
-        )
+        finished = _Finished(shard.name, ledger, publish if rows else None, path, report.availability(), content)
+        return io_threads().submit(_publish, self.workspace, finished)
 
     def _batches(self, shard: ShardTask, report: ShardReport) -> Iterator[pa.RecordBatch]:
         for anchor_ns, start_ns, end_ns in split_days(shard.start_ns, shard.end_ns):
             day = self.reader.day(anchor_ns)
-            report.add_day(day, shard, self.batch, (start_ns, end_ns), lta_seconds=self.config.detection.lta_seconds)
+            report.add_day(day, start_ns, end_ns)
             owned = owned_onsets(day, start_ns, end_ns)
             report.onsets_ns += [onset.onset_ns for onset, _, _ in owned]
             for first in range(0, len(owned), MAX_ONSETS_PER_CUT):
@@ -64,20 +65,38 @@ class BatchDetector:
             del day, owned
 
 
-def _publish(
-    workspace: Store,
-    empty: str | None,
-    publish: Callable[[], None],
-    ledger: str,
-    name: MarkerName,
-    content: dict[str, Any],
-) -> dict[str, Any]:
-    """Make a shard's file durable, or remove the `empty` shard's of an earlier run, then write the marker."""
-    publish()
-    if empty is not None:
-        workspace.remove(empty)
-    write_marker(workspace, ledger, name, content)
-    return content
+@dataclass(frozen=True)
+class _Finished:
+    """A shard that is detected and not yet durable.
+
+    Attributes:
+        name, ledger: of its marker.
+        publish: makes its rows durable; None where it has none.
+        path: of its rows.
+        availability: its rows of availability/.
+        content: of its marker.
+    """
+
+    name: MarkerName
+    ledger: str
+    publish: Callable[[], None] | None
+    path: str
+    availability: pa.Table
+    content: dict[str, Any]
+
+
+def _publish(workspace: Store, finished: _Finished) -> dict[str, Any]:
+    """Make a shard's files durable, or remove those of an earlier run where it has no rows, then write the marker."""
+    name = finished.name
+    if finished.publish is None:
+        workspace.remove(finished.path)
+    else:
+        finished.publish()
+    path = tables.shard_path("availability", name.network, name.station, name.shard)
+    if not tables.write_table(workspace, path, finished.availability):
+        workspace.remove(path)
+    write_marker(workspace, finished.ledger, name, finished.content)
+    return finished.content
 
 
 def detect_batch(

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.archive.manifest import read_listing
+from pipelines.detect.account import Totals
 from pipelines.workspace.artifacts import DetectionProgress
 from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
 from pipelines.workspace.storage import Store
@@ -30,6 +32,9 @@ class DetectionStatus:
         num_events: all events.
         gaps: gaps in all channels.
         blanked_seconds: time in which nothing could trigger after gaps, all channels.
+        totals: samples, seconds and files by outcome.
+        unusable: files of the listing that cannot be used at all.
+        not_selected: files that are not selected, by the key that leaves them out.
     """
 
     planned: int | None = None
@@ -47,6 +52,9 @@ class DetectionStatus:
     num_events: int = 0
     gaps: int = 0
     blanked_seconds: float = 0.0
+    totals: Totals = field(default_factory=Totals)
+    unusable: int = 0
+    not_selected: dict[str, int] = field(default_factory=dict)
 
     def share_covered(self, station: str, day: str) -> float:
         """Return the part of a day that a station's best channel covers."""
@@ -73,6 +81,7 @@ def read_status(store: Store) -> DetectionStatus:
             status.blanked_seconds += entry["blanked_seconds"]
         for entry in marker["quarantined"]:
             status.quarantined[entry["key"]] = entry["reasons"]
+        status.totals.add(marker)
         for entry in marker.get("renamed", ()):
             status.renamed[entry["key"]] = (entry["headers"], entry["used"])
     if progress is not None:
@@ -85,6 +94,7 @@ def read_status(store: Store) -> DetectionStatus:
             status.running = min(progress.running, left)
             rate = progress.done_since / max(progress.updated - progress.started, 1e-3)
             status.seconds_left = left / rate if rate else None
+    status.unusable, status.not_selected = read_listing(store)
     return status
 
 

@@ -2,16 +2,18 @@
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.archive.manifest import MANIFEST_PATH, Manifest
 from pipelines.config import Config, stage_config
 from pipelines.config.detection import DetectionSettings
+from pipelines.detect.account import Totals, gives_samples
 from pipelines.detect.stage_plan import Plan
 from pipelines.runtime.text import printable
 from pipelines.tracking.runs import stage_run
@@ -48,6 +50,9 @@ class DetectionSummary:
     num_renamed: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     num_without_response: int = 0
+    totals: Totals = field(default_factory=Totals)
+    giving: set[tuple[str, str]] = field(default_factory=set)
+    """Network and station of those that gave samples in which something can be detected."""
     failed: list[tuple[str, str]] = field(default_factory=list)
     failed_names: list[MarkerName] = field(default_factory=list)
 
@@ -74,6 +79,9 @@ class DetectionSummary:
                     self.renamed[entry["key"]] = f"headers say {entry['headers']}, used as {entry['used']}"
         self.skipped.update(marker["skipped"])
         self.num_without_response += marker["counts"].get("triggers_without_response", 0)
+        self.totals.add(marker)
+        if gives_samples(marker):
+            self.giving.add((name.network, name.station))
 
 
 def read_summary(workspace: Store, ledger: str) -> DetectionSummary:
@@ -86,6 +94,24 @@ def read_summary(workspace: Store, ledger: str) -> DetectionSummary:
             read_marker(workspace, "detect", name)["counts"]["events"] for name in list_markers(workspace, "detect")
         )
     return summary
+
+
+def find_empty_stations(workspace: Store, ledger: str, manifest: Manifest, summary: DetectionSummary) -> dict[str, int]:
+    """Return the stations that have files and give no sample in which something can be detected, with their files.
+
+    Of a station that gave none in this run the markers of earlier runs are read, until one has some.
+    """
+    table = manifest.table.filter(pc.is_valid(manifest.table["station"]))
+    stations = table.group_by(["network", "station"]).aggregate([("key", "count_distinct")]).to_pylist()
+    empty = {}
+    for row in sorted(stations, key=lambda row: (row["network"], row["station"])):
+        network, station = row["network"], row["station"]
+        if (network, station) in summary.giving:
+            continue
+        names = list_markers(workspace, ledger, network=network, station=station)
+        if not any(gives_samples(read_marker(workspace, ledger, name)) for name in names):
+            empty[f"{network}.{station}"] = row["key_count_distinct"]
+    return empty
 
 
 @dataclass
@@ -190,6 +216,12 @@ def print_listing(manifest: Manifest) -> None:
     _print_some(lines, f"{len(lines)} files cannot be used", where=MANIFEST_PATH)
 
 
+def print_empty_stations(empty: Mapping[str, int]) -> None:
+    """Print the stations that have files and give nothing."""
+    lines = [f"{station}: {num_files} files" for station, num_files in empty.items()]
+    _print_some(lines, f"{len(empty)} stations have files, but no sample that can be used")
+
+
 def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> None:
     """Print what a run found, and what it could not use."""
     stations = ", ".join(f"{printable(name)} {count}" for name, count in sorted(summary.by_station.items())[:20])
@@ -208,11 +240,14 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
     _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
     renamed = [f"{key}: {difference}" for key, difference in sorted(summary.renamed.items())]
     _print_some(renamed, f"{summary.num_renamed} files are used under the codes of their paths, not of their headers")
+    sentence = summary.totals.sentence()
     _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
     if summary.num_without_response:
         print(
             f"detect: {summary.num_without_response} triggers dropped: archive.stationxml does not hold at their time"
         )
+    if sentence is not None:
+        print(f"detect: {sentence}")
 
 
 def _print_some(lines: Iterable[str], title: str, *, where: str = "ledger/") -> None:

@@ -47,7 +47,8 @@ class BatchTask:
         shards: in order of time.
         files: what they read.
         spans: for each file the (start, end) in nanoseconds of what is believed to be in it.
-        homes: for each file the time whose shard reports what concerns the whole file (see `Plan`).
+        homes: for each file the time whose shard accounts for what concerns the file as a whole (see `Plan`).
+        first: for each file whether its outcome is counted here, not with another channel group.
     """
 
     layout: str
@@ -57,6 +58,7 @@ class BatchTask:
     files: tuple[StoredObject, ...]
     spans: tuple[tuple[int, int], ...]
     homes: tuple[int, ...]
+    first: tuple[bool, ...]
 
 
 def tasks_of(plan: Plan, num_workers: int) -> Iterator[tuple[BatchTask, ...]]:
@@ -137,6 +139,7 @@ def _batch(shards: list[PlannedShard], plan: Plan) -> BatchTask:
     )
     spans = tuple((int(begin), int(end)) for begin, end in plan.spans[rows])
     homes = tuple(plan.homes[rows].tolist())
+    first = tuple(plan.first[rows].tolist())
     names = plan.files.take(pa.array(rows, pa.int64())).to_pydict()
     files = tuple(StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True))
-    return BatchTask(plan.manifest.layout, shards[0].location, shards[0].band, tasks, files, spans, homes)
+    return BatchTask(plan.manifest.layout, shards[0].location, shards[0].band, tasks, files, spans, homes, first)

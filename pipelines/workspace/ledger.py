@@ -8,7 +8,7 @@ output, so one listing decides what is left to do.
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,14 @@ def write_marker(store: Store, stage: str, name: MarkerName, content: Mapping[st
     store.write(marker_path(stage, name), (text + "\n").encode())
 
 
-def list_markers(store: Store, stage: str) -> Iterator[MarkerName]:
-    """Yield the name of every marker of a stage, from the listing alone."""
-    for item in store.walk(f"ledger/{stage}"):
+def list_markers(
+    store: Store, stage: str, *, network: str | None = None, station: str | None = None
+) -> Iterator[MarkerName]:
+    """Yield the name of every marker of a stage, or of one station's, from the listing alone."""
+    folder = f"ledger/{stage}"
+    if network is not None and station is not None:
+        folder += f"/network={network}/station={station}"
+    for item in store.walk(folder):
         name = parse_marker_path(item.path)
         if name is not None:
             yield name
@@ -87,14 +92,29 @@ def stage_fingerprint(store: Store, stage: str) -> str:
 
 
 def remove_stale(
-    store: Store, table: str, stage: str, stale: Iterable[MarkerName], current: Iterable[MarkerName]
+    store: Store,
+    table: str,
+    stage: str,
+    stale: Iterable[MarkerName],
+    current: Iterable[MarkerName],
+    *,
+    beside: Sequence[str] = (),
 ) -> None:
     """Remove the markers that no longer hold, then the files of shards that are not among the current ones.
 
-    Call it before files are written anew: after a kill, a marker of earlier inputs would hold once these are back.
+    Call it before files are written again: after a kill, a marker of earlier inputs would hold once these are back.
+
+    Args:
+        store: the workspace.
+        table: that the stage writes.
+        stage: whose markers they are.
+        stale: markers that no longer hold.
+        current: markers that hold or will be written.
+        beside: further tables that the stage writes, file by file as the first.
     """
     kept = {(name.partition, name.shard) for name in current}
     for name in stale:
         store.remove(marker_path(stage, name))
         if (name.partition, name.shard) not in kept:
-            store.remove(tables.shard_path(table, name.network, name.station, name.shard))
+            for each in (table, *beside):
+                store.remove(tables.shard_path(each, name.network, name.station, name.shard))

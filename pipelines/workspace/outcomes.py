@@ -17,7 +17,6 @@ class Outcome(StrEnum):
     NO_TRIGGER_COMPONENT = "no_trigger_component"
     RATE = "rate"
     NO_SENSITIVITY = "no_sensitivity"
-    OTHER_CHANNEL = "other_channel"
     NOT_SELECTED = "not_selected"
     UNREADABLE = "unreadable"
     NO_DATA = "no_data"
@@ -27,6 +26,7 @@ class Outcome(StrEnum):
     INVALID_TIME = "invalid_time"
     INVALID_CODES = "invalid_codes"
     FAR = "far"
+    OTHER_CHANNEL = "other_channel"
 
 
 class FileOutcome(StrEnum):

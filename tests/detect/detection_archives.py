@@ -84,7 +84,9 @@ def detect(
     store, space = open_store(str(archive)), Workspace(open_store(str(workspace)))
     manifest = build_manifest(store, config.archive)
     plan = make_plan(manifest, space, config, "")
-    remove_stale(space.store, *destination(config.detection), plan.stale, [shard.name for shard in plan.pending])
+    table, ledger = destination(config.detection)
+    to_do = [shard.name for shard in plan.pending]
+    remove_stale(space.store, table, ledger, plan.stale, to_do, beside=["availability"])
     for batch in chain.from_iterable(tasks_of(cut(plan) if cut else plan, 2)):
         for _, content in detect_batch(partial(BatchDetector, store, space.store, config, responses), batch):
             assert "error" not in content, content["error"]

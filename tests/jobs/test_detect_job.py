@@ -1,5 +1,6 @@
 """`firnline detect` as its user runs it: exit codes, sentences, resume, growth, quarantine, buckets."""
 
+import json
 import os
 import shutil
 import signal
@@ -113,6 +114,13 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     (folder / "XX.0101..HHZ.D.2022.004").write_text("no seismogram at all")
     assert detect_job.main([str(mine), str(workspace)]) == 0
     output = capsys.readouterr().out
+    assert "samples were used; not used: " in output.splitlines()[-1]
+    assert status_job.main([str(workspace), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == {"used": 3, "unreadable": 1, "cannot be used": 0, "not selected": {}}
+    assert sum(told["samples"].values()) == DAYS * 86400 * 20
+    assert told["seconds"]["unreadable"] == 86400
+    assert told["events"] == events
     assert "1 files quarantined" in output
     assert "XX.0101..HHZ.D.2022.004: " in output
     after = {(name.shard, name.fingerprint) for name in list_markers(store, "detect")}
@@ -127,6 +135,9 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     assert detect_job.main([str(mine), str(workspace)]) == 0
     assert {(name.shard, name.fingerprint) for name in list_markers(store, "detect")} == before
     assert contents(workspace) == rows
+    assert {item.path.rpartition("/")[2] for item in store.walk("availability")} == {
+        f"--.HH.2022-01-0{day}.day.parquet" for day in range(1, DAYS + 1)
+    }
     capsys.readouterr()
 
     # --replace with other settings leaves no stale file beside a new one.
@@ -357,3 +368,20 @@ def test_bad_input_gives_one_sentence_and_exit_code_2_and_writes_nothing(archive
     code, _, said = run(archive, tmp_path / "new", *FLAGS, "--address", "127.0.0.1:9")
     assert (code, (tmp_path / "new").exists()) == (2, False)
     assert "--address 127.0.0.1:9" in said
+
+
+def test_a_station_that_has_files_and_gives_nothing_is_an_error_unless_allowed(archive, tmp_path, ray_cluster, capsys):
+    mine = tmp_path / "archive"
+    shutil.copytree(archive, mine)
+    for station, text in (("0102", "no seismogram at all"), ("0103", "")):
+        folder = mine / f"2022/XX/{station}/HHZ.D"
+        folder.mkdir(parents=True)
+        (folder / f"XX.{station}..HHZ.D.2022.001").write_text(text)
+    workspace = str(tmp_path / "workspace")
+    for _ in range(2):
+        assert detect_job.main([str(mine), workspace, *FLAGS]) == 1
+        said = capsys.readouterr()
+        assert "2 stations have files, but no sample that can be used" in said.out
+        assert "XX.0102: 1 files" in said.out
+        assert "station XX.0102 and 1 more stations: nothing in 1 files can be used" in said.err
+    assert detect_job.main([str(mine), workspace, "--archive.allow_empty_stations", "true"]) == 0

@@ -1,0 +1,246 @@
+"""The account of a day: what becomes of every sample that was read, and of every second that the plan holds.
+
+A `Recording` is one channel at one rate on one day. All its samples are in segments or dropped for a reason, and that
+is checked when it is made; what lies in an interval is then counted by the times of the samples.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from pipelines.archive.clock import Clock
+from pipelines.archive.codes import Naming
+from pipelines.archive.continuity import Dropped, Segment
+from pipelines.archive.records import Channel, Decoded, Run
+from pipelines.archive.sample_counts import Drop
+from pipelines.workspace.outcomes import WORDS, FileOutcome, Outcome
+
+NUM_REASONS = 3
+"""Reasons that the job's last lines name."""
+
+
+class Unbalanced(Exception):
+    """Samples are neither used nor dropped for a reason: a fault of this program, never of the data."""
+
+
+@dataclass
+class FileAccount:
+    """What becomes of a file, and of those of its samples whose time is not looked at.
+
+    Attributes:
+        outcome: of the file as a whole.
+        dropped: samples of the channel group that the decoder dropped, by reason.
+        left_out: samples of other channels, which no channel group reads.
+    """
+
+    outcome: FileOutcome
+    dropped: Counter[Outcome]
+    left_out: Counter[Outcome]
+
+
+# The decoder leaves these out because they were not asked for: another channel group or another day has them.
+_ELSEWHERE = {Drop.CHANNEL, Drop.OUTSIDE}
+_BY_DROP = {
+    Drop.TEXT: Outcome.TEXT,
+    Drop.UNDECODABLE: Outcome.UNDECODABLE,
+    Drop.RATE: Outcome.INVALID_RATE,
+    Drop.TIME: Outcome.INVALID_TIME,
+    Drop.CODES: Outcome.INVALID_CODES,
+    Drop.FAR: Outcome.FAR,
+}
+
+
+def account_of_file(
+    key: str,
+    decoded: Decoded,
+    naming: Naming,
+    is_wanted: Callable[[Channel], bool],
+    is_selected: Callable[[Channel], bool],
+) -> FileAccount:
+    """Return what becomes of a file.
+
+    Args:
+        key: its path.
+        decoded: counts and problems of the whole file.
+        naming: what its channels are called.
+        is_wanted: whether a channel, by the headers' codes, belongs to the channel group that is read.
+        is_selected: whether a channel, by the codes used, is selected at all.
+
+    Raises:
+        Unbalanced: samples are missing from the counts.
+    """
+    dropped: Counter[Outcome] = Counter()
+    left_out: Counter[Outcome] = Counter()
+    num_good = num_lost = 0
+    for found, counts in decoded.counts.items():
+        if not counts.balances:
+            raise Unbalanced(
+                f"the account of {key} does not balance: {counts.stated} samples stated, {counts.returned} returned, "
+                f"{counts.dropped.total()} dropped"
+            )
+        reasons = Counter({_BY_DROP[drop]: count for drop, count in counts.dropped.items() if drop not in _ELSEWHERE})
+        good = counts.stated - reasons.total()
+        if found is None or found in naming.refused:
+            left_out += reasons
+            left_out[Outcome.OTHER_CHANNEL] += good
+            num_lost += counts.stated
+            continue
+        if is_wanted(found):
+            dropped += reasons
+        elif not is_selected(naming.used[found]):
+            left_out[Outcome.NOT_SELECTED] += counts.stated
+        num_good += good
+        num_lost += reasons.total()
+    if not num_good:
+        outcome = FileOutcome.UNREADABLE if num_lost or decoded.num_problems else FileOutcome.NO_DATA
+    else:
+        outcome = FileOutcome.IN_PART if num_lost or decoded.num_problems else FileOutcome.USED
+    return FileAccount(outcome, +dropped, +left_out)
+
+
+class Stretch(NamedTuple):
+    """The times of some samples that follow each other.
+
+    Attributes:
+        clock: of the samples.
+        num_samples: how many there are.
+    """
+
+    clock: Clock
+    num_samples: int
+
+    def count(self, start_ns: int, end_ns: int) -> int:
+        """Return how many of the samples lie in `[start_ns, end_ns)`."""
+        return self.clock.index_from(end_ns, self.num_samples) - self.clock.index_from(start_ns, self.num_samples)
+
+    def bounds(self) -> tuple[int, int]:
+        """Return the times of the first sample and of one sample interval after the last."""
+        return self.clock.time_at(0), self.clock.time_at(self.num_samples)
+
+
+def stretch_of(run: Run) -> Stretch:
+    """Return the times of a run's samples, without the samples."""
+    return Stretch(run.clock, len(run.data))
+
+
+@dataclass
+class Recording:
+    """One channel at one nominal rate on one day, and what became of it.
+
+    Attributes:
+        codes: as used.
+        rate_hz: nominal sampling rate in Hz.
+        read: all samples that were read.
+        segments: those that are used.
+        dropped: the others, with the reason.
+    """
+
+    codes: Channel
+    rate_hz: float
+    read: list[Stretch]
+    segments: Sequence[Segment] = ()
+    dropped: list[tuple[Outcome, Stretch]] = field(default_factory=list)
+
+    def use(self, segments: Sequence[Segment], dropped: Iterable[Dropped]) -> None:
+        """Let the samples of segments be used; the others are those that the rules of continuity dropped."""
+        self.segments = segments
+        self.dropped = [(part.outcome, Stretch(part.clock, part.num_samples)) for part in dropped]
+
+    def drop_all(self, outcome: Outcome) -> None:
+        """Let all samples end in one outcome."""
+        self.segments, self.dropped = (), [(outcome, stretch) for stretch in self.read]
+
+    def check(self) -> None:
+        """Raise Unbalanced where samples are not accounted for, or more than once."""
+        num_read = sum(stretch.num_samples for stretch in self.read)
+        num_used = sum(segment.num_samples for segment in self.segments)
+        num_dropped = sum(stretch.num_samples for _, stretch in self.dropped)
+        if num_read != num_used + num_dropped:
+            raise Unbalanced(
+                f"the account of {'.'.join(self.codes)} at {self.rate_hz:g} Hz does not balance: "
+                f"{num_read} samples read, {num_used} used, {num_dropped} dropped"
+            )
+
+    def samples(self, start_ns: int, end_ns: int, lta_seconds: float) -> Counter[Outcome]:
+        """Return by outcome the samples in `[start_ns, end_ns)`."""
+        counts: Counter[Outcome] = Counter()
+        num_lta = round(lta_seconds * self.rate_hz)
+        for segment in self.segments:
+            first, last = segment.index_from(start_ns), segment.index_from(end_ns)
+            blanked = max(min(last, num_lta) - first, 0)
+            counts[Outcome.BLANKED] += blanked
+            counts[Outcome.USED] += last - first - blanked
+        for outcome, stretch in self.dropped:
+            counts[outcome] += stretch.count(start_ns, end_ns)
+        return +counts
+
+
+def seconds_recorded(recordings: Iterable[Recording], start_ns: int, end_ns: int) -> float:
+    """Return how many seconds of `[start_ns, end_ns)` any of some recordings holds."""
+    total, reached = 0, start_ns
+    for begin, end in sorted(stretch.bounds() for recording in recordings for stretch in recording.read):
+        begin, end = max(begin, reached), min(end, end_ns)
+        if end > begin:
+            total += end - begin
+            reached = end
+    return total / 1e9
+
+
+@dataclass
+class Totals:
+    """Sums over the accounts of markers.
+
+    Attributes:
+        samples: by outcome.
+        seconds: by outcome, channel-seconds.
+        files: by outcome.
+        num_unknown: markers without an account, written before there was one.
+    """
+
+    samples: Counter[str] = field(default_factory=Counter)
+    seconds: Counter[str] = field(default_factory=Counter)
+    files: Counter[str] = field(default_factory=Counter)
+    num_unknown: int = 0
+
+    def add(self, marker: Mapping[str, Any]) -> None:
+        """Add a marker's account."""
+        account = marker.get("account")
+        if account is None:
+            self.num_unknown += 1
+            return
+        self.samples.update(account["samples"])
+        self.seconds.update(account["seconds"])
+        self.files.update(account["files"])
+
+    def sentence(self) -> str | None:
+        """Return what share of the samples was used, and the largest reasons for the rest; None without samples."""
+        total = self.samples.total()
+        if not total:
+            return None
+        rest = [(count, outcome) for outcome, count in self.samples.items() if outcome != Outcome.USED and count]
+        reasons = [
+            f"{_percent(count, total)} {WORDS.get(Outcome(outcome), outcome) if outcome in _NAMES else outcome}"
+            for count, outcome in sorted(rest, key=lambda item: (-item[0], item[1]))[:NUM_REASONS]
+        ]
+        used = f"{_percent(self.samples[Outcome.USED], total)} of {total:,} samples were used"
+        return f"{used}; not used: {'; '.join(reasons)}" if reasons else used
+
+
+def gives_samples(marker: Mapping[str, Any]) -> bool:
+    """Return whether a shard has samples in which something can be detected."""
+    account = marker.get("account")
+    if account is None:
+        return bool(marker["coverage"])
+    return any(account["samples"].get(outcome) for outcome in (Outcome.USED, Outcome.BLANKED))
+
+
+def _percent(part: int, total: int) -> str:
+    """Return a share that is never rounded to all or to nothing."""
+    share = 100 * part / total
+    if 0 < share < 0.01:
+        return "less than 0.01 %"
+    return "more than 99.99 %" if 99.99 < share < 100 else f"{share:.2f} %"
+
+
+_NAMES = frozenset(map(str, Outcome))

@@ -1,0 +1,207 @@
+"""Every sample, file and channel-day ends in one outcome; expected counts come from how the archives are made."""
+
+from collections import Counter
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import obspy
+import pyarrow as pa
+import pytest
+from detection_archives import DAY, detect, make_noise, make_trace, write_sds
+
+from pipelines.archive.codes import Naming
+from pipelines.archive.manifest import build_manifest
+from pipelines.archive.records import Channel, Decoded
+from pipelines.archive.sample_counts import SampleCounts
+from pipelines.config import resolve
+from pipelines.detect import stage_day
+from pipelines.detect.account import Totals, Unbalanced, account_of_file
+from pipelines.detect.response import Responses
+from pipelines.detect.stage_plan import make_plan
+from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_tasks import tasks_of
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import list_markers, read_marker
+from pipelines.workspace.storage import open_store
+from pipelines.workspace.workspace import Workspace
+
+FLAGS = {
+    "detection": {"band_hz": [1, 8], "sta_seconds": 0.5, "lta_seconds": 10, "max_seconds": 20},
+    "window": {"rate_hz": 20, "lead_seconds": 3, "length_seconds": 12},
+}
+RATE, NUM_LTA = 20, 200
+
+
+def totals_of(workspace: Path) -> Totals:
+    store = open_store(str(workspace))
+    totals = Totals()
+    for name in list_markers(store, "detect"):
+        totals.add(read_marker(store, "detect", name))
+    return totals
+
+
+def availability(workspace: Path) -> pa.Table:
+    store = open_store(str(workspace))
+    return pa.concat_tables([tables.read_table(store, item.path) for item in tables.list_shards(store, "availability")])
+
+
+def count_written(archive: Path) -> tuple[int, int]:
+    """Return how many samples the headers of an archive state, and at how many times, as ObsPy reads them."""
+    times: dict[str, list[np.ndarray]] = {}
+    for path in archive.rglob("*"):
+        for trace in obspy.read(str(path), headonly=True) if path.is_file() else ():
+            first = round(trace.stats.starttime.timestamp * RATE)
+            times.setdefault(trace.id, []).append(np.arange(first, first + trace.stats.npts))
+    joined = [np.concatenate(parts) for parts in times.values()]
+    return sum(map(len, joined)), sum(len(np.unique(indexes)) for indexes in joined)
+
+
+@pytest.mark.parametrize("interval", ["day", "month"])
+def test_samples_in_are_samples_used_and_dropped_by_reason(three_days, tmp_path, interval):
+    detect(three_days, tmp_path, FLAGS | {"shards": {"interval": interval}})
+    totals = totals_of(tmp_path)
+    # Of each component twenty minutes were written twice, and thirty seconds with two values; a gap and those thirty
+    # seconds leave three segments.
+    written, distinct = count_written(three_days)
+    differing, blanked = 3 * 2 * (30 * RATE + 1), 3 * 3 * NUM_LTA
+    twice = written - distinct - differing // 2
+    assert twice >= 3 * (1200 * RATE + 1)
+    used = written - twice - differing - blanked
+    assert totals.samples == {"used": used, "duplicate": twice, "conflicting": differing, "blanked": blanked}
+    assert totals.files == {"used": len([path for path in three_days.rglob("*") if path.is_file()])}
+    table = availability(tmp_path)
+    assert sum(table["used_seconds"].to_pylist()) == pytest.approx(used / RATE, abs=1e-3)
+    # Without overlaps the outcomes of a channel's day are the whole day.
+    (row,) = (
+        row
+        for row in table.to_pylist()
+        if row["channel"] == "HHZ" and str(row["day"]) == "2022-12-30" and row["rate_hz"]
+    )
+    assert row["used_seconds"] + row["blanked_seconds"] + row["no_data_seconds"] == pytest.approx(DAY, abs=1e-6)
+    # The gap of 12.5 s, and the two samples by which the component starts late.
+    assert row["no_data_seconds"] == pytest.approx(12.5 - 1 / RATE + 2 / RATE, abs=1.5 / RATE)
+
+
+def write_mixture(root: Path) -> None:
+    """Write an hour each of a component, a slow channel, a channel without direction, another component's channel."""
+    hour = 3600
+    for channel, rate in (("HHZ", 20), ("HHA", 20), ("HH3", 20), ("LHZ", 1)):
+        write_sds(root, [make_trace(make_noise(hour, rate, 1, 4), "2022-01-01T03:00:00", rate, channel)])
+    folder = root / "2022/XX/0102/HHZ.D"
+    folder.mkdir(parents=True)
+    (folder / "XX.0102..HHZ.D.2022.001").write_text("no seismogram at all")
+
+
+def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
+    write_mixture(tmp_path / "archive")
+    detect(tmp_path / "archive", tmp_path / "workspace", FLAGS | {"archive": {"layout": "sds"}})
+    totals = totals_of(tmp_path / "workspace")
+    assert totals.samples == {
+        "used": 3600 * 20 - NUM_LTA,
+        "blanked": NUM_LTA,
+        "no_component": 3600 * 20,
+        "other_component": 3600 * 20,
+        "rate": 3600,
+    }
+    assert totals.files == {"used": 4, "unreadable": 1}
+    rows = {(row["station"], row["channel"]): row for row in availability(tmp_path / "workspace").to_pylist()}
+    assert rows["0101", "HHA"]["no_component_seconds"] == 3600
+    assert rows["0101", "LHZ"]["rate_seconds"] == 3600
+    assert rows["0101", "LHZ"]["no_data_seconds"] == DAY - 3600
+    assert rows["0102", "HHZ"]["unreadable_seconds"] == DAY
+    assert rows["0102", "HHZ"]["rate_hz"] is None
+    sentence = totals.sentence()
+    total = 3 * 3600 * 20 + 3600
+    assert sentence.startswith(
+        f"{100 * (3600 * 20 - NUM_LTA) / total:.2f} % of {total:,} samples were used; not used: "
+    )
+    assert sentence.count(";") == 3
+
+
+def test_what_lies_outside_the_selection_is_not_selected(tmp_path):
+    write_sds(tmp_path / "archive", [make_trace(make_noise(7200, 20, 1, 4), "2022-01-01T03:00:00", 20)])
+    selected = {"archive": {"start": "2022-01-01T04:00:00", "end": "2022-01-01T12:00:00"}}
+    detect(tmp_path / "archive", tmp_path / "workspace", FLAGS | selected)
+    assert totals_of(tmp_path / "workspace").samples == {"used": 3600 * 20 - NUM_LTA, "blanked": NUM_LTA}
+    (row,) = availability(tmp_path / "workspace").to_pylist()
+    assert row["not_selected_seconds"] == DAY - 8 * 3600
+    assert row["no_data_seconds"] == 7 * 3600
+
+
+def test_availability_is_the_same_bytes_in_one_task_and_in_many(three_days, tmp_path):
+    hours = FLAGS | {"shards": {"interval": "day"}}
+    detect(three_days, tmp_path / "one", hours)
+    store = open_store(str(tmp_path / "one"))
+    whole = {item.path: store.read(item.path) for item in store.walk("availability")}
+    assert len(whole) >= 3
+    config = resolve({section: dict(values) for section, values in hours.items()})
+    archive, space = open_store(str(three_days)), Workspace(open_store(str(tmp_path / "many")))
+    plan = make_plan(build_manifest(archive, config.archive), space, config, "")
+    for batch in chain.from_iterable(tasks_of(plan, 64)):
+        list(detect_batch(partial(BatchDetector, archive, space.store, config, Responses()), batch))
+    assert {item.path: space.store.read(item.path) for item in space.store.walk("availability")} == whole
+
+
+def test_a_shard_whose_account_does_not_balance_fails_by_name(tmp_path, monkeypatch):
+    write_sds(tmp_path / "archive", [make_trace(make_noise(3600, 20, 1, 4), "2022-01-01T03:00:00", 20)])
+    whole = stage_day.assemble
+
+    def lose(*args, **keys):
+        continuity = whole(*args, **keys)
+        continuity.segments.clear()
+        return continuity
+
+    monkeypatch.setattr(stage_day, "assemble", lose)
+    with pytest.raises(
+        AssertionError, match=r"the account of XX.0101..HHZ at 20 Hz does not balance: 72000 samples read"
+    ):
+        detect(tmp_path / "archive", tmp_path / "workspace", FLAGS)
+    names = {name.shard for name in list_markers(open_store(str(tmp_path / "workspace")), "detect")}
+    assert "--.HH.2022-01-01.day" not in names
+
+
+def test_a_file_whose_samples_are_not_all_counted_does_not_balance():
+    codes = Channel("XX", "0101", "", "HHZ")
+    decoded = Decoded(counts={codes: SampleCounts(stated=100, returned=99)})
+    with pytest.raises(Unbalanced, match="the account of a/file does not balance: 100 samples stated, 99 returned"):
+        account_of_file(
+            "a/file", decoded, Naming(used={codes: codes}), is_wanted=lambda _: True, is_selected=lambda _: True
+        )
+
+
+def test_a_share_is_not_rounded_to_all_or_nothing():
+    assert Totals(samples=Counter(used=999_999, duplicate=1)).sentence() == (
+        "more than 99.99 % of 1,000,000 samples were used; "
+        "not used: less than 0.01 % recorded twice with the same values"
+    )
+    assert Totals(samples=Counter(used=5)).sentence() == "100.00 % of 5 samples were used"
+    assert Totals().sentence() is None
+
+
+def test_a_file_that_shrinks_or_goes_after_it_was_listed_is_named_and_ends_nothing(tmp_path):
+    for day, seed in ((1, 1), (2, 2), (3, 3)):
+        trace = make_trace(make_noise(DAY - 1, 20, seed, 50), f"2022-01-0{day}", 20)
+        write_sds(tmp_path / "archive", [trace])
+    files = sorted(path for path in (tmp_path / "archive").rglob("*") if path.is_file())
+    config = resolve({section: dict(values) for section, values in FLAGS.items()})
+    archive, space = open_store(str(tmp_path / "archive")), Workspace(open_store(str(tmp_path / "workspace")))
+    plan = make_plan(build_manifest(archive, config.archive), space, config, "")
+    size = files[0].stat().st_size
+    with files[0].open("r+b") as file:
+        file.truncate(size // 2)
+    files[1].unlink()
+    with files[2].open("ab") as file:
+        file.write(np.zeros(100, np.uint8).tobytes())
+    for batch in chain.from_iterable(tasks_of(plan, 1)):
+        for _, content in detect_batch(partial(BatchDetector, archive, space.store, config, Responses()), batch):
+            assert "error" not in content
+    markers = {name.shard: read_marker(space.store, "detect", name) for name in list_markers(space.store, "detect")}
+    reasons = [markers[f"--.HH.2022-01-0{day}.day"]["quarantined"] for day in (1, 2, 3)]
+    said = {entry["key"].rpartition(".")[2]: entry["reasons"][0] for entry in chain.from_iterable(reasons)}
+    assert said == {
+        "001": f"it changed after it was listed with {size} bytes: it has {size // 2}; the rest is not read",
+        "002": "it was removed after it was listed; the rest is not read",
+    }
+    assert totals_of(tmp_path / "workspace").files == {"unreadable": 2, "used": 1}
