@@ -207,3 +207,39 @@ def test_a_gzipped_file_confirms_a_layout_too(archive):
     (archive / SDS).unlink()
     (archive / f"{SDS}.gz").write_bytes(gzip.compress(content))
     assert manifest_of(archive).layout == "sds"
+
+
+def with_codes(path: Path, station: bytes, channel: bytes = b"HHZ") -> None:
+    """Write other codes into the headers of a file's records of 512 bytes."""
+    content = bytearray(path.read_bytes())
+    for first in range(0, len(content), 512):
+        content[first + 8 : first + 13] = station.ljust(5)
+        content[first + 15 : first + 18] = channel
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("station", [b"../..", b"A/B", b"A\x1b[2J", b"A.B"])
+def test_a_header_whose_codes_act_on_a_path_is_refused_by_name(archive, station):
+    write_day(archive, "evil.mseed")
+    with_codes(archive / "evil.mseed", station)
+    usable, unusable = listed(archive, "flat")
+    assert usable == [SDS]
+    assert unusable["evil.mseed"].startswith(f"the station code {station.decode()!r} in the headers is not usable")
+
+
+def test_a_blank_in_a_channel_code_stays(archive):
+    write_day(archive, "blank.mseed")
+    with_codes(archive / "blank.mseed", b"0102", b"S Z")
+    rows = {row["station"]: row for row in manifest_of(archive, layout="flat").usable().to_pylist()}
+    assert (rows["0102"]["band"], rows["0102"]["channels"]) == ("S ", ["S Z"])
+
+
+@pytest.mark.parametrize(("rate_hz", "num_days"), [(1e-3, 3), (1e-6, 0)])
+def test_a_few_bytes_plan_a_few_days_whatever_time_they_claim(archive, rate_hz, num_days):
+    trace = obspy.Trace(np.arange(90, dtype=np.int16), {"network": "XX", "station": "SLOW", "channel": "VHZ"})
+    trace.stats.sampling_rate = rate_hz
+    trace.stats.starttime = obspy.UTCDateTime("2022-01-01T12:00:00")
+    trace.write(str(archive / "slow.mseed"), format="MSEED", reclen=256, encoding="INT16")
+    assert (archive / "slow.mseed").stat().st_size == 256
+    table = manifest_of(archive, layout="flat").usable()
+    assert count_days(table.filter([station == "SLOW" for station in table["station"].to_pylist()])) <= num_days

@@ -144,6 +144,18 @@ def test_availability_is_the_same_bytes_in_one_task_and_in_many(three_days, tmp_
     assert {item.path: space.store.read(item.path) for item in space.store.walk("availability")} == whole
 
 
+def test_the_guides_call_reads_availability(three_days, tmp_path, monkeypatch):
+    guide = (Path(__file__).resolve().parents[2] / "docs" / "reading-the-tables.md").read_text(encoding="utf-8")
+    block = guide.partition("## Availability")[2].partition("```python\n")[2].partition("```")[0]
+    detect(three_days, tmp_path / "runs" / "demo", FLAGS | {"shards": {"interval": "month"}})
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(block, found)
+    assert set(found["availability"]["station"]) == {"0101"}
+    assert found["share_used"].max() == pytest.approx((DAY - NUM_LTA / RATE) / DAY, abs=1e-3)
+    assert found["lost"].index[0] == "duplicate_seconds"
+
+
 def test_a_shard_whose_account_does_not_balance_fails_by_name(tmp_path, monkeypatch):
     write_sds(tmp_path / "archive", [make_trace(make_noise(3600, 20, 1, 4), "2022-01-01T03:00:00", 20)])
     whole = stage_day.assemble
