@@ -110,7 +110,7 @@ class Stretch(NamedTuple):
     clock: Clock
     num_samples: int
 
-    def count(self, start_ns: int, end_ns: int) -> int:
+    def count_in(self, start_ns: int, end_ns: int) -> int:
         """Return how many of the samples lie in `[start_ns, end_ns)`."""
         return self.clock.index_from(end_ns, self.num_samples) - self.clock.index_from(start_ns, self.num_samples)
 
@@ -172,7 +172,7 @@ class Recording:
             counts[Outcome.BLANKED] += blanked
             counts[Outcome.USED] += last - first - blanked
         for outcome, stretch in self.dropped:
-            counts[outcome] += stretch.count(start_ns, end_ns)
+            counts[outcome] += stretch.count_in(start_ns, end_ns)
         return +counts
 
 
