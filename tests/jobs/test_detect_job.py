@@ -77,7 +77,7 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     workspace = tmp_path / "workspace"
     assert detect_job.main([str(mine), str(workspace), *FLAGS]) == 0
     first = capsys.readouterr().out
-    assert "detection:" in first
+    assert "    detection.band_hz: " in first
     store = open_store(str(workspace))
     before = {(name.shard, name.fingerprint) for name in list_markers(store, "detect")}
     rows = contents(workspace)
