@@ -64,8 +64,11 @@ class Clock:
 
     def part(self, first: int, last: int) -> "Clock":
         """Return the clock of the samples `[first, last)`, counted from the first of them."""
-        if first == 0 and last > self._begins[-1]:
+        begins = self._begins
+        if first == 0 and last > begins[-1]:
             return self
+        if len(begins) == 1:
+            return Clock(self.begins, self.anchors - first, self.starts_ns, self.rates_hz)
         low = max(bisect_right(self._begins, first) - 1, 0)
         high = int(np.searchsorted(self.begins, last, "left"))
         return Clock(
@@ -93,6 +96,8 @@ def joined(clocks: Sequence[Clock], begins: Sequence[int]) -> Clock:
 
     Where the headers of all records are exactly those of one endless record, it has one entry.
     """
+    if len(clocks) == 1 and begins[0] == 0 and len(clocks[0].begins) == 1:
+        return clocks[0]
     whole = Clock(
         np.concatenate([clock.begins + begin for clock, begin in zip(clocks, begins, strict=True)]),
         np.concatenate([clock.anchors + begin for clock, begin in zip(clocks, begins, strict=True)]),

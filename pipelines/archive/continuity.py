@@ -27,7 +27,7 @@ import numpy as np
 from pipelines.archive.clock import Clock, joined, sample_time
 from pipelines.archive.headers import LEAP_INSERTED, STARTS_IN_LEAP
 from pipelines.archive.rates import merge_rates
-from pipelines.archive.records import Run
+from pipelines.archive.records import JOIN_TOLERANCE_SAMPLES, Run
 from pipelines.workspace.outcomes import Outcome
 
 Array = np.ndarray[Any, Any]
@@ -255,6 +255,9 @@ def _records(runs: Sequence[Run], tolerance: float) -> Iterator[Run]:
     if len(runs) > 1:
         yield from sorted((run.part(*bounds) for run in runs for bounds in _bounds(run, None)), key=_by_time)
         return
+    if runs[0].num_records == 1 or tolerance >= JOIN_TOLERANCE_SAMPLES:
+        yield runs[0]
+        return
     for bounds in _bounds(runs[0], tolerance):
         yield runs[0].part(*bounds)
 
@@ -287,7 +290,7 @@ class _Growing:
         self.append(run, 0)
 
     def append(self, run: Run, skip: int) -> None:
-        part = run.part(skip, len(run.data))
+        part = run.part(skip, len(run.data)) if skip else run
         self.firsts.append(self.length)
         self.pieces.append(part.data)
         self.clock_firsts.append(self.length)
@@ -305,12 +308,14 @@ class _Growing:
         follows, if the record's header announces it. The samples of the second itself keep the times of the second
         after it, as 23:59:60.5 is written in seconds since 1970.
         """
+        stepped = abs(next_ns - (self.end_ns - SECOND_NS)) <= tolerance_ns
+        if not (stepped or self.last_leap & LEAP_INSERTED):
+            return False
         clock = self.clocks[-1]
         start_ns, rate_hz = int(clock.starts_ns[-1]), float(clock.rates_hz[-1])
         day = start_ns // DAY_NS + (0 if self.last_leap & STARTS_IN_LEAP else 1)
         after_ns = day * DAY_NS + SECOND_NS
         announced = bool(self.last_leap & LEAP_INSERTED) and np.datetime64(day, "D").astype(str).endswith("-01")
-        stepped = abs(next_ns - (self.end_ns - SECOND_NS)) <= tolerance_ns
         if not start_ns < after_ns <= self.end_ns or not (announced or (stepped and day in LEAP_SECOND_DAYS)):
             return False
         if self.last_leap & _LEAP_DONE:
@@ -351,8 +356,9 @@ class _Growing:
 
     def finish(self, result: Continuity) -> list[Segment]:
         """Return the segment, cut where samples conflict or are not finite."""
-        # No record follows: what the header of the last one says of a leap second is all there is.
-        self.leap(self.end_ns, -1.0)
+        if self.last_leap & LEAP_INSERTED:
+            # No record follows: what the header of the last one says of a leap second is all there is.
+            self.leap(self.end_ns, -1.0)
         conflicting = _union(self.bad)
         spans = list(conflicting)
         result.conflicting_samples += sum(end - begin for begin, end in conflicting)

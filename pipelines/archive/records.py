@@ -9,6 +9,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -139,12 +140,12 @@ class Run:
     data: Array
     leaps: Array
 
-    @property
+    @cached_property
     def start_ns(self) -> int:
         """Return the time of the first sample in nanoseconds since 1970 (UTC)."""
         return self.clock.time_at(0)
 
-    @property
+    @cached_property
     def end_ns(self) -> int:
         """Return the time one sample interval after the last sample."""
         return self.clock.time_at(len(self.data))
@@ -170,6 +171,8 @@ class Run:
 
     def clip(self, start_ns: int, end_ns: int) -> "Run | None":
         """Return the part in `[start_ns, end_ns)`, sharing memory; None where there is none."""
+        if start_ns <= self.start_ns and self.end_ns <= end_ns:
+            return self
         first = self.clock.index_from(start_ns, len(self.data))
         last = self.clock.index_from(end_ns, len(self.data))
         return self.part(first, last) if last > first else None
@@ -527,20 +530,23 @@ def _runs(
     leaps = _leaps(content, fields)
     firsts = np.concatenate([[0], np.flatnonzero(~continues) + 1])
     begins = positions - np.repeat(positions[firsts], np.diff(np.append(firsts, len(fields))))
-    for first, last in zip(firsts.tolist(), [*firsts[1:].tolist(), len(fields)], strict=True):
-        codes = channels[number[first]]
-        if codes is None:
-            continue
-        records = slice(first, last)
-        position = int(positions[first])
-        yield Run(
-            codes,
-            float(nominal[first]),
-            int(fields[first, VERSION]),
-            Clock(begins[records], begins[records], fields[records, START], rates_hz[records]),
-            blocks[int(kinds[first])][position : int(positions[last - 1] + counts[last - 1])],
-            leaps[records],
-        )
+    lasts = np.append(firsts[1:], len(fields))
+    starts_ns = np.ascontiguousarray(fields[:, START])
+    for first, last, which, rate_hz, version, kind, begin, end in zip(
+        firsts.tolist(),
+        lasts.tolist(),
+        number[firsts].tolist(),
+        nominal[firsts].tolist(),
+        fields[firsts, VERSION].tolist(),
+        kinds[firsts].tolist(),
+        positions[firsts].tolist(),
+        (positions + counts)[lasts - 1].tolist(),
+        strict=True,
+    ):
+        codes = channels[which]
+        if codes is not None:
+            clock = Clock(begins[first:last], begins[first:last], starts_ns[first:last], rates_hz[first:last])
+            yield Run(codes, rate_hz, version, clock, blocks[kind][begin:end], leaps[first:last])
 
 
 def _leaps(content: Array, fields: Array) -> Array:
