@@ -1,4 +1,4 @@
-"""The `firnline` command: finds the job, resolves its configuration, turns errors into exit codes.
+"""The `firnline` command: finds the job, resolves its configuration, and turns errors into exit codes.
 
     firnline detect ARCHIVE WORKSPACE --config configs/neumayer.yaml --detection.on 4
 
@@ -72,7 +72,7 @@ class Arguments:
         return configuration.resolve(stored, self.file, configuration.read_flags(self.flags))
 
     def workspace(self, position: int, *, create: bool = False, write: bool = True) -> Workspace:
-        """Open the workspace named by a positional argument; arguments as for `open_workspace`."""
+        """Open the workspace that a positional argument names; the keywords are those of `open_workspace`."""
         return open_workspace(self.positional[position], create=create, write=write)
 
 
@@ -108,8 +108,8 @@ def run() -> NoReturn:
 def leave(code: int) -> NoReturn:
     """End the process with a job's exit code.
 
-    A process that is interrupted while Ray starts has threads of Ray's in it that crash when the interpreter is taken
-    down (segmentation fault, one in ten): it runs its exit handlers, which end Ray, and goes.
+    If a process is interrupted while Ray starts, Ray's threads can crash when the interpreter shuts down (a
+    segmentation fault in one of ten cases). Such a process runs its exit handlers, which stop Ray, and exits at once.
     """
     if code != INTERRUPTED:
         sys.exit(code)
@@ -131,7 +131,7 @@ def run_job(
 
     Args:
         job: its name, one of JOBS.
-        positional: names of its arguments; a last one ending in `...` takes one or more.
+        positional: names of its arguments; if the last ends in `...`, it takes one or more.
         argv: the command line after the job's name; default: the process's.
         body: does the work; returns an exit code or None for 0.
         switches: further flags without a value, with their help.
@@ -185,7 +185,7 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
         name, equals, value = word[2:].partition("=")
         if name == "replace" or name in switches:
             if equals:
-                raise InputError(f"--{name} takes no value, got {value!r}; leave it out where it is not meant")
+                raise InputError(f"--{name} takes no value, but {value!r} was given; leave the flag out to turn it off")
             given.add(name)
             continue
         if not equals:
@@ -227,7 +227,7 @@ def read_config_file(path: str) -> dict[str, Any]:
 
 
 def config_text(path: str) -> str:
-    """Return the text of --config; InputError where it is no file, or too large to be read as YAML."""
+    """Return the text of --config; InputError if it is not a file or is too large to be read as YAML."""
     file = Path(path)
     try:
         if file.exists() and not file.is_file():

@@ -32,10 +32,10 @@ from pipelines.runtime.ray_private import quieten_jobs_client
 from pipelines.runtime.ray_token import use_token_if_available
 from pipelines.runtime.redaction import holds_secret, without_secrets
 
-NOT_SUBMITTED = {"submit": "it is this command", "explore": "it is a page for the person at this machine"}
+NOT_SUBMITTED = {"submit": "it is this command", "explore": "its page is served on this machine"}
 PACKAGES = ("pipelines", "jobs")
 UPLOAD_LIMIT_BYTES = 512 << 20
-"""What a Jobs server accepts as a working folder."""
+"""Largest working folder that a Jobs server accepts."""
 
 SENT_VARIABLES = (
     "AWS_ENDPOINT_URL",
@@ -46,7 +46,7 @@ SENT_VARIABLES = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
     "MLFLOW_TRACKING_URI",
 )
-"""Where things are, never who we are: a job's environment can be read in Ray's dashboard, so credentials stay here."""
+"""Addresses and regions, never credentials: a job's environment can be read in Ray's dashboard."""
 
 PATH_KEYS = (
     "archive.stationxml",
@@ -58,15 +58,15 @@ PATH_KEYS = (
 """Keys whose values are paths or URLs."""
 
 NO_PATHS = ("tune", "null", "")
-"""Values of these keys that name no file: what `tune` wrote, and nothing."""
+"""Values of these keys that are not the name of a file."""
 
 LOST_SECONDS = 600.0
-"""How long a Jobs server may be away before following ends."""
+"""How long a Jobs server may be unreachable before following ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What is sent: the job, its words as the nodes will read them, and notes for the person who sends it."""
+    """What is sent: the job, its command line as the nodes will read it, and notes for the person who sends it."""
 
     job: str
     words: list[str]
@@ -89,7 +89,7 @@ def submit(words: Sequence[str]) -> int:
     own, rest = take_flags(words, ("address", "python"))
     address = own.get("address") or os.environ.get("RAY_API_SERVER_ADDRESS")
     if not address:
-        raise InputError("no Jobs server: give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS")
+        raise InputError("there is no Jobs server: give --address http://HOST:8265 or set RAY_API_SERVER_ADDRESS")
     if holds_secret(address):
         raise InputError(
             f"the Jobs server is {without_secrets(address)}, with a user name, password or query hidden here; give its "
@@ -114,7 +114,7 @@ def submit(words: Sequence[str]) -> int:
 
 
 def take_flags(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Return the named flags' values, and the other words in order; InputError where a value is missing."""
+    """Return the values of the named flags, and the other words in order; InputError if a value is missing."""
     taken: dict[str, str] = {}
     rest: list[str] = []
     remaining = iter(words)
@@ -131,10 +131,10 @@ def take_flags(words: Sequence[str], names: Sequence[str]) -> tuple[dict[str, st
 
 
 def prepare(words: Sequence[str]) -> Submission:
-    """Check a job's words on this machine and return them as the nodes will read them.
+    """Check a job's command line on this machine and return it as the nodes will read it.
 
-    Local paths become absolute: on a node the job runs in a folder of Ray's. Raises InputError for an unknown job, an
-    unreadable --config, or a URL with a password in it.
+    Local paths become absolute, because on a node the job runs in one of Ray's folders. Raises InputError for an
+    unknown job, an unreadable --config, or a URL with a password in it.
     """
     for word in words:
         value = word.partition("=")[2] if word.startswith("--") and "=" in word else word
@@ -145,7 +145,7 @@ def prepare(words: Sequence[str]) -> Submission:
             )
     named, rest = take_flags(words, ("config", "mlflow"))
     if not rest:
-        raise InputError("no JOB given; firnline --help lists them")
+        raise InputError("no JOB is given; firnline --help lists the jobs")
     job, *rest = rest
     if job not in JOBS:
         raise InputError(f"unknown job {job!r}; one of {', '.join(name for name in JOBS if name not in NOT_SUBMITTED)}")
@@ -163,11 +163,11 @@ def prepare(words: Sequence[str]) -> Submission:
     notes: list[str] = []
 
     def on_the_nodes(path: str) -> str:
-        # What begins with ~ is below the home of whoever runs the job there.
+        # ~ is the home folder of the user who runs the job on the node.
         if "://" in path or path.startswith("~"):
             return path
         absolute = os.path.abspath(path)  # noqa: PTH100 - symbolic links are the nodes' to follow
-        notes.append(f"{absolute} must exist on the nodes, as a shared file system gives it to them")
+        notes.append(f"{absolute} must exist on the nodes, as on a shared file system")
         return absolute
 
     after_flag = False
@@ -184,7 +184,7 @@ def prepare(words: Sequence[str]) -> Submission:
 
 
 def sent_environment() -> dict[str, str]:
-    """Return the variables of this process that a job gets: endpoints and region, no credentials."""
+    """Return the variables that a job gets from this process: endpoints and region, no credentials."""
     values = {name: os.environ[name] for name in SENT_VARIABLES if os.environ.get(name)}
     return {name: value for name, value in values.items() if not holds_secret(value)}
 
@@ -199,7 +199,7 @@ def entrypoint(submission: Submission, python: str) -> str:
 
 @contextmanager
 def working_folder(submission: Submission) -> Iterator[Path]:
-    """Yield a folder with Firnline's code and the configuration: all that leaves this machine."""
+    """Yield a folder with Firnline's code and the configuration, which is all that is sent."""
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory(prefix="firnline-submit-") as name:
         folder = Path(name)
@@ -212,14 +212,14 @@ def working_folder(submission: Submission) -> Iterator[Path]:
             (folder / submission.config_name).write_text(submission.config_text, encoding="utf-8")
         size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         if size > UPLOAD_LIMIT_BYTES:
-            raise InputError(f"the code in {root} has {size >> 20} MiB; a Jobs server takes {UPLOAD_LIMIT_BYTES >> 20}")
+            raise InputError(f"the code in {root} has {size >> 20} MiB; at most {UPLOAD_LIMIT_BYTES >> 20} can be sent")
         yield folder
 
 
 def connect(address: str) -> Any:
-    """Return a client of the Jobs server; InputError where it does not answer or refuses our token."""
+    """Return a client of the Jobs server; InputError if it does not answer or refuses our token."""
     use_token_if_available()
-    # Ray's client lets both variables win over the address that it is given.
+    # Ray's client would prefer both variables to the given address.
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)
     from ray.exceptions import AuthenticationError
@@ -239,7 +239,7 @@ def connect(address: str) -> Any:
 
 
 def follow(client: Any, job_id: str, address: str) -> int:
-    """Print a job's log as it grows and return its exit code; a Jobs server that is away for a while is waited for."""
+    """Print a job's log as it grows and return its exit code; wait for a Jobs server that is away for a while."""
     from ray.job_submission import JobStatus
 
     log = FollowedLog()
@@ -254,13 +254,16 @@ def follow(client: Any, job_id: str, address: str) -> int:
                     break
             except (OSError, RuntimeError) as error:
                 if time.monotonic() - last_answer > LOST_SECONDS:
-                    raise StageFailed(f"the Jobs server {address} is gone, perhaps with {job_id}: {error}") from None
+                    raise StageFailed(
+                        f"the Jobs server {address} has not answered for {LOST_SECONDS:g} s, perhaps {job_id} is lost: "
+                        f"{error}"
+                    ) from None
             time.sleep(1)
         log.add(client.get_job_logs(job_id), at=0)
     except KeyboardInterrupt:
         print(
-            f"firnline submit: {job_id} goes on; `ray job logs -f {job_id}` follows it again, "
-            f"`ray job stop {job_id}` ends it",
+            f"firnline submit: {job_id} continues; `ray job logs -f {job_id}` follows it again, "
+            f"`ray job stop {job_id}` stops it",
             file=sys.stderr,
         )
         return 130
@@ -272,25 +275,25 @@ def follow(client: Any, job_id: str, address: str) -> int:
     )
     if info.status == JobStatus.STOPPED:
         return 130
-    # A job without an exit code never ran: its node or its environment failed.
+    # A job without an exit code did not run: its node or its environment failed.
     return 1 if info.driver_exit_code in (None, 0) else int(info.driver_exit_code)
 
 
 class FollowedLog:
-    """A job's log on its way to standard output: each character once, however often the connection is lost."""
+    """Prints a job's log, each character once, however often the connection is lost."""
 
     def __init__(self) -> None:
         self.printed = 0
 
     def add(self, text: str, *, at: int) -> None:
-        """Print what is new in `text`, which begins at character `at` of the log."""
+        """Print what is new in `text`, which starts at character `at` of the log."""
         fresh = text[max(0, self.printed - at) :]
         sys.stdout.write(fresh)
         sys.stdout.flush()
         self.printed = max(self.printed, at + len(text))
 
     async def follow(self, client: Any, job_id: str) -> None:
-        """Print the log until the server ends it: the job has ended, or the connection is lost."""
+        """Print the log until the job has ended or the connection is lost."""
         position = 0
         async for text in client.tail_job_logs(job_id):
             self.add(text, at=position)

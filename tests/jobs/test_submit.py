@@ -233,7 +233,7 @@ def test_only_code_and_configuration_leave_this_machine():
         (["--address", "head:8265", "run"], "http"),
         (["--address", "http://head:8265", "paint"], "unknown job"),
         (["--address", "http://head:8265", "explore", "w"], "explore is not submitted"),
-        (["--address", "http://head:8265"], "no JOB given"),
+        (["--address", "http://head:8265"], "no JOB is given"),
         (["--address"], "needs a value"),
         (["run", "a", "b"], "RAY_API_SERVER_ADDRESS"),
         (["--address", "http://head:8265", "run", "a", "b", "--config", "nowhere.yaml"], "nowhere.yaml"),
