@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from pipelines.config import load_yaml, to_yaml
+from pipelines.handlabels.csv_cells import csv_cell
 from pipelines.handlabels.csv_text import MAX_LABEL_CHARACTERS, decode_text, one_spelling, read_rows, spelling_key
 from pipelines.runtime.errors import InputError
 
@@ -45,7 +46,8 @@ def write_labels(rows: Mapping[str, Mapping[str, str]]) -> str:
     writer = csv.DictWriter(stream, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for event_id in sorted(rows):
-        writer.writerow(rows[event_id])
+        # Columns that others have added may hold anything; an apostrophe keeps a spreadsheet from running it.
+        writer.writerow({name: csv_cell(cell) for name, cell in rows[event_id].items()})
     return stream.getvalue()
 
 
