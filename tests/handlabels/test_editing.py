@@ -12,7 +12,7 @@ from pipelines.handlabels import editing
 words = st.text("abcäö1 ._-", min_size=1, max_size=12).filter(lambda text: text.strip() and text.strip()[0].isalnum())
 
 
-@given(st.dictionaries(st.text('VNA1.-:é"', max_size=9).map("AW.{}".format), words, max_size=8))
+@given(st.dictionaries(st.text("VNA1.-:é", max_size=9).map("AW.{}".format), words, max_size=8))
 def test_labels_written_are_read_back_by_pandas_and_by_us(labels: dict[str, str]) -> None:
     def possible(label: str) -> bool:
         try:
