@@ -67,7 +67,9 @@ def inertia_of(rows: np.ndarray[Any, Any], centroids: np.ndarray[Any, Any]) -> f
 def ours(folder: Path, k: int, iterations: int, cores: int, restarts: int) -> dict[str, Any]:
     """Time our iterations and fit in one process."""
     from pipelines.label.draws import event_keys
-    from pipelines.label.kmeans import best, fit, gather_local, lloyd, local_partitions
+    from pipelines.label.kmeans import best, fit
+    from pipelines.label.lloyd import lloyd
+    from pipelines.label.partitions import gather_local, local_partitions
 
     rows = np.load(folder / "rows.npy")
     keys = event_keys([f"AW.VNA1..HH.{number:09d}" for number in range(len(rows))])
@@ -100,9 +102,10 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
     import pyarrow as pa
 
     from pipelines.config.label import KMeansSettings
-    from pipelines.label.kmeans import count_rows
-    from pipelines.label.stage_kmeans import _ActorGather, _fit, _start_partitions, survey_embeddings
-    from pipelines.label.stage_shards import Shard
+    from pipelines.label.partitions import count_rows
+    from pipelines.label.stage_kmeans import _fit
+    from pipelines.label.stage_partitions import ActorGather, start_partitions, survey_embeddings
+    from pipelines.label.stage_shards import EventShard
     from pipelines.runtime.ray_session import ray_session
     from pipelines.workspace import tables
     from pipelines.workspace.storage import open_store
@@ -115,7 +118,7 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
         ids = [f"AW.VNA1..HH.{first + row:09d}" for row in range(len(part))]
         values = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(part).reshape(-1)), part.shape[1])
         table = pa.table([ids, values], schema=tables.embeddings_schema(part.shape[1]))
-        shards.append(Shard(network="AW", station="VNA1", name=f"{number:05d}", source=""))
+        shards.append(EventShard(network="AW", station="VNA1", name=f"{number:05d}", source=""))
         tables.write_table(store, shards[-1].path("embeddings"), table)
     settings = KMeansSettings(
         k=k,
@@ -129,8 +132,8 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
     with ray_session(num_cpus=cores):
         surveys = survey_embeddings(store, shards, settings)
 
-        def start() -> _ActorGather:
-            gather = _ActorGather(_start_partitions(store, surveys, settings, cores, 1.0))
+        def start() -> ActorGather:
+            gather = ActorGather(start_partitions(store, surveys, settings, cores, 1.0))
             assert sum(gather(count_rows)) == len(rows)
             return gather
 

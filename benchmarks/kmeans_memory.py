@@ -55,16 +55,18 @@ def work(folder: Path, dim: int, k: int, iterations: int) -> None:
     """Survey, cluster, count and label what lies in a folder."""
     from pipelines.config.label import KMeansSettings
     from pipelines.label.naming import numbers_by_size
-    from pipelines.label.stage_kmeans import fit_model, survey_embeddings
-    from pipelines.label.stage_labels import Naming, count_clusters, write_labels
-    from pipelines.label.stage_shards import Shard
+    from pipelines.label.stage_count import count_clusters
+    from pipelines.label.stage_kmeans import fit_model
+    from pipelines.label.stage_labels import Naming, write_labels
+    from pipelines.label.stage_partitions import survey_embeddings
+    from pipelines.label.stage_shards import EventShard
     from pipelines.runtime.ray_session import ray_session
     from pipelines.workspace.storage import open_store
     from pipelines.workspace.tables import list_shards
 
     store = open_store(str(folder))
     shards = [
-        Shard(network="AW", station="VNA1", name=Path(item.path).stem, source="")
+        EventShard(network="AW", station="VNA1", name=Path(item.path).stem, source="")
         for item in list_shards(store, "embeddings")
     ]
     settings = KMeansSettings(k=k, overcluster=1, restarts=1, max_iterations=iterations, tolerance=0.0, memory_gb=0.2)

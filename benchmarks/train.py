@@ -34,7 +34,7 @@ from pipelines.encoders import NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.runtime.ray_session import ray_session
 from pipelines.train.loop import Training, train_rank
-from pipelines.train.stage import write_checkpoint
+from pipelines.train.stage_checkpoints import write_checkpoint
 from pipelines.workspace.storage import open_store
 
 RATE_HZ, NUM_SAMPLES, LEAD_SAMPLES = 100.0, 3000, 500

@@ -6,7 +6,7 @@ firnline compare runs/demo runs/demo-whitened
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, run_job
-from pipelines.label.compare import compare_runs
+from pipelines.label.stage_compare import compare_runs
 from pipelines.tracking.server import open_tracking
 
 

@@ -41,9 +41,9 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "handlabels": ("table", "matching", "sampling"),
     "synthesize": ("stage",),
     "detect": ("stage", "stage_*"),
-    "train": ("stage", "stage_*", "setup"),
+    "train": ("stage", "stage_*"),
     "tune": ("stage", "stage_*"),
-    "label": ("stage", "stage_*", "compare"),
+    "label": ("stage", "stage_*"),
     "report": ("stage", "stage_*"),
     "explore": ("explorer", "listing", "saved"),
 }

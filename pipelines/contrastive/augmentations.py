@@ -1,6 +1,6 @@
 """Augmentations of prepared windows as batched torch modules, in the four families of the paper's comparison.
 
-Every augmentation draws for each window whether it applies and how strongly, from a generator on the windows' device.
+Every augmentation draws for each window whether it applies, and how strongly, from a generator on the windows' device.
 Windows are (B, 3, sample), rows E, N, Z, absent samples NaN; absent stays absent and never reaches another sample.
 Shape suffixes: B window, C component, S sample, F frequency bin.
 """
@@ -206,9 +206,9 @@ class SpectralResponse(SpectralAugmentation):
             (num_windows, 1, self.knots), generator=generator, device=frequency_F.device, dtype=frequency_F.dtype
         )
         lowest = 1.0 / 64
-        place = (torch.log(frequency_F.clamp(min=lowest)) / -math.log(lowest) + 1) * (self.knots - 1)
-        left = place.floor().clamp(0, self.knots - 2).long()
-        share = place - left
+        position = (torch.log(frequency_F.clamp(min=lowest)) / -math.log(lowest) + 1) * (self.knots - 1)
+        left = position.floor().clamp(0, self.knots - 2).long()
+        share = position - left
         curve_db = knot_db[..., left] * (1 - share) + knot_db[..., left + 1] * share
         return torch.pow(10, curve_db / 20)
 
@@ -242,11 +242,11 @@ class TimeStretch(Augmentation):
         count, _, num_samples = x_BCS.shape
         factor = _log_uniform((count, 1), self.factor, x_BCS, generator)
         time = torch.arange(num_samples, device=x_BCS.device, dtype=x_BCS.dtype)
-        place = _mirror(self.lead_samples + (time - self.lead_samples) * factor, num_samples - 1)
-        left = place.floor()
+        index = _mirror(self.lead_samples + (time - self.lead_samples) * factor, num_samples - 1)
+        left = index.floor()
         near = _take(x_BCS, left.long())
         far = _take(x_BCS, (left.long() + 1).clamp(max=num_samples - 1))
-        return torch.lerp(near, far, (place - left)[:, None])
+        return torch.lerp(near, far, (index - left)[:, None])
 
 
 class TimeShift(Augmentation):
@@ -264,8 +264,8 @@ class TimeShift(Augmentation):
         count, _, num_samples = x_BCS.shape
         share = _uniform((count, 1), self.lead_share, x_BCS, generator)
         time = torch.arange(num_samples, device=x_BCS.device, dtype=x_BCS.dtype)
-        place = _mirror(time - torch.round(share * self.lead_samples), num_samples - 1)
-        return _take(x_BCS, place.long())
+        index = _mirror(time - torch.round(share * self.lead_samples), num_samples - 1)
+        return _take(x_BCS, index.long())
 
 
 class Crop(Augmentation):
@@ -358,9 +358,9 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "frequency": ("time", "geometry", "frequency"),
     "both": ("time", "geometry", "frequency", "amplitude"),
 }
-"""The families of a preset; shifts and turns, which no strategy can do without, are in all."""
+"""The families of a preset; every one of them has `time` and `geometry`."""
 
-# The order of work: what moves samples first, what makes them absent last, so that filters see whole windows.
+# The order of application: first what moves samples, last what makes them absent, so that filters see whole windows.
 _ORDER = (
     "time_shift",
     "time_stretch",
@@ -413,7 +413,7 @@ def build_augmenter(preset: str, parameters: Mapping[str, Mapping[str, Any]], le
         lead_samples: samples before the onset.
 
     Raises:
-        ValueError: names the augmentation and the parameter that is impossible.
+        ValueError: an impossible parameter, named with its augmentation.
     """
     if preset not in PRESETS:
         raise ValueError(f"train.augmentation is {preset!r}: choose one of {', '.join(PRESETS)}.")
@@ -457,7 +457,7 @@ def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generato
 def _put(x: Tensor, chosen_B: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Return x with the chosen rows changed, on the CPU in place."""
     if x.device.type != "cpu":
-        # Which rows are chosen is not known to the host: asking would make it wait for the device.
+        # The host does not know which rows are chosen: asking would make it wait for the device.
         return torch.where(chosen_B[:, None, None], change(x), x)
     rows = chosen_B.nonzero()[:, 0]
     return x.index_copy_(0, rows, change(x[rows])) if len(rows) else x
@@ -478,8 +478,8 @@ def _add_noise(x_BCS: Tensor, noise: Tensor, lowest_snr_db: float, share: Tensor
     """Add noise until the window's peak lies between its present and the lowest ratio above its noise's RMS.
 
     The ratio afterwards, in dB, lies `share` of the way from the present one down to the lowest; a window below that
-    stays as it is. Two views then have ratios that say little of the window's own, and a network cannot tell windows
-    by it, which noise at a ratio to the window would let it do.
+    stays as it is. The views' ratios then reveal little of the window's own. Noise at a fixed ratio to the window would
+    reveal it, and a network could tell windows apart by that alone.
     """
     tiny = torch.finfo(x_BCS.dtype).tiny
     filled = torch.nan_to_num(x_BCS)
@@ -497,15 +497,15 @@ def _add_noise(x_BCS: Tensor, noise: Tensor, lowest_snr_db: float, share: Tensor
     return x_BCS + torch.where(own > tiny, scale, torch.zeros_like(scale)) * noise
 
 
-def _mirror(place_BS: Tensor, last: int) -> Tensor:
-    """Return places from 0 to `last`, those beyond mirrored at the ends as often as needed."""
-    turns = (place_BS / (2 * last)).round()
-    return (place_BS - 2 * last * turns).abs()
+def _mirror(index_BS: Tensor, last: int) -> Tensor:
+    """Return indices from 0 to `last`, those beyond mirrored at the ends as often as needed."""
+    turns = (index_BS / (2 * last)).round()
+    return (index_BS - 2 * last * turns).abs()
 
 
-def _take(x_BCS: Tensor, place_BS: Tensor) -> Tensor:
-    """Return samples at integer places."""
-    return x_BCS.gather(-1, place_BS[:, None].expand(-1, 3, -1))
+def _take(x_BCS: Tensor, index_BS: Tensor) -> Tensor:
+    """Return the samples at integer indices."""
+    return x_BCS.gather(-1, index_BS[:, None].expand(-1, 3, -1))
 
 
 def _high_pass(frequency: Tensor, corner: Tensor) -> Tensor:

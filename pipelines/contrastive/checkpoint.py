@@ -1,4 +1,4 @@
-"""A training's state as one safetensors file: weights, AdamW's moments, and JSON for all that is no tensor."""
+"""A training's state as one safetensors file: weights, AdamW's moments, and everything else as JSON."""
 
 import json
 from typing import Any
@@ -41,7 +41,7 @@ def read_facts(content: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def restore_state(state: TrainState, content: bytes) -> None:
-    """Put a stored state into one of the same network and plan; executes no code of the file."""
+    """Load a stored state into one of the same network and plan; executes no code of the file."""
     from safetensors.torch import load
 
     epochs_done, _ = read_facts(content)
@@ -57,7 +57,7 @@ def restore_state(state: TrainState, content: bytes) -> None:
 
 
 def network_state(content: bytes) -> dict[str, Tensor]:
-    """Return the encoder's part of a stored state, the projection head left out."""
+    """Return the encoder's part of a stored state, without the projection head."""
     from safetensors.torch import load
 
     return _below("model.network.", load(content))

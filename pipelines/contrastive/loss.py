@@ -13,11 +13,11 @@ from torch.nn import functional
 
 STUCK_EPOCHS, STUCK_STEPS = 5, 100
 STUCK_SHARE = 0.999
-"""A loss above this share of ln(candidates) says that training tells no window from another."""
+"""A loss above this share of ln(candidates) means that the network does not tell windows apart."""
 
 
 class _GatherRows(torch.autograd.Function):
-    """Join the rows of all ranks; each rank's gradient gets the parts that all ranks have for its rows."""
+    """Join the rows of all ranks; each rank's gradient sums what all ranks contribute for its rows."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -83,10 +83,10 @@ def num_candidates(global_batch_size: int) -> int:
 
 
 def is_stuck(losses: list[float], global_batch_size: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0) -> bool:
-    """Whether the loss of the last epochs lies at ln(candidates): no positive is told from a negative.
+    """Whether the loss of the last epochs lies at ln(candidates): positives are not told from negatives.
 
-    Looked at are the last five epochs, or as many as have 100 steps: a training may begin there. Epochs in which the
-    learning rate still rises say nothing and are left out.
+    It looks at the last five epochs, or at as many as hold 100 steps, since every training starts at that level.
+    Epochs in which the learning rate still rises do not count.
     """
     losses = losses[math.ceil(warmup_epochs) :]
     patience = max(STUCK_EPOCHS, -(-STUCK_STEPS // steps_per_epoch))

@@ -9,7 +9,7 @@ from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.quality import effective_rank, uniformity
 from pipelines.encoders import Encoder
 
-# The disturbances that every encoder is judged by: what no class of events may depend on.
+# The disturbances that every encoder is judged by: no class of events may depend on them.
 DISTURBANCES: dict[str, dict[str, object]] = {
     "time_shift": {"probability": 1.0, "lead_share": (-0.4, 0.4)},
     "crop": {"probability": 0.0, "share": (0.6, 1.0)},

@@ -30,7 +30,7 @@ QUALITY_WINDOWS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class TrainPlan:
-    """What fixes a training beside its network, its data and its augmentations."""
+    """The settings of a training, apart from its network, its data and its augmentations."""
 
     epochs: int
     """Passes over the windows."""
@@ -67,6 +67,10 @@ class TrainPlan:
                 raise ValueError(f"train.{sentence}.")
 
 
+class DivergedLoss(RuntimeError):
+    """The loss or the weights are not numbers any more."""
+
+
 class Learner(nn.Module):
     """Network and projection head; both views go through in one pass."""
 
@@ -84,7 +88,7 @@ class Learner(nn.Module):
 
 @dataclass
 class TrainState:
-    """What an epoch changes: model, optimiser, and how many epochs are done."""
+    """What an epoch changes: model, optimiser, and the number of epochs done."""
 
     learner: Learner
     optimizer: torch.optim.Optimizer
@@ -105,10 +109,10 @@ def new_state(config: NetworkConfig, plan: TrainPlan, device: torch.device) -> T
 
 
 def local_batch_size(plan: TrainPlan, shard_sizes: list[int]) -> int:
-    """Return the windows of a step on each rank: the global batch shared evenly, less where shards are small.
+    """Return the windows of a step on each rank: the global batch shared evenly, fewer where shards are small.
 
     Raises:
-        ValueError: there are fewer than two windows in all, which leaves nothing to contrast.
+        ValueError: there are fewer than two windows in all, so there is nothing to contrast.
     """
     world = len(shard_sizes)
     size = min(max(1, plan.batch_size // world), min(shard_sizes))
@@ -118,7 +122,7 @@ def local_batch_size(plan: TrainPlan, shard_sizes: list[int]) -> int:
 
 
 def steps_per_epoch(plan: TrainPlan, shard_sizes: list[int]) -> int:
-    """Return the steps of an epoch, the same on every rank; what fills no batch waits for another epoch's order."""
+    """Return the steps of an epoch, the same on every rank; windows after the last full batch are skipped."""
     return min(shard_sizes) // local_batch_size(plan, shard_sizes)
 
 
@@ -169,6 +173,9 @@ def run_epoch(
     Returns:
         loss (mean over ranks and steps), alignment, uniformity, effective_rank (of this rank's embeddings, means over
         ranks), learning_rate (of the last step), windows_per_second (over all ranks), augment_share (of the time).
+
+    Raises:
+        DivergedLoss: on every rank alike, where the loss or a weight is not finite.
     """
     device = device or windows_NCS.device
     shard_sizes = shard_sizes or [len(windows_NCS)]
@@ -195,16 +202,23 @@ def run_epoch(
     mean_loss = float(losses.mean())
     seconds = time.perf_counter() - began
     state.epochs_done = epoch + 1
-    figures = {"loss": mean_loss} | embedding_quality(
-        state.learner.network, windows_NCS, augmenter, plan, epoch, device
+    # The mean over ranks, and the weights, are the same on all: either all end here or none.
+    mean_loss = _mean_over_ranks({"loss": mean_loss}, device)["loss"]
+    if not math.isfinite(mean_loss):
+        raise DivergedLoss(f"the loss is {mean_loss:g} in epoch {epoch + 1}")
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in state.learner.parameters()):
+        raise DivergedLoss(f"weights are not finite after epoch {epoch + 1}")
+    figures = embedding_quality(state.learner.network, windows_NCS, augmenter, plan, epoch, device)
+    return (
+        {"loss": mean_loss}
+        | _mean_over_ranks(figures, device)
+        | {
+            "learning_rate": rate,
+            "windows_per_second": steps * batch * len(shard_sizes) / seconds,
+            "augment_share": augment_seconds / seconds,
+            "epoch_seconds": seconds,
+        }
     )
-    figures = _mean_over_ranks(figures, device)
-    return figures | {
-        "learning_rate": rate,
-        "windows_per_second": steps * batch * len(shard_sizes) / seconds,
-        "augment_share": augment_seconds / seconds,
-        "epoch_seconds": seconds,
-    }
 
 
 def train_step(

@@ -1,4 +1,4 @@
-"""Encoders that are not learned by contrast, behind the same interface: the measure of whether learning helps.
+"""Encoders that are not trained by contrast, behind the same interface: they show whether that training helps.
 
 Each holds what it was fitted to in buffers or weights, so that it is stored and loaded as a network is.
 """
@@ -179,7 +179,7 @@ class SpectrogramPca(nn.Module):
 
 
 class ConvolutionalAutoencoder(nn.Module):
-    """Compresses the pooled log spectrogram to `dim` numbers from which it is drawn again."""
+    """Compresses the pooled log spectrogram to `dim` numbers and reconstructs it from them."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -208,7 +208,7 @@ class ConvolutionalAutoencoder(nn.Module):
         return code
 
     def reconstruct(self, x_BCS: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the picture (window, 2, band, frame) and what is drawn again from its code."""
+        """Return the picture (window, 2, band, frame) and its reconstruction from the code."""
         picture = self.pooled(x_BCS)
         wide = functional.relu(self.widen(self.encode(picture)))
         return picture, self.decode(wide.reshape(len(picture), -1, self.rows, self.columns))

@@ -22,7 +22,7 @@ NUM_GROUPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """What fixes a network's shape; stored with its weights."""
+    """The shape of a network; stored with its weights."""
 
     kind: str
     """`spectrogram`, `waveform`, or a baseline of `pipelines.encoders.baselines`."""
@@ -121,7 +121,7 @@ class SpectrogramNetwork(nn.Module):
         self.stem = nn.Conv2d(2, width, 5, stride=(2, 2), padding=2, bias=False)
         self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
         self.trunk = _stages(2, width, (2, 4), (2, 2), 3, config.blocks)
-        # The band axis is kept by the pooling: where in frequency a thing happens is what it is.
+        # The pooling keeps the band axis: the frequency of a signal tells what it is.
         rows = -(-config.num_bands // 8)
         self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, config.dim)
 

@@ -53,15 +53,15 @@ def standardise(x_BCS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def prepare(x_BCS: Tensor, lead_samples: int) -> Tensor:
-    """Take out of raw windows what is the ground's and the instrument's: offset, microseism, colour of the noise.
+    """Remove from raw windows what belongs to ground and instrument: offset, microseism, colour of the noise.
 
     The spectrum of a window is divided by that of its noise before the onset. One noise spectrum, the mean over the
-    components, serves all three, so that polarisation is kept. What is slower than that spectrum resolves is taken
-    out. This is done once, before any augmentation; the windows keep their amplitude.
+    components, serves all three, so that polarisation is kept. Frequencies too low for
+    that spectrum to resolve are removed. This is done once, before any augmentation; the windows keep their amplitude.
 
     Args:
         x_BCS: (window, 3, sample) raw windows, absent samples NaN.
-        lead_samples: samples before the onset; the last quarter is left out, since an emergent onset reaches into it.
+        lead_samples: samples before the onset; the last quarter is not used, since an emergent onset reaches into it.
 
     Returns:
         The same shape, absent samples and dead components NaN.
@@ -75,8 +75,8 @@ def prepare(x_BCS: Tensor, lead_samples: int) -> Tensor:
     window = torch.ones(num_samples, **like)
     window[:edge] = ramp
     window[-edge:] = ramp.flip(0)
-    # Below the second bin of the noise spectrum the noise is not resolved. It goes first: it can lie 80 dB above the
-    # rest, and would leak into the noise spectrum.
+    # Below its second bin the noise spectrum resolves nothing. What lies there is removed first: it can be 80 dB above
+    # the rest, and would leak into the noise spectrum.
     num_bins = num_samples // 2 + 1
     bin_number = torch.linspace(0, length / 2, num_bins, **like)
     high_pass = 0.5 - 0.5 * torch.cos(math.pi * (bin_number - 0.5).clamp(0, 1))
@@ -90,7 +90,7 @@ def prepare(x_BCS: Tensor, lead_samples: int) -> Tensor:
     power = (torch.fft.rfft(frames * taper).abs().square() * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1)
     power = power / taper.square().sum()
     floor = 1e-6 * power.amax(-1, keepdim=True) + 1e-14
-    # The first bins hold what the high-pass left; their own power would give back what it took.
+    # The high-pass has emptied the first bins; dividing by their own power would bring back what it removed.
     power = torch.cat([power[:, 2:3], power[:, 2:3], power[:, 2:]], dim=1)
     log_power = torch.log((power + floor)[:, None])
     fine = torch.nn.functional.interpolate(log_power, size=num_bins, mode="linear", align_corners=True)
@@ -131,7 +131,7 @@ def frame_length_for(num_samples: int, num_frames: int) -> tuple[int, int]:
 def band_matrix(num_bands: int, fft_length: int) -> Tensor:
     """Return triangular bands over the bins of a real FFT, linear in frequency below, logarithmic above.
 
-    Bands follow log(1 + f / f0) with f0 a fifth of the Nyquist frequency, the mean of the bins left out.
+    Bands follow log(1 + f / f0) with f0 a fifth of the Nyquist frequency, without the bin of the mean.
 
     Returns:
         (band, fft_length // 2 + 1) float64, every row sums to 1.

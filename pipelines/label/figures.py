@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipelines.label.kselection import KScores
 
 COMPONENTS = ("E", "N", "Z")
-MOST_NAMED_CLASSES = 40
+MAX_NAMED_CLASSES = 40
 """Most classes of a confusion matrix that are drawn with their names and counts."""
 
 
@@ -40,9 +40,9 @@ def draw_k_scores(scores: Sequence[KScores], suggested: int, used: int) -> bytes
 def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], columns: Sequence[str], title: str) -> bytes:
     """Draw counts (class, column) with the share of each row as colour.
 
-    Of more than MOST_NAMED_CLASSES classes the colours alone are drawn, and every second, third, ... name.
+    Of more than MAX_NAMED_CLASSES classes the colours alone are drawn, and every second, third, ... name.
     """
-    shown = min(len(classes), MOST_NAMED_CLASSES)
+    shown = min(len(classes), MAX_NAMED_CLASSES)
     figure = Figure(figsize=(2.4 + 0.8 * shown, 1.8 + 0.6 * shown), layout="constrained")
     axis = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -51,7 +51,7 @@ def draw_confusion(matrix: NDArray[np.int64], classes: Sequence[str], columns: S
         for (row, column), count in np.ndenumerate(matrix):
             color = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(count), ha="center", va="center", fontsize=8, color=color)
-    step = -(-len(classes) // MOST_NAMED_CLASSES)
+    step = -(-len(classes) // MAX_NAMED_CLASSES)
     # A class may be called anything, dollar signs included.
     axis.set_xticks(
         range(0, len(columns), step), columns[::step], rotation=30, ha="right", fontsize=8, parse_math=False

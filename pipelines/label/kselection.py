@@ -10,8 +10,9 @@ from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silho
 
 from pipelines.config.label import KMeansSettings
 from pipelines.label.draws import uniform
-from pipelines.label.kmeans import gather_local, label_rows, local_partitions
+from pipelines.label.kmeans import label_rows
 from pipelines.label.merging import fit_to_merge, merge
+from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.metrics.evaluation import adjusted_rand_index
 
 SILHOUETTE_ROWS = 4000
@@ -43,8 +44,8 @@ class KScores:
 def score_k(rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings) -> KScores:
     """Find k clusters in a sample (n, d) with its event keys (n,), and in both of its halves, and score them.
 
-    They are found as a run with this `kmeans.k` finds its own, over-clusters merged to k, but for the tries of the
-    over-clusters' seeding (see fit_to_merge).
+    They are found as in a run with this `kmeans.k`, except that over-clusters are seeded with one try (see
+    fit_to_merge).
 
     Raises:
         ValueError: the sample or one of its halves has fewer rows, or fewer distinct rows, than k.
@@ -85,7 +86,7 @@ def suggest_k(scores: Sequence[KScores]) -> tuple[int, str]:
 def _found(
     rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings
 ) -> list[Callable[[NDArray[np.float32]], NDArray[np.int32]]]:
-    """Return what labels rows by each restart's k clusters, the best restart first."""
+    """Return functions that label rows by each restart's k clusters, the best restart first."""
     gather = gather_local(local_partitions(rows, keys))
     fits = fit_to_merge(gather, k, len(rows), settings, quick=True)
     merged = merge(gather, fits, k, settings.merge)

@@ -10,40 +10,44 @@ from numpy.typing import NDArray
 
 from pipelines.config.label import KMeansSettings
 from pipelines.label.draws import uniform
-from pipelines.label.kmeans import CHUNK_ROWS, SEEDING_TRIES, Clustering, Gather, Partition, fit, label_rows
+from pipelines.label.kernels import CHUNK_ROWS
+from pipelines.label.kmeans import fit, label_rows
+from pipelines.label.lloyd import Clustering
+from pipelines.label.partitions import Gather, Partition
+from pipelines.label.seeding import SEEDING_TRIES, TooFewDistinctRows
 from pipelines.metrics.evaluation import adjusted_rand_index_of
 
 OVERLAP_SCALES = (0.2, 0.3, 0.45, 0.7)
 """Squared distances over which a row's share in a farther centroid falls by a factor of e, in units of the mean squared
-distance of rows to their centroids: clusters are merged by each."""
+distance of rows to their centroids: merging is tried with each."""
 
 JUDGED_SCALE = 0.3
-"""The one of them by which it is judged how much the merged clusters overlap."""
+"""The scale at which the overlap of merged clusters is measured."""
 
 TOLERATED_OVERLAP = 3.0
-"""A result whose clusters overlap more than this many times the least overlap is taken for a wrong one."""
+"""A result whose clusters overlap more than this many times the smallest overlap found is taken to be wrong."""
 
-MOST_COUNTS = 2**25
-"""Most numbers in the tables by which ways to merge are compared; where k is too large for that, inertia ranks them."""
+MAX_COUNTS = 2**25
+"""Limit of the numbers in the tables that compare the ways to merge; above it, inertia ranks them."""
 
-OVERLAP_ROWS_A_CENTROID = 2000
-"""Overlaps are counted over all rows of a small archive; of a large one over about this many a centroid, drawn by their
-event keys."""
+OVERLAP_ROWS_PER_CENTROID = 2000
+"""Overlaps are counted over about this many rows per centroid, drawn by their event keys, or over all where there are
+fewer."""
 
 MIN_SHARE, MIN_SHARE_OF_EVEN = 0.02, 0.1
-"""A cluster with less than the smaller of this share of all rows and this share of rows/k is taken for stragglers: it
-joins another before two larger ones are joined."""
+"""A cluster with less than the smaller of this share of all rows and this share of rows/k counts as stragglers: it
+joins another cluster before two larger ones are joined."""
 
-ROWS_AN_OVER_CLUSTER = 10
-"""Fewest rows a cluster, on average, of an over-clustering: small archives are cut into fewer clusters."""
+MIN_ROWS_PER_OVER_CLUSTER = 10
+"""Rows per over-cluster, on average, that there must be at least: small archives get fewer over-clusters."""
 
 _FIXED_POINT = 2.0**32
 _OVERLAP_SALT = -4
 
 
 def over_clusters(k: int, overcluster: int, num_rows: int) -> int:
-    """Return how many clusters are fitted to be merged to k: k x overcluster, fewer where there are few rows."""
-    return k if overcluster == 1 else max(k, min(k * overcluster, num_rows // ROWS_AN_OVER_CLUSTER))
+    """Return how many clusters are fitted and then merged to k: k x overcluster, fewer where there are few rows."""
+    return k if overcluster == 1 else max(k, min(k * overcluster, num_rows // MIN_ROWS_PER_OVER_CLUSTER))
 
 
 def fit_to_merge(
@@ -55,38 +59,48 @@ def fit_to_merge(
     quick: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[Clustering]:
-    """Fit the clusters of `num_rows` rows that `merge` makes k of; one clustering a restart, in order.
+    """Fit the clusters of `num_rows` rows that `merge` reduces to k; one clustering per restart, in order.
 
-    Over-clusters that are to be `quick` are seeded with one try, not the best of several: most of the time would go
-    there, for an inertia a thousandth lower. `progress` is called with (restart, iteration, inertia).
+    Where rows have fewer distinct values than that, each value becomes a cluster of its own. `quick` over-clusters are
+    seeded with one try, not the best of several: most of the time would go there, for an inertia a thousandth lower.
+    `progress` is called with (restart, iteration, inertia).
 
     Raises:
-        ValueError: there are fewer rows, or fewer distinct rows, than clusters.
+        ValueError: there are fewer rows, or fewer distinct rows, than k.
     """
     num_fitted = over_clusters(k, settings.overcluster, num_rows)
-    return fit(
-        gather,
-        num_fitted,
-        seed=settings.seed,
-        restarts=settings.restarts,
-        max_iterations=settings.max_iterations,
-        tolerance=settings.tolerance,
-        seeding_rounds=settings.seeding_rounds,
-        seeding_tries=1 if quick and num_fitted > k else SEEDING_TRIES,
-        progress=progress,
-    )
+
+    def fit_clusters(num_clusters: int) -> list[Clustering]:
+        return fit(
+            gather,
+            num_clusters,
+            seed=settings.seed,
+            restarts=settings.restarts,
+            max_iterations=settings.max_iterations,
+            tolerance=settings.tolerance,
+            seeding_rounds=settings.seeding_rounds,
+            seeding_tries=1 if quick and num_clusters > k else SEEDING_TRIES,
+            progress=progress,
+        )
+
+    try:
+        return fit_clusters(num_fitted)
+    except TooFewDistinctRows as error:
+        if error.num_distinct < k:
+            raise TooFewDistinctRows(error.num_distinct, k) from None
+        return fit_clusters(error.num_distinct)
 
 
 def merge(
     gather: Gather, clusterings: Sequence[Clustering], k: int, method: Literal["ward", "overlap"]
 ) -> Iterator[tuple[Clustering, NDArray[np.int32]]]:
-    """Merge each restart's clustering to k clusters, and yield them with the best first.
+    """Merge each restart's clustering to k clusters, and yield them, the best first.
 
     Yields (clustering, int32 (m,): which of the k clusters each of its centroids belongs to). Plain k-means, whose
-    centroids stay as they are, and `ward` go by inertia. Merging by overlap is tried with every scale. Where a centroid
-    happens to lie between two classes they are joined, and one class is cut in two through rows that belong to both
-    halves; the inertia does not show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times as much as
-    the least overlap come last, and of the others that is the best which agrees most with all of them.
+    centroids stay as they are, and `ward` are ranked by inertia. Merging by overlap is tried with every scale. Where a
+    centroid happens to lie between two classes, they are joined, and another class is cut in two; the inertia does not
+    show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times the smallest overlap come last, and the
+    best of the others is the one that agrees most with all of them. Where no centroids overlap, they merge by `ward`.
     """
     by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
     if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
@@ -100,7 +114,7 @@ def merge(
     most = TOLERATED_OVERLAP * min(tried.overlap for tried in tries)
     tolerable = [tried for tried in tries if tried.overlap <= most]
     agreement = _agreements(gather, by_inertia, tolerable, k)
-    ranked = [tolerable[place] for place in sorted(range(len(tolerable)), key=lambda place: -agreement[place])]
+    ranked = [tolerable[index] for index in sorted(range(len(tolerable)), key=lambda index: -agreement[index])]
     ranked += sorted((tried for tried in tries if tried.overlap > most), key=lambda tried: tried.overlap)
     best_of_restart: dict[int, NDArray[np.int32]] = {}
     for tried in ranked:
@@ -110,7 +124,7 @@ def merge(
 
 @dataclass(frozen=True)
 class _Try:
-    """A way to merge the centroids of one restart.
+    """One way to merge the centroids of one restart.
 
     Attributes:
         number: of the restart.
@@ -134,7 +148,10 @@ def _merge_by_scales(gather: Gather, clustering: Clustering, k: int, number: int
     judged = overlaps[OVERLAP_SCALES.index(JUDGED_SCALE)]
     found = []
     for of_scale in overlaps:
-        clusters = merge_overlap(of_scale, clustering.counts, k)
+        if of_scale[~np.eye(len(of_scale), dtype=bool)].any():
+            clusters = merge_overlap(of_scale, clustering.counts, k)
+        else:
+            clusters = merge_ward(clustering.centroids, clustering.counts, k)
         found.append(_Try(number, clusters, float(judged[clusters[:, None] != clusters[None]].sum())))
     return found
 
@@ -142,7 +159,7 @@ def _merge_by_scales(gather: Gather, clustering: Clustering, k: int, number: int
 def _agreements(gather: Gather, clusterings: Sequence[Clustering], tries: Sequence[_Try], k: int) -> list[float]:
     """Return the mean adjusted Rand index of each try with all others; 0 for all where k is too large to compare."""
     pairs = [(one, other) for one in range(len(tries)) for other in range(one)]
-    if not pairs or len(pairs) * k * k > MOST_COUNTS:
+    if not pairs or len(pairs) * k * k > MAX_COUNTS:
         return [0.0] * len(tries)
     centroids = np.stack([clustering.centroids for clustering in clusterings])
     numbers = tuple(tried.number for tried in tries)
@@ -192,7 +209,7 @@ def merge_overlap(overlaps: NDArray[np.float64], counts: NDArray[np.int64], k: i
 
     `overlaps` (m, m) is one of `overlaps_of`; that of two clusters is the sum over their centroids, divided by the
     product of their sizes: how much a row of the one belongs to the other. Clusters need not be round, nor of one size.
-    Stragglers (MIN_SHARE) join what they overlap most with. Returns as merge_ward.
+    Stragglers (MIN_SHARE) join the cluster that they overlap most. Returns as merge_ward.
     """
     sizes = np.maximum(counts.astype(np.float64), 1.0)
     smallest = sizes.sum() * min(MIN_SHARE, MIN_SHARE_OF_EVEN / k)
@@ -292,7 +309,7 @@ def overlaps_of(gather: Gather, clustering: Clustering) -> NDArray[np.float64]:
 
 def _overlap_share(clustering: Clustering) -> float:
     num_rows = max(int(clustering.counts.sum()), 1)
-    return min(1.0, OVERLAP_ROWS_A_CENTROID * len(clustering.centroids) / num_rows)
+    return min(1.0, OVERLAP_ROWS_PER_CENTROID * len(clustering.centroids) / num_rows)
 
 
 def _drawn(partition: Partition, block: NDArray[Any], rows: slice, share: float) -> NDArray[Any]:

@@ -1,7 +1,7 @@
 """Numbers and names of clusters: by size or after a reference clustering; by the majority of hand labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,27 @@ def names_by_majority(
             name=str(classes[most]) if purity >= min_purity else None, purity=purity, num_labels=total
         )
     return names
+
+
+def name_clusters(
+    numbers: NDArray[np.int32],
+    labels: Labels,
+    clusters: NDArray[Any],
+    given: Mapping[int, str | None],
+    *,
+    min_purity: float,
+) -> dict[int, ClusterName]:
+    """Name the clusters `numbers`, ascending: by the user where `given` has the number, else by `names_by_majority`.
+
+    `labels` and `clusters` are those of the events whose hand labels may name, with their final numbers.
+    """
+    final = sorted(int(number) for number in numbers)
+    found = names_by_majority(labels, clusters, max(final) + 1, min_purity=min_purity)
+    named = {number: found[number] for number in final}
+    for number in final:
+        if number in given:
+            named[number] = replace(named[number], name=given[number])
+    return named
 
 
 def read_names(content: object, *, source: str) -> dict[int, str | None]:

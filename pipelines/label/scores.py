@@ -40,7 +40,7 @@ UNASSIGNED = "(none)"
 _NO_CLASS = ""
 """What such a cluster's events are given; no hand label is empty."""
 
-_LONGEST_NAME = 200
+_MAX_NAME_CHARS = 200
 """Most characters of a class in a metric's name; MLflow takes 250 in all."""
 
 
@@ -138,7 +138,7 @@ def protocol_of(metric: str) -> str:
     return PROTOCOL[metric]
 
 
-def describe_scores(scores: Scores, *, most_chars: int) -> str:
+def describe_scores(scores: Scores, *, max_chars: int) -> str:
     """Return a list of the numbers, each with its interval and how it is made; what is too long ends with a pointer."""
     metrics = scores.metrics()
     lines = [
@@ -150,10 +150,10 @@ def describe_scores(scores: Scores, *, most_chars: int) -> str:
         values = [f"{key.removeprefix(f'{name}.')} {metrics[key]:.4f}" for key in metrics if key.startswith(f"{name}.")]
         lines.append(f"- {name} ({PROTOCOL[name]}): {', '.join(values) or 'not available'}")
     text = "\n".join([*lines, "", "[low, high]: 95 % bootstrap interval over events"])
-    if len(text) <= most_chars:
+    if len(text) <= max_chars:
         return text
     pointer = "\n... the other numbers are in scores/protocol.txt"
-    return text[: text.rindex(" ", 0, most_chars - len(pointer))] + pointer
+    return text[: text.rindex(" ", 0, max_chars - len(pointer))] + pointer
 
 
 def _brackets(metrics: Mapping[str, float], name: str) -> str:
@@ -168,8 +168,8 @@ def metric_ending(name: str) -> str:
     Different classes have different endings. Of a very long name the beginning and a hash are left.
     """
     ending = "".join(char if re.match(r"[\w -]", char) else f".{ord(char):x}." for char in name)
-    if len(ending) > _LONGEST_NAME:
-        ending = f"{ending[: _LONGEST_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    if len(ending) > _MAX_NAME_CHARS:
+        ending = f"{ending[: _MAX_NAME_CHARS - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
     return ending
 
 

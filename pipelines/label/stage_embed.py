@@ -1,15 +1,12 @@
 """Embedding by Ray Data: an actor pool turns each file of events into the file of embeddings beside it.
 
-The one module of labelling that needs torch, so that the workers that cluster need none.
+Only this module and `stage_encoder` need torch, so that the workers that cluster import none.
 """
 
-import json
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,93 +15,25 @@ import ray
 import torch
 
 from pipelines import __version__
-from pipelines.config import Config
 from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
-from pipelines.label.stage_shards import Shard
+from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
-from pipelines.tracking.models import download_artifact, last_trained_version, model_version
-from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
-from pipelines.workspace.event_sample import window_shape
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
 from pipelines.workspace.storage import Store
 
 ALGORITHM_VERSION = 1
 """Raised by hand when the same events and encoder give other embeddings."""
 
-ROWS_A_BATCH = 512
-MEMORY_A_WORKER = 1 << 30
-MOST_BLOCKS = 2000
+BATCH_ROWS = 512
+WORKER_MEMORY_BYTES = 1 << 30
+MAX_BLOCKS = 2000
 """Ray Data plans a block for each input; with more shards than this a block holds several."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegisteredEncoder:
-    """An encoder and where it is registered."""
-
-    encoder: Encoder
-    uri: str
-    """Of its version: an alias may point elsewhere tomorrow."""
-    run_id: str
-    """Of its training, where that is known."""
-
-
-def load_encoder(store: Store, config: Config, tracking: Tracking) -> RegisteredEncoder:
-    """Download the configured encoder, or the one of this workspace's last training.
-
-    Raises:
-        InputError: there is no such model, or it holds no encoder.
-    """
-    uri = config.label.model or _last_training(store, config, tracking)
-    with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
-        found = download_artifact(tracking, uri, Path(folder))
-        files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
-        if not files:
-            raise InputError(f"label.model {uri} holds no encoder (*.safetensors); give a model that Firnline trained")
-        try:
-            encoder = load(files[0])
-        except ValueError as error:
-            raise InputError(f"label.model {uri}: {error}") from None
-    version, run_id = model_version(tracking, uri)
-    return RegisteredEncoder(encoder=encoder, uri=version, run_id=run_id)
-
-
-def _last_training(store: Store, config: Config, tracking: Tracking) -> str:
-    """Return the URI of the model that this workspace trained last."""
-    with suppress(FileNotFoundError):
-        return str(json.loads(store.read("train/training.json"))["model_uri"])
-    name = config.mlflow.model_name
-    version = last_trained_version(tracking, name)
-    if version is None:
-        raise InputError(
-            f"label.model is not given and this workspace has trained no {name}; run `firnline train` first or give "
-            "one, such as models:/firnline-encoder@champion"
-        )
-    return f"models:/{name}/{version.version}"
-
-
-def check_windows(store: Store, shards: Sequence[Shard], encoder: Encoder) -> None:
-    """Raise InputError where the events' windows are not those that the encoder takes: length, rate or onset differ."""
-    refuse_other_windows(encoder, *window_shape(store, [shards[0].path("events")]))
-
-
-def refuse_other_windows(encoder: Encoder, num_samples: int, rate_hz: float, lead_samples: int) -> None:
-    """Raise InputError where windows of this length, rate and lead are not those that the encoder takes."""
-    network = encoder.config
-    same_rate = np.isclose(rate_hz, network.rate_hz)
-    # An onset lies between samples, so that a window's lead may be rounded either way.
-    same_lead = abs(lead_samples - network.lead_samples) <= 1
-    if num_samples != network.num_samples or not same_rate or not same_lead:
-        raise InputError(
-            f"the encoder takes windows of {network.num_samples} samples at {network.rate_hz:g} Hz, "
-            f"{network.lead_samples} of them before the onset, but an event's has {num_samples} at {rate_hz:g} Hz, "
-            f"{lead_samples} of them before the onset; choose another label.model or train on these events"
-        )
-
-
-def embedding_fingerprint(shard: Shard, encoder: Encoder, settings: LabelSettings) -> str:
+def embedding_fingerprint(shard: EventShard, encoder: Encoder, settings: LabelSettings) -> str:
     """Return what names a shard's marker: it changes with the events, the encoder and the arithmetic."""
     return fingerprint(
         {
@@ -117,7 +46,9 @@ def embedding_fingerprint(shard: Shard, encoder: Encoder, settings: LabelSetting
     )
 
 
-def unembedded_shards(store: Store, shards: Sequence[Shard], encoder: Encoder, settings: LabelSettings) -> list[Shard]:
+def unembedded_shards(
+    store: Store, shards: Sequence[EventShard], encoder: Encoder, settings: LabelSettings
+) -> list[EventShard]:
     """Return the shards that have no embedding yet, or one of other events, another encoder or other arithmetic."""
     done = {(mark.network, mark.station, mark.shard, mark.fingerprint) for mark in list_markers(store, "embed")}
     return [
@@ -128,7 +59,7 @@ def unembedded_shards(store: Store, shards: Sequence[Shard], encoder: Encoder, s
 
 
 def embed_shards(
-    store: Store, shards: Sequence[Shard], encoder: Encoder, settings: LabelSettings, *, num_workers: int
+    store: Store, shards: Sequence[EventShard], encoder: Encoder, settings: LabelSettings, *, num_workers: int
 ) -> int:
     """Embed the shards that are not embedded yet and return how many those were.
 
@@ -155,14 +86,14 @@ def _embed(
 ) -> Iterator[dict[str, Any]]:
     from ray.data import ActorPoolStrategy
 
-    shards: Any = ray.data.from_items(rows, override_num_blocks=min(len(rows), MOST_BLOCKS))
+    shards: Any = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
     embedded = shards.map(
         EmbedShard,
         fn_constructor_args=(store, ray.put(encoder.to("cpu").to_bytes()), settings),
-        compute=ActorPoolStrategy(size=max(1, min(num_workers, len(rows), int(_memory() // MEMORY_A_WORKER)))),
+        compute=ActorPoolStrategy(size=max(1, min(num_workers, len(rows), int(_memory() // WORKER_MEMORY_BYTES)))),
         num_cpus=1,
         num_gpus=1 if settings.use_gpu else 0,
-        memory=MEMORY_A_WORKER,
+        memory=WORKER_MEMORY_BYTES,
     )
     with progress_bar("embed", unit="shard", total=len(rows)) as bar:
         for row in embedded.iter_rows():
@@ -189,7 +120,7 @@ class EmbedShard:
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Embed one shard and write its marker; what went wrong, if anything, is in `error`."""
         started = time.monotonic()
-        shard = Shard(**{name: row[name] for name in ("network", "station", "name", "source")})
+        shard = EventShard(**{name: row[name] for name in ("network", "station", "name", "source")})
         try:
             num_events = tables.write_batches(
                 self.store,
@@ -216,10 +147,10 @@ class EmbedShard:
         )
         return row | {"error": ""}
 
-    def _batches(self, shard: Shard) -> Iterator[pa.RecordBatch]:
+    def _batches(self, shard: EventShard) -> Iterator[pa.RecordBatch]:
         schema = tables.embeddings_schema(self.encoder.dim)
         columns = ["event_id", "waveform"]
-        for batch in tables.iter_batches(self.store, shard.path("events"), columns, ROWS_A_BATCH):
+        for batch in tables.iter_batches(self.store, shard.path("events"), columns, BATCH_ROWS):
             arithmetic = torch.autocast(self.device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()
             with arithmetic:
                 embedding = self.encoder.embed(tables.waveforms(batch.column("waveform")))

@@ -1,6 +1,7 @@
-"""What labelling reads beside the encoder and the events: hand labels, matched to the events, and cluster names."""
+"""What a labelling run reads: shards of events, the encoder, hand labels, cluster names, a reference clustering."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -10,13 +11,32 @@ from pipelines.config.label import LabelsSettings
 from pipelines.handlabels.matching import HandLabels, match_hand_labels
 from pipelines.handlabels.table import LabelTable
 from pipelines.label.naming import read_names
-from pipelines.label.stage_shards import Shard
+from pipelines.label.stage_encoder import RegisteredEncoder
+from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import task_results
+from pipelines.workspace import tables
+from pipelines.workspace.ledger import list_markers
 from pipelines.workspace.storage import Store, content_hash, read_file
+from pipelines.workspace.workspace import open_workspace
 
 
-def match_on_ray(store: Store, shards: Sequence[Shard], settings: LabelsSettings, known: LabelTable) -> HandLabels:
+@dataclass(frozen=True, kw_only=True)
+class LabelInputs:
+    """What a labelling run reads."""
+
+    shards: Sequence[EventShard]
+    registered: RegisteredEncoder
+    hand: HandLabels | None
+    user_names: dict[int, str | None]
+    """Names of clusters that the user gives, by final number; None takes a name away."""
+    reference: Store | None
+    """A labelled workspace whose cluster numbers are kept."""
+    fingerprints: Mapping[str, str]
+    """Of everything that the run reads, as MLflow keeps them."""
+
+
+def match_on_ray(store: Store, shards: Sequence[EventShard], settings: LabelsSettings, known: LabelTable) -> HandLabels:
     """Match a label table to the events, a station a task (see match_hand_labels)."""
     return match_hand_labels(store, [shard.path("events") for shard in shards], settings, known, _run_tasks)
 
@@ -39,3 +59,46 @@ def read_cluster_names(path: str | None) -> tuple[dict[int, str | None], str]:
 def _run_tasks(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
     task = ray.remote(work)
     return task_results([task.remote(*arguments) for arguments in tasks])
+
+
+def lineage_of(
+    shards: Sequence[EventShard],
+    registered: RegisteredEncoder,
+    reference: Store | None,
+    table: LabelTable | None,
+    names_hash: str,
+) -> dict[str, str]:
+    """Return the fingerprints of what a labelling run reads, by kind."""
+    sources = "".join(f"{shard.path('events')}{shard.source}" for shard in shards)
+    lineage = {
+        "events": content_hash(sources.encode()),
+        "encoder": registered.encoder.content_hash,
+        "model": registered.uri,
+    }
+    if table is not None:
+        lineage["labels"] = table.content_hash
+    if names_hash:
+        lineage["names"] = names_hash
+    if reference is not None:
+        marks = [f"{mark.partition}{mark.shard}{mark.fingerprint}" for mark in list_markers(reference, "label")]
+        lineage["reference"] = content_hash("".join(sorted(marks)).encode())
+    return lineage
+
+
+def open_reference(url: str | None, store: Store) -> Store | None:
+    """Return the store of `label.reference`; None where none is configured.
+
+    Raises:
+        InputError: it is the workspace that is labelled, or holds no labels.
+    """
+    if url is None:
+        return None
+    reference = open_workspace(url, create=False, write=False).store
+    if reference.url == store.url:
+        raise InputError(
+            f"label.reference {url} is the workspace that is labelled, and this run replaces its labels; copy them and "
+            "workspace.json to a folder of their own and name that"
+        )
+    if not tables.list_shards(reference, "labels"):
+        raise InputError(f"label.reference {url} holds no labels; give a workspace that has been labelled")
+    return reference

@@ -9,7 +9,7 @@ from pipelines.workspace.storage import Store
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
+class EventShard:
     """One file of events, and the files beside it in the other tables."""
 
     network: str
@@ -23,7 +23,7 @@ class Shard:
         return tables.shard_path(table, self.network, self.station, self.name)
 
 
-def list_event_shards(store: Store) -> list[Shard]:
+def list_event_shards(store: Store) -> list[EventShard]:
     """Return every shard that has events, sorted by path.
 
     Raises:
@@ -35,7 +35,7 @@ def list_event_shards(store: Store) -> list[Shard]:
         network, station = tables.station_of(item.path)
         name = item.path.rpartition("/")[2].removesuffix(".parquet")
         source = done.get((network, station, name), f"{item.etag}-{item.size}")
-        shards.append(Shard(network=network, station=station, name=name, source=source))
+        shards.append(EventShard(network=network, station=station, name=name, source=source))
     if not shards:
         raise InputError(f"{store.url} holds no event to label; run `firnline detect` first")
     return shards

@@ -1,4 +1,4 @@
-"""A whole training from plan to last epoch, with its checkpoints handed out and taken in; one rank's part of it."""
+"""A whole training from plan to last epoch, as one rank runs it: it takes a checkpoint and hands one out per epoch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +11,7 @@ from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import read_facts, restore_state, state_to_bytes
 from pipelines.contrastive.loss import is_stuck
 from pipelines.contrastive.step import (
+    DivergedLoss,
     TrainPlan,
     local_batch_size,
     new_state,
@@ -24,7 +25,7 @@ from pipelines.runtime.allocator import keep_freed_memory
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What every rank is told."""
+    """What every rank is given."""
 
     network: NetworkConfig
     """Shape of the network."""
@@ -40,8 +41,8 @@ class Training:
     """Stored in every checkpoint."""
 
 
-class StuckTraining(RuntimeError):
-    """The loss stays at ln(candidates): the network tells no window from another."""
+class HopelessTraining(RuntimeError):
+    """The loss stays at ln(candidates), or is not a number; the text says which and what to change."""
 
 
 def train_rank(
@@ -62,11 +63,11 @@ def train_rank(
         device: where the step runs.
         rank: this rank.
         world: ranks; more than one need an initialised process group.
-        checkpoint: the state to go on from.
+        checkpoint: the state to resume from; None: from the start.
         after_epoch: called on every rank with the epochs done, the state (rank 0 alone) and the epoch's figures.
 
     Raises:
-        StuckTraining: the loss has stayed at ln(candidates).
+        HopelessTraining: the loss has stayed at ln(candidates), or is not a number.
     """
     keep_freed_memory()
     plan = training.plan
@@ -86,14 +87,18 @@ def train_rank(
     shard_sizes = [len(windows_NCS)] * world
     global_batch, steps = local_batch_size(plan, shard_sizes) * world, steps_per_epoch(plan, shard_sizes)
     while state.epochs_done < plan.epochs:
-        figures = run_epoch(
-            state, windows_NCS, augmenter, plan, model=model, shard_sizes=shard_sizes, rank=rank, device=device
-        )
+        try:
+            figures = run_epoch(
+                state, windows_NCS, augmenter, plan, model=model, shard_sizes=shard_sizes, rank=rank, device=device
+            )
+        except DivergedLoss as error:
+            raise HopelessTraining(f"training diverged: {error}; use a smaller train.learning_rate") from None
         facts["history"].append(figures)
         losses = [entry["loss"] for entry in facts["history"]]
         if is_stuck(losses, global_batch, steps, warmup_epochs=rising_epochs(plan)):
-            raise StuckTraining(
-                f"the loss has stayed at ln(candidates) = {figures['loss']:.3f} for epochs up to {state.epochs_done}"
+            raise HopelessTraining(
+                f"training learns nothing: the loss has stayed at ln(candidates) = {figures['loss']:.3f} up to epoch "
+                f"{state.epochs_done}; use weaker augmentations or another train.learning_rate"
             )
         content = state_to_bytes(state, facts) if rank == 0 else None
         after_epoch(state.epochs_done, content, figures)

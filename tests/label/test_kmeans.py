@@ -5,19 +5,17 @@ import pytest
 from sklearn.cluster import KMeans
 
 from pipelines.label.draws import event_keys, uniform
-from pipelines.label.kmeans import (
+from pipelines.label.kmeans import best, fit, label_rows
+from pipelines.label.lloyd import lloyd
+from pipelines.label.partitions import (
     Partition,
-    best,
     block_edges,
     block_rows,
-    fit,
     gather_local,
-    label_rows,
-    lloyd,
     local_partitions,
     partition_edges,
-    seed_centroids,
 )
+from pipelines.label.seeding import seed_centroids
 
 NUM_ROWS = 9000
 

@@ -2,17 +2,25 @@
 
 import os
 import signal
+import threading
 from itertools import pairwise
 
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
+import ray
 
 from pipelines.config.label import KMeansSettings
-from pipelines.label.kmeans import block_edges
-from pipelines.label.stage_kmeans import fit_model, plan_partitions, survey_embeddings
-from pipelines.label.stage_shards import Shard
+from pipelines.label.partitions import block_edges, count_rows
+from pipelines.label.stage_kmeans import fit_model
+from pipelines.label.stage_partitions import (
+    plan_partitions,
+    start_partitions,
+    survey_embeddings,
+    wait_for_actors,
+)
+from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store, open_store
@@ -22,7 +30,7 @@ DIM = 6
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory) -> tuple[Store, list[Shard]]:
+def embedded(tmp_path_factory) -> tuple[Store, list[EventShard]]:
     """Files of unequal length at two stations; every tenth embedding is that of the row before."""
     store = open_store(str(tmp_path_factory.mktemp("embedded")))
     random = np.random.default_rng(5)
@@ -32,7 +40,7 @@ def embedded(tmp_path_factory) -> tuple[Store, list[Shard]]:
     shards = []
     edges = [0, 100, 1900, 1901, 5000, 7777, NUM_ROWS]
     for number, (first, end) in enumerate(pairwise(edges)):
-        shard = Shard(network="AW", station="VNA1" if first < 5000 else "VNA2", name=f"{number}", source="")
+        shard = EventShard(network="AW", station="VNA1" if first < 5000 else "VNA2", name=f"{number}", source="")
         ids = [f"AW.{shard.station}..HH.{row:06d}" for row in range(first, end)]
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows[first:end].reshape(-1)), DIM)
         tables.write_table(store, shard.path("embeddings"), pa.table([ids, values], tables.embeddings_schema(DIM)))
@@ -40,13 +48,13 @@ def embedded(tmp_path_factory) -> tuple[Store, list[Shard]]:
     return store, shards
 
 
-def fitted(embedded: tuple[Store, list[Shard]], num_workers: int, progress=None, **settings) -> bytes:
+def fitted(embedded: tuple[Store, list[EventShard]], num_workers: int, progress=None, **settings) -> bytes:
     store, shards = embedded
     chosen = KMeansSettings(**({"k": 4, "restarts": 2, "whiten": True, "overcluster": 2} | settings))
     surveys = survey_embeddings(store, shards, chosen)
     share = min(1.0, 2 / num_workers)
     model, _ = fit_model(
-        store, surveys, chosen, num_workers=num_workers, cpus_a_worker=share, num_classes=3, progress=progress
+        store, surveys, chosen, num_workers=num_workers, cpus_per_worker=share, num_classes=3, progress=progress
     )
     return model.to_bytes()
 
@@ -74,6 +82,22 @@ def test_fewer_workers_share_the_rows_where_memory_is_short_for_many():
     assert len(plan_partitions(20_000, 64, 1.0, 16, 30e9)[0]) == 16
     with pytest.raises(StageFailed, match=r"over 20000 events needs 0\.3 GB of memory in a worker, Ray has 0\.1 GB"):
         plan_partitions(20_000, 64, 1.0, 16, 1e8)
+
+
+def test_a_wait_for_workers_says_what_is_missing(embedded, ray_cluster, capsys):
+    store, shards = embedded
+    settings = KMeansSettings(k=4)
+    surveys = survey_embeddings(store, shards, settings)
+    # It holds every CPU, so that no partition can start before it ends.
+    blocker = ray.remote(threading.Event).options(num_cpus=2).remote()
+    ray.get(blocker.is_set.remote())
+    actors = start_partitions(store, surveys, settings, 2, 1.0)
+    threading.Timer(3.0, lambda: ray.kill(blocker)).start()
+    wait_for_actors(actors, report_seconds=0.5)
+    assert sum(ray.get([actor.run.remote(count_rows) for actor in actors])) == NUM_ROWS
+    for actor in actors:
+        ray.kill(actor)
+    assert "k-means: waiting for 2 of 2 workers to start" in capsys.readouterr().out
 
 
 def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):

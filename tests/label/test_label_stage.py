@@ -25,16 +25,18 @@ from pipelines.config import resolve
 from pipelines.encoders import Encoder, NetworkConfig, build_network
 from pipelines.handlabels.sampling import label_sample
 from pipelines.handlabels.table import LabelTable, read_label_table
-from pipelines.label.stage import SUMMARY, label_events
-from pipelines.label.stage_embed import embed_shards, load_encoder
+from pipelines.label.cluster_model import ClusterModel
+from pipelines.label.stage import label_events
+from pipelines.label.stage_count import count_clusters
+from pipelines.label.stage_embed import embed_shards
+from pipelines.label.stage_encoder import load_encoder
 from pipelines.label.stage_inputs import match_on_ray
-from pipelines.label.stage_kmeans import Model
-from pipelines.label.stage_labels import count_clusters
 from pipelines.label.stage_shards import list_event_shards
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.runs import finished_runs, stage_run
 from pipelines.tracking.server import open_tracking
 from pipelines.workspace import tables
+from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.event_sample import choose_events
 from pipelines.workspace.workspace import Workspace, open_workspace
 
@@ -89,8 +91,13 @@ def test_every_event_has_exactly_one_label_row(labelled):
 def test_clusters_are_numbered_by_size_and_named_by_the_validation_half(labelled):
     counts = read_all(labelled.workspace, "labels").column("cluster").to_pandas().value_counts()
     assert counts.sort_index().tolist() == sorted(counts.tolist(), reverse=True)
-    summary = json.loads(labelled.workspace.store.read(SUMMARY))
-    assert {entry["name"] for entry in summary["clusters"]} <= {"icequake", "earthquake", "spike", None}
+    summary = json.loads(labelled.workspace.store.read(ClusteringSummary.PATH))
+    truth = pd.read_csv(labelled.truth, parse_dates=["time"])["label"]
+    rows = read_all(labelled.workspace, "labels").sort_by([("station", "descending"), ("onset", "ascending")])
+    kinds = pd.crosstab(rows.column("cluster").to_pandas(), truth)
+    assert rows.column("station").to_pylist() == pd.read_csv(labelled.truth, dtype=str)["station"].tolist()
+    for entry in summary["clusters"]:
+        assert entry["name"] == kinds.loc[entry["cluster"]].idxmax()
     assert summary["scores"]["test.purity"] > summary["scores"]["test.majority_baseline"]
     assert all(entry["hand_labels"] < entry["events"] for entry in summary["clusters"])
 
@@ -109,7 +116,7 @@ def test_the_run_in_mlflow_leads_back_to_encoder_and_events(labelled):
     artifacts = {item.path for item in labelled.tracking.client().list_artifacts(runs[0].info.run_id, "scores")}
     assert artifacts == {"scores/confusion.png", "scores/confusion.json", "scores/protocol.txt"}
     # Every number of the scores stands with its protocol in the run's artifacts and the summary, and its description.
-    summary = json.loads(labelled.workspace.store.read(SUMMARY))
+    summary = json.loads(labelled.workspace.store.read(ClusteringSummary.PATH))
     assert set(summary["protocol"]) == set(summary["scores"])
     protocol = read_artifact(labelled, runs[0].info.run_id, "scores/protocol.txt")
     for name, words in summary["protocol"].items():
@@ -138,7 +145,7 @@ def test_of_many_labelled_events_the_driver_gets_the_embeddings_of_the_probed_on
     count = count_clusters(
         store,
         list_event_shards(store),
-        Model.from_bytes(store.read(clustering)),
+        ClusterModel.from_bytes(store.read(clustering)),
         dict.fromkeys(ids, "spike"),
         probed,
         None,
@@ -227,7 +234,7 @@ def test_other_hand_labels_interrupted_leave_nothing_behind_when_the_first_ones_
     with pytest.raises(StageFailed, match="1 of 4 shards could not be labelled"):
         label_events(workspace, labelled.config, labelled.tracking)
     Path(workspace.store.full(blocked)).rmdir()
-    assert not workspace.store.exists(SUMMARY)
+    assert not workspace.store.exists(ClusteringSummary.PATH)
     # What a kill among the removals leaves.
     workspace.store.write("clustering/0123456789abcdef.npz", b"of other settings")
     labelled.truth.write_bytes(truth)

@@ -11,10 +11,20 @@ from sklearn.decomposition import PCA
 
 from pipelines.config.label import KMeansSettings
 from pipelines.label.draws import event_keys
-from pipelines.label.kmeans import best, fit, fit_space, gather_local, label_rows, local_partitions
+from pipelines.label.kmeans import best, fit, label_rows
 from pipelines.label.kselection import score_k, suggest_k
-from pipelines.label.merging import OVERLAP_SCALES, _agreements, _Try, merge, merge_overlap, merge_ward, overlaps_of
+from pipelines.label.merging import (
+    OVERLAP_SCALES,
+    _agreements,
+    _Try,
+    fit_to_merge,
+    merge,
+    merge_overlap,
+    merge_ward,
+    overlaps_of,
+)
 from pipelines.label.naming import names_by_majority, numbers_by_reference, numbers_by_size, read_names
+from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.label.scores import (
     PROTOCOL,
     LabelledRows,
@@ -24,7 +34,7 @@ from pipelines.label.scores import (
     protocol_of,
     score_labelling,
 )
-from pipelines.label.space import to_space
+from pipelines.label.space import fit_space, to_space
 from pipelines.metrics.evaluation import adjusted_rand_index
 
 
@@ -68,6 +78,21 @@ def test_merging_over_clusters_by_overlap_finds_clusters_that_are_not_round():
     assert by_overlap > adjusted_rand_index(label_rows(rows, plain.centroids)[0], moon) + 0.3
 
 
+@pytest.mark.parametrize("method", ["overlap", "ward"])
+def test_five_distinct_embeddings_are_clustered_though_more_over_clusters_are_wanted(method):
+    points = np.array([[0, 0], [0.1, 0], [0, 0.1], [10, 10], [10.1, 10]], dtype=np.float32)
+    rows = np.repeat(points, 24, axis=0)
+    gather = gather_local(local_partitions(rows, keys_of(len(rows))))
+    settings = KMeansSettings(k=2, overcluster=20, merge=method)
+    clustering, clusters = next(merge(gather, fit_to_merge(gather, 2, len(rows), settings), 2, method))
+    assert len(clustering.centroids) == 5
+    labels = label_rows(rows, clustering.centroids, clusters)[0]
+    assert len(set(labels[:72])) == len(set(labels[72:])) == 1
+    assert labels[0] != labels[-1]
+    with pytest.raises(ValueError, match="only 5 distinct values, fewer than the 6 clusters"):
+        fit_to_merge(gather, 6, len(rows), KMeansSettings(k=6, overcluster=20))
+
+
 def test_overlaps_are_the_same_bits_for_any_partitions_and_those_of_the_definition():
     rows = np.random.default_rng(4).normal(size=(5000, 6))
     keys = keys_of(len(rows))
@@ -86,7 +111,7 @@ def test_overlaps_of_many_rows_are_counted_over_a_sample_of_them_the_same_for_an
     keys = keys_of(len(rows))
     over = best(fit(gather_local(local_partitions(rows, keys)), 8))
     whole = overlaps_of(gather_local(local_partitions(rows, keys)), over)
-    monkeypatch.setattr("pipelines.label.merging.OVERLAP_ROWS_A_CENTROID", 1000)
+    monkeypatch.setattr("pipelines.label.merging.OVERLAP_ROWS_PER_CENTROID", 1000)
     found = [overlaps_of(gather_local(local_partitions(rows, keys, parts)), over) for parts in (1, 3)]
     assert np.array_equal(found[0], found[1])
     assert found[0].sum() == pytest.approx(len(OVERLAP_SCALES) * 8000, rel=0.05)
@@ -296,13 +321,13 @@ def test_any_class_has_scores_of_its_own_that_mlflow_takes():
 def test_the_description_holds_every_number_with_its_protocol_and_is_cut_between_words():
     rows = opposite_halves()
     scores = score_labelling(rows, bootstrap_draws=20)
-    text = describe_scores(scores, most_chars=8000)
+    text = describe_scores(scores, max_chars=8000)
     for name, value in scores.values.items():
         assert f"- {name} = {value:.4f}" in text
         assert PROTOCOL[name] in text
     assert "20,000" in text
     many = np.array([f"kind {number}" for number in range(200)], dtype=object)
-    text = describe_scores(score_labelling(replace(rows, labels=many), bootstrap_draws=20), most_chars=4000)
+    text = describe_scores(score_labelling(replace(rows, labels=many), bootstrap_draws=20), max_chars=4000)
     assert 3900 < len(text) <= 4000
     assert text.endswith("\n... the other numbers are in scores/protocol.txt")
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,7 +22,10 @@ from pipelines.contrastive.checkpoint import read_facts
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.models import alias_version, download_artifact
 from pipelines.tracking.server import Tracking, as_default
-from pipelines.train.stage import ENCODER, check_resources, last_checkpoint, train_encoder
+from pipelines.train.stage import ENCODER, check_resources, train_encoder
+from pipelines.train.stage_checkpoints import last_checkpoint
+from pipelines.train.stage_ray import _window_dataset, interface_of
+from pipelines.train.stage_setup import prepare_windows
 from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.event_sample import choose_events, read_sample
 from pipelines.workspace.workspace import open_workspace
@@ -169,9 +173,89 @@ def test_a_stuck_loss_is_an_error_and_registers_nothing(tmp_path):
     workspace = make_workspace(str(tmp_path / "stuck"), count=32)
     # At this temperature every candidate looks alike, so that the loss cannot leave ln(candidates).
     with pytest.raises(StageFailed, match="learns nothing"):
-        train_encoder(workspace, settings(temperature=1e6, epochs=18, batch_size=4), tracking_of(workspace))
+        train_encoder(workspace, settings(temperature=1000, epochs=18, batch_size=4), tracking_of(workspace))
     assert alias_version(tracking_of(workspace), "firnline-encoder", "champion") is None
     assert TrainingRecord.read(workspace.store) is None
+
+
+def test_a_diverging_loss_is_one_sentence_and_registers_nothing(tmp_path):
+    workspace = make_workspace(str(tmp_path / "diverged"), count=32)
+    with pytest.raises(StageFailed, match=r"^training diverged: .*; use a smaller train\.learning_rate$"):
+        # Each step multiplies the weights by some -250,000: after eight they are beyond float32.
+        train_encoder(
+            workspace,
+            settings(learning_rate=1000, weight_decay=1000, warmup_epochs=0, epochs=10),
+            tracking_of(workspace),
+        )
+    assert alias_version(tracking_of(workspace), "firnline-encoder", "champion") is None
+    assert TrainingRecord.read(workspace.store) is None
+
+
+def test_too_few_events_for_the_workers_are_refused_before_work_starts(tmp_path, ray_cluster):
+    for count, workers, sentence in (
+        (1, 0, "only 1 event to train on"),
+        (2, 3, r"train\.num_workers is 3, but there are only 2 events"),
+    ):
+        workspace = open_workspace(str(tmp_path / f"{count}"), create=True)
+        workspace.update_state()
+        write_events(workspace, "S0", "all", make_windows(3)[0][:count], month=0)
+        # Three workers need a third of a CPU each, so that the cluster has room for them.
+        config = settings(num_workers=workers, cpus_per_worker=0.1, batch_size=18)
+        with pytest.raises(InputError, match=sentence):
+            train_encoder(workspace, config, tracking_of(workspace))
+        assert not list(workspace.store.walk("train"))
+
+
+def test_many_small_files_are_read_in_few_tasks(tmp_path, ray_cluster):
+    workspace = open_workspace(str(tmp_path / "small-files"), create=True)
+    workspace.update_state()
+    windows, _ = make_windows(24)
+    for first in range(0, 24, 2):
+        write_events(workspace, "S0", f"part{first}", windows[first : first + 2], month=0, first=first)
+    sample = choose_events(workspace.store, max_events=None, seed=0)
+    assert len(sample.paths) == 12
+    share = range(6, 24)
+    dataset = _window_dataset(workspace.store, sample, share).materialize()
+    assert dataset.num_blocks() == 1
+    rows = sorted(dataset.take_all(), key=lambda row: row["index"])
+    expected = prepare_windows(read_sample(workspace.store, sample, share), LEAD_SAMPLES).numpy()
+    np.testing.assert_array_equal(np.stack([row["window"] for row in rows]), expected)
+
+
+def test_gloo_listens_on_the_interface_that_has_the_nodes_address():
+    addresses = {
+        entry.address: name
+        for name, entries in psutil.net_if_addrs().items()
+        for entry in entries
+        if entry.family == socket.AF_INET
+    }
+    assert addresses["127.0.0.1"] == interface_of("127.0.0.1")
+    assert {address: interface_of(address) for address in addresses} == addresses
+    assert interface_of("192.0.2.1") is None
+
+
+@pytest.mark.timeout(300)
+def test_a_training_on_ray_that_is_interrupted_is_killed_in_mlflow_and_can_be_resumed(ray_cluster, tmp_path):
+    workspace = make_workspace(str(tmp_path / "interrupted"))
+    done = threading.Event()
+
+    def interrupt_after_the_first_epoch():
+        while not done.wait(0.05):
+            if any("epoch-" in item.path for item in workspace.store.walk("train")):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=interrupt_after_the_first_epoch, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_encoder(workspace, settings(num_workers=1, epochs=500), tracking_of(workspace))
+    finally:
+        done.set()
+        thread.join()
+    tracking = tracking_of(workspace)
+    run = tracking.client().search_runs([tracking.experiment_id()])[0]
+    assert run.info.status == "KILLED"
 
 
 def test_an_empty_workspace_says_what_to_do(tmp_path):

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -11,9 +12,9 @@ from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.augmentations import PRESETS, build_augmenter
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.server import Tracking
-from pipelines.train.setup import effective_augmentation
+from pipelines.train.stage_setup import effective_augmentation
 from pipelines.tune.space import DIMENSIONS, apply_point, dimensions_of
-from pipelines.tune.stage import tune_augmentations
+from pipelines.tune.stage import configured_score, finished_trials, tune_augmentations
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from training_events import make_workspace
@@ -71,17 +72,29 @@ def test_trials_are_children_of_one_parent_and_nothing_else_is(searched):
     assert all("score" in run.data.metrics for run in children)
 
 
-def test_the_best_section_is_never_worse_than_the_configured_one(searched):
+def test_the_best_score_and_the_configured_one_are_those_of_trials_that_ran_to_their_end(searched):
     _, _, tracking, summary = searched
-    assert summary.best_score >= summary.first_score
-    runs = tracking.client().search_runs([tracking.experiment_id()])
-    finished = [
-        run.data.metrics["score"]
-        for run in runs
-        if "mlflow.parentRunId" in run.data.tags
-        and len(tracking.client().get_metric_history(run.info.run_id, "score")) == 2
-    ]
-    assert summary.best_score == pytest.approx(max(finished))
+    client = tracking.client()
+    finished = {
+        run.info.run_name: run.data.metrics["score"]
+        for run in client.search_runs([tracking.experiment_id()])
+        if "mlflow.parentRunId" in run.data.tags and len(client.get_metric_history(run.info.run_id, "score")) == 2
+    }
+    assert summary.best_score == pytest.approx(max(finished.values()))
+    assert summary.first_score == pytest.approx(finished.get("as configured"))
+
+
+def test_a_configured_trial_that_failed_or_was_stopped_has_no_score():
+    def result(score, *, first=False, epochs=4):
+        metrics = None if score is None else {"score": score, "training_iteration": epochs}
+        return SimpleNamespace(metrics=metrics, config={"first": first})
+
+    others = [result(0.4), result(0.7), result(0.9, epochs=2)]
+    for first in (result(None, first=True), result(0.95, first=True, epochs=1)):
+        finished = finished_trials([first, *others], 4)
+        assert [one.metrics["score"] for one in finished] == [0.4, 0.7]
+        assert configured_score(finished) is None
+    assert configured_score(finished_trials([result(0.5, first=True), *others], 4)) == 0.5
 
 
 def test_training_takes_the_best_section_up(searched):

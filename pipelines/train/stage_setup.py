@@ -1,4 +1,4 @@
-"""From the configuration to what a training takes; shared by the stages that train."""
+"""From the configuration to the settings of a training; shared by the stages that train."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,0 +1,274 @@
+"""Training by Ray Train: workers that each hold a share of the windows, read once by Ray Data."""
+
+import fcntl
+import os
+import shutil
+import socket
+import struct
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.config.train import TrainSettings
+from pipelines.contrastive.checkpoint import read_facts
+from pipelines.runtime.errors import StageFailed
+from pipelines.runtime.ray_session import local_cores
+from pipelines.train.loop import HopelessTraining, Training, train_rank
+from pipelines.train.stage_checkpoints import last_checkpoint, watch_checkpoints, write_checkpoint
+from pipelines.train.stage_setup import prepare_windows, torch_threads
+from pipelines.workspace.event_sample import EventSample, read_windows
+from pipelines.workspace.storage import Store
+
+READ_ROWS = 512
+"""Events that a Ray Data task reads and prepares at a time."""
+
+_SIOCGIFADDR = 0x8915
+"""Linux's request for the address of an interface."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayTraining:
+    """What a training by Ray workers needs, beside the workers' resources."""
+
+    store: Store
+    training: Training
+    sample: EventSample
+    folder: str
+    """Of the checkpoints, in the store."""
+
+
+def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[list[dict[str, float]]], None]) -> bytes:
+    """Train on Ray workers and return the last checkpoint; `report` gets the history of epochs as it grows.
+
+    Raises:
+        HopelessTraining: the loss is stuck or has diverged.
+        StageFailed: workers were lost too often.
+    """
+    import ray.train.torch
+
+    store, folder = task.store, task.folder
+    world: Any = settings.num_workers
+    if settings.min_workers is not None and settings.min_workers < settings.num_workers:
+        world = (settings.min_workers, settings.num_workers)
+    loop_config = {
+        "store": store,
+        "training": task.training,
+        "folder": folder,
+        "num_threads": settings.num_threads or max(1, local_cores() // settings.num_workers),
+    }
+    store.remove(f"{folder}/stopped.txt")
+    state = Path(tempfile.mkdtemp(prefix="firnline-train-"))
+    trainer = ray.train.torch.TorchTrainer(
+        _train_worker,
+        train_loop_config=loop_config,
+        torch_config=_torch_config(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=world,
+            use_gpu=settings.use_gpu,
+            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name=f"train-{time.time_ns()}",
+            storage_path=str(state),
+            failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
+        ),
+        datasets={"windows": ray.data.from_items([{"index": 0}])},
+        dataset_config=_rank_shares(store, task.sample),
+    )
+    try:
+        with watch_checkpoints(store, folder, report):
+            _interruptible(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        raise StageFailed(f"training failed: {_cause(error)}") from error
+    finally:
+        shutil.rmtree(state, ignore_errors=True)
+    if store.exists(f"{folder}/stopped.txt"):
+        raise HopelessTraining(store.read(f"{folder}/stopped.txt").decode())
+    content = last_checkpoint(store, folder)
+    if content is None or read_facts(content)[0] < task.training.plan.epochs:
+        raise StageFailed(f"training ended before its last epoch: see {store.full(folder)}")
+    report(read_facts(content)[1]["history"])
+    return content
+
+
+def _interruptible(work: Callable[[], Any]) -> None:
+    """Do the work in another thread, so that Ctrl-C raises KeyboardInterrupt in this one.
+
+    In the main thread Ray Train would take the signal itself and end the process with exit code 0.
+    """
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.5)
+    if errors:
+        raise errors[0]
+
+
+def _torch_config() -> Any:
+    """Return Ray's torch configuration for workers whose Gloo listens on the address that Ray knows.
+
+    Gloo takes the address that the host's name resolves to, which on Debian is 127.0.1.1: workers on other hosts cannot
+    connect to that.
+    """
+    import ray.train.torch
+
+    class NodeAddressBackend(ray.train.torch.TorchConfig().backend_cls):  # type: ignore[misc]
+        """Sets Gloo's interface in every worker before the process group is made."""
+
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(_use_interface_of_node)
+            super().on_start(worker_group, backend_config)
+
+    @dataclass
+    class NodeAddressConfig(ray.train.torch.TorchConfig):
+        """As Ray's own, with the backend above."""
+
+        @property
+        def backend_cls(self) -> Any:
+            return NodeAddressBackend
+
+    return NodeAddressConfig()
+
+
+def _use_interface_of_node() -> None:
+    import ray.util
+
+    node_address: Any = ray.util.get_node_ip_address
+    name = interface_of(node_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def interface_of(address: str) -> str | None:
+    """Return the name of this host's network interface that has an IPv4 address; None where none has it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        for _, name in socket.if_nameindex():
+            request = struct.pack("256s", name.encode()[:15])
+            try:
+                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, request)
+            except OSError:
+                # The interface has no IPv4 address.
+                continue
+            if socket.inet_ntoa(answer[20:24]) == address:
+                return name
+    return None
+
+
+def _rank_shares(store: Store, sample: EventSample) -> Any:
+    """Return a Ray Train data configuration that gives each rank its share of the sample, read once by Ray Data."""
+    import ray.data
+    import ray.train
+
+    class RankShares(ray.train.DataConfig):
+        """The split by event id, the same for every run with so many workers, where Ray's own depends on timing."""
+
+        def configure(
+            self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
+        ) -> list[dict[str, Any]]:
+            return [
+                {name: _window_dataset(store, sample, share).iterator() for name in datasets}
+                for share in sample.shares(world_size)
+            ]
+
+    return RankShares(datasets_to_split=[])
+
+
+def _window_dataset(store: Store, sample: EventSample, share: range) -> Any:
+    """Return the lazy Ray dataset of one rank: `index` in the share and the prepared `window`.
+
+    A task reads as many parts, one after the other, as hold READ_ROWS events: what Ray spends on a task does not grow
+    with the number of files.
+    """
+    import ray.data
+
+    parts = [
+        {"path": path, "rows": rows[start : start + READ_ROWS], "indices": indices[start : start + READ_ROWS]}
+        for path, rows, indices in sample.by_file(share)
+        for start in range(0, len(rows), READ_ROWS)
+    ]
+    lead = sample.lead_samples
+
+    def load(batch: Any) -> Any:
+        for path, rows, indices in zip(batch["path"], batch["rows"], batch["indices"], strict=True):
+            windows = read_windows(store, str(path), rows)
+            with torch_threads(1):
+                prepared = prepare_windows(windows, lead)
+            yield {"index": np.asarray(indices, dtype=np.int64), "window": prepared.numpy()}
+
+    memory = READ_ROWS * 12 * sample.num_samples * 6
+    num_tasks = max(1, min(len(parts), -(-len(share) // READ_ROWS)))
+    return ray.data.from_items(parts, override_num_blocks=num_tasks).map_batches(
+        load, batch_size=1, num_cpus=0.5, memory=memory
+    )
+
+
+def _train_worker(task: dict[str, Any]) -> None:
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    store, folder, training = task["store"], task["folder"], task["training"]
+    torch.set_num_threads(task["num_threads"])
+    device = ray.train.torch.get_device()
+    windows = _gather_share(ray.train.get_dataset_shard("windows"))
+    if device.type == "cuda" and fits_on_device(windows, device):
+        windows = windows.to(device)
+
+    def after_epoch(done: int, content: bytes | None, figures: dict[str, float]) -> None:
+        if content is not None:
+            write_checkpoint(store, folder, done, content)
+        # A barrier: no rank begins an epoch whose checkpoint is not yet durable.
+        ray.train.report({"epoch": done, **figures})
+
+    try:
+        train_rank(
+            training,
+            windows,
+            device=device,
+            rank=rank,
+            world=world,
+            checkpoint=last_checkpoint(store, folder),
+            after_epoch=after_epoch,
+        )
+    except HopelessTraining as error:
+        # Every rank sees the same loss and ends here; raised, Ray would take it for a lost worker and try again.
+        if rank == 0:
+            store.write(f"{folder}/stopped.txt", str(error).encode())
+
+
+def _gather_share(shard: Any) -> Tensor:
+    indices, windows = [], []
+    for batch in shard.iter_batches(batch_size=256, batch_format="numpy"):
+        indices.append(np.array(batch["index"]))
+        windows.append(np.array(batch["window"], dtype=np.float32))
+    order = np.argsort(np.concatenate(indices))
+    return torch.from_numpy(np.concatenate(windows)[order])
+
+
+def fits_on_device(windows: Tensor, device: torch.device) -> bool:
+    """Return whether windows take less than half of the free memory of a CUDA device."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return windows.nbytes < free // 2
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error.__cause__ or error).strip()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
