@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, decode, record_boundary
+from pipelines.archive.crashes import decode_file_part
+from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, record_boundary
 from pipelines.archive.sample_counts import Drop, SampleCounts
 from pipelines.workspace.storage import ObjectChanged, Store, StoredObject
 
@@ -115,7 +116,7 @@ class FileReader:
             else:
                 for piece in self._pieces or []:
                     if piece.start_ns < end_ns and piece.end_ns > start_ns:
-                        decoded = decode(piece.load(), start_ns=start_ns, end_ns=end_ns, wanted=self.wanted)
+                        decoded = self._decode(piece.load(), start_ns=start_ns, end_ns=end_ns)
                         self._believe(decoded)
                         runs += decoded.runs
         return replace(self._problems, runs=runs)
@@ -179,6 +180,11 @@ class FileReader:
         decoded.runs = kept
         return dropped
 
+    def _decode(self, content: bytes, **options: Any) -> Decoded:
+        """Decode a part of the file so that a crash costs this file alone."""
+        name = f"{self.archive.url}\n{self.item.path}\n{self.item.size}\n{self.item.etag}"
+        return decode_file_part(name, content, self.wanted, **options)
+
     def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of the file in order, decoded."""
         # What pieces hold to be read again must not be the reader: it and its samples would outlive their last use,
@@ -193,7 +199,7 @@ class FileReader:
                 yield from self._unpack_pieces(partial(_part, content) if whole else fetch)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
-            decoded = decode(content[:length], offset=offset, wanted=self.wanted)
+            decoded = self._decode(content[:length], offset=offset)
             barren = 0 if decoded.counts else barren + length
             piece = _Piece(partial(fetch, offset, length))
             offset += max(length, 1)
@@ -217,7 +223,7 @@ class FileReader:
             if not content and not first and not stream.problem:
                 return
             length = _piece_length(content, last=stream.ended)
-            decoded = decode(content[:length], offset=offset, wanted=self.wanted) if content or first else Decoded()
+            decoded = self._decode(content[:length], offset=offset) if content or first else Decoded()
             if stream.ended and length == len(content) and stream.problem:
                 decoded.report(stream.problem)
             yield _Piece(_UnpackingLoader(here, carried, length)), decoded
