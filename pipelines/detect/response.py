@@ -18,6 +18,7 @@ EPOCH_SLACK_NS = 1_000_000_000
 """An epoch that ends up to this long before the next one begins lasts until then: many end at 23:59:59."""
 
 MAX_EPOCHS_PER_CHANNEL = 1000
+MAX_SHOWN_CHARACTERS = 40
 
 _FIRST_NS, _LAST_NS = -(2**63), 2**63 - 1
 _UNIT = re.compile(
@@ -190,6 +191,11 @@ def ground_motion(unit: str) -> tuple[str, float] | None:
     return motion, _METRES.get(short, 1.0)
 
 
+def _one_line(unit: str) -> str:
+    """Return a unit as it is shown: on one line, printable, not too long."""
+    return "".join(letter for letter in " ".join(unit.split()) if letter.isprintable())[:MAX_SHOWN_CHARACTERS]
+
+
 def _location(code: str | None) -> str:
     """Return a location code without the ways of writing that there is none."""
     code = (code or "").strip()
@@ -217,7 +223,8 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
     if not np.isfinite(value) or value == 0 or not np.isfinite(1.0 / value):
         raise ValueError(f"archive.stationxml has the sensitivity {value:g} for it")
     stages = sorted(response.response_stages or [], key=lambda stage: stage.stage_sequence_number)
-    given = [unit for unit in (sensitivity.input_units, stages[0].input_units if stages else None) if unit]
+    units = (sensitivity.input_units, stages[0].input_units if stages else None)
+    given = [_one_line(unit) for unit in units if unit]
     if not given:
         raise ValueError("archive.stationxml has no input units for it")
     motions = [ground_motion(unit) for unit in given]
@@ -225,7 +232,7 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
         raise ValueError(f"archive.stationxml has it in {given[0]}, which is not ground motion")
     if any(motion != motions[0] for motion in motions):
         raise ValueError(f"archive.stationxml has its sensitivity in {given[0]} and its first stage in {given[1]}")
-    output = (sensitivity.output_units or "").strip()
+    output = _one_line(sensitivity.output_units or "")
     if not _COUNTS.fullmatch(output.upper()):
         raise ValueError(f"archive.stationxml has its sensitivity to {output}, not to counts")
     motion, metres = motions[0]

@@ -55,14 +55,14 @@ def cut(out: Array, segments: Sequence[Segment], starts_ns: Array, source_hz: fl
         if begin >= end:
             continue
         starts = starts_ns[begin:end]
-        places = np.maximum(np.rint((segment.start_ns - starts) / interval_ns).astype(np.int64), 0).tolist()
+        indexes = np.maximum(np.rint((segment.start_ns - starts) / interval_ns).astype(np.int64), 0).tolist()
         firsts = segment.indexes_from(np.rint(starts - interval_ns / 2).astype(np.int64)).tolist()
-        for window, place, first in zip(out[begin:end], places, firsts, strict=True):
-            count = min(num_samples - place, segment.num_samples - first)
+        for window, index, first in zip(out[begin:end], indexes, firsts, strict=True):
+            count = min(num_samples - index, segment.num_samples - first)
             if count > 0:
                 for part in segment.parts(first, first + count):
-                    window[place : place + len(part)] = part
-                    place += len(part)
+                    window[index : index + len(part)] = part
+                    index += len(part)
 
 
 def resample(values: Array, source_hz: float, rate_hz: float, num_samples: int) -> Array:
