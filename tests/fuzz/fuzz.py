@@ -35,7 +35,9 @@ MAX_SECONDS_PER_FILE = 10.0
 MAX_MEMORY_BYTES = 4 * 2**30
 """Address space of a worker beyond what its imports take."""
 MAX_SILENT_SECONDS = 600.0
-"""A worker that neither computes nor answers for so long waits for something that never comes."""
+"""A worker that has not answered for so long waits for something that never comes."""
+MAX_START_SECONDS = 3600.0
+"""The first worker compiles, which takes minutes on a busy machine."""
 STEPS_PER_WORKER = 20_000
 """Then a worker is replaced."""
 
@@ -139,8 +141,9 @@ class _Worker:
 
     def hangs(self) -> str:
         """Return what is wrong where the step takes too long, else ""."""
-        if time.monotonic() - self.since > MAX_SILENT_SECONDS:
-            return f"no answer after {MAX_SILENT_SECONDS:g} s"
+        silent = MAX_SILENT_SECONDS if self.is_ready else MAX_START_SECONDS
+        if time.monotonic() - self.since > silent:
+            return f"no answer after {silent:g} s"
         if not self.is_ready or self.step is None:
             return ""
         is_archive = self.step % DETECT_EVERY == DETECT_EVERY - 1
