@@ -6,9 +6,9 @@ SHELL := /bin/bash
 VENV ?= $(if $(and $(filter command,$(firstword $(origin PYTHON))),$(filter test lint,$(MAKECMDGOALS))),build/venv-$(notdir $(PYTHON)),.venv)
 PY := $(VENV)/bin/python
 
-# The first Python of 3.11 or later that can make virtual environments; override with `make install PYTHON=...`.
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
+# The first Python 3.11 or 3.12 that can make virtual environments; override with `make install PYTHON=...`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .PHONY: help install install-dev demo test lint docs tutorial bench fuzz chaos test-ceph lock clean
 
@@ -22,10 +22,10 @@ install-dev: $(VENV)/.installed-dev ## the same with what tests and documentatio
 .PHONY: venv
 venv:
 	@if [ -z "$(PYTHON)" ]; then \
-		echo "make install: no Python 3.11 or later with venv and ensurepip found; install one (Debian and Ubuntu: apt-get install python3 python3-venv), or name it: make install PYTHON=/path/to/python3" >&2; \
+		echo "make install: no Python 3.11 or 3.12 with venv and ensurepip found; install one (Debian and Ubuntu: apt-get install python3 python3-venv), or name it: make install PYTHON=/path/to/python3" >&2; \
 		exit 2; fi
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-		echo "make install: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or later is needed" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' || { \
+		echo "make install: $(PYTHON) is $$($(PYTHON) -V 2>&1); Python 3.11 or 3.12 is needed" >&2; exit 2; }
 	$(PYTHON) -m venv --clear $(VENV)
 
 # A virtual environment whose creation was interrupted has no pip and is created again.
