@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from pipelines.report.style import INK, cluster_colour, new_figure, quiet
 from pipelines.report.time_bins import BinnedCounts
+from pipelines.report.words import short_name
 
 
 def activity_figure(binned: BinnedCounts, names: Mapping[int, str]) -> Figure:
@@ -33,7 +34,7 @@ def activity_figure(binned: BinnedCounts, names: Mapping[int, str]) -> Figure:
             axes.set_xlim(dates[0], dates[-1])
         axes.set_ylim(0, max(float(counts.max(initial=0)) * 1.12, 1.0))
         axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-        axes.set_ylabel(name, rotation=0, ha="right", va="center", color=INK, labelpad=8)
+        axes.set_ylabel(short_name(name), rotation=0, ha="right", va="center", color=INK, labelpad=8)
         axes.grid(axis="y")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)

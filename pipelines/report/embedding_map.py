@@ -9,6 +9,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from pipelines.report.style import CLASS_COLOURS, CLUSTER_MARKERS, cluster_colour, cluster_marker, new_figure, quiet
+from pipelines.report.words import short_name
 
 
 def have_extent(embeddings: npt.NDArray[np.float32]) -> bool:
@@ -71,14 +72,18 @@ def map_figure(
     known = classes is not None and any(name is not None for name in classes)
     if known and panels:
         panels.append(("the same, by known class", panels[-1][1], True))
-    longest = max(len(cluster_names), len(set(classes.tolist())) if known and classes is not None else 0)
-    figure = new_figure(9.6, 9.6 / max(len(panels), 2) + 0.4 + 0.17 * -(-longest // 3))
+    known_names = sorted({name for name in classes if name is not None}) if known and classes is not None else []
+    names_shown = [short_name(name) for name in (*cluster_names.values(), *known_names)]
+    # Columns of the legend: as many as have room below a panel, at 0.09 inches a letter.
+    panel_inches = 9.6 / max(len(panels), 2)
+    columns = int(np.clip(panel_inches // (0.3 + 0.09 * max(map(len, names_shown), default=1)), 1, 3))
+    entries_below = max(len(cluster_names), len(known_names) + 1)
+    figure = new_figure(9.6, panel_inches + 0.4 + 0.17 * -(-entries_below // columns))
     all_axes = figure.subplots(1, max(len(panels), 1), squeeze=False)[0]
     size = float(np.clip(9000 / max(len(clusters), 1), 2.5, 14.0))
     for axes, (title, plane, by_class) in zip(all_axes, panels, strict=False):
         quiet(axes)
         if by_class and classes is not None:
-            names = sorted({name for name in classes if name is not None})
             groups = [
                 (
                     name,
@@ -86,7 +91,7 @@ def map_figure(
                     CLASS_COLOURS[index % len(CLASS_COLOURS)],
                     CLUSTER_MARKERS[index % len(CLUSTER_MARKERS)],
                 )
-                for index, name in enumerate(names)
+                for index, name in enumerate(known_names)
             ]
             unknown = np.array([name is None for name in classes])
             if unknown.any():
@@ -114,13 +119,13 @@ def map_figure(
         axes.set_yticks([])
         axes.set_box_aspect(1)
         # With handles and names given, a name that begins with an underscore is shown, too.
-        handles, labels = [drawn for drawn, _ in entries], [name for _, name in entries]
+        handles, labels = [drawn for drawn, _ in entries], [short_name(name) for _, name in entries]
         legend = axes.legend(
             handles,
             labels,
             loc="upper left",
             bbox_to_anchor=(-0.02, -0.01),
-            ncols=3,
+            ncols=columns,
             fontsize=7.2,
             handletextpad=0.1,
             columnspacing=1.0,

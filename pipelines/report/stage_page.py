@@ -44,7 +44,7 @@ def build_page(
     evaluation = read_evaluation(store)
     band_hz = shown_band(workspace, settings)
     names = cluster_names(summary, evaluation)
-    titles = {cluster: f"{cluster} · {name}"[:28] if name else f"cluster {cluster}" for cluster, name in names.items()}
+    titles = {cluster: f"{cluster} · {name}" if name else f"cluster {cluster}" for cluster, name in names.items()}
     sample = _sample_with_measures(store, summary.sample)
     cards = cluster_cards(summary, names, sample)
     coverage, coverage_words = read_coverage(store)

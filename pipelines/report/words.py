@@ -9,6 +9,8 @@ import pandas as pd
 _UNFIT = re.compile(
     "[^\t\n\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
 )
+MAX_SHORT_NAME = 28
+"""Characters of a name in a figure."""
 
 
 def fit_text(text: str) -> str:
@@ -18,6 +20,16 @@ def fit_text(text: str) -> str:
     'bell\ufffd <b> $x$'
     """
     return _UNFIT.sub("\ufffd", text)
+
+
+def short_name(name: str) -> str:
+    """Return a name on one line with at most `MAX_SHORT_NAME` characters, as it fits into a figure.
+
+    >>> short_name("a name that is longer than any legend has room for")
+    'a name that is longer than …'
+    """
+    line = " ".join(name.split())
+    return line if len(line) <= MAX_SHORT_NAME else f"{line[: MAX_SHORT_NAME - 1]}…"
 
 
 def percent(share: float) -> str:
