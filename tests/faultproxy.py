@@ -21,16 +21,20 @@ from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import urlsplit
 
-Kind = Literal["throttle", "error", "reset", "reset_in_body", "end_early", "stall", "delay", "lose_answer"]
+Kind = Literal["throttle", "error", "deny", "reset", "reset_in_body", "end_early", "stall", "delay", "lose_answer"]
 """What goes wrong:
 
-throttle: 503 SlowDown; error: 500 InternalError; reset: the connection is reset before an answer; reset_in_body and
-end_early: reset or closed after `after_bytes` of the body; stall: silent for `seconds` after `after_bytes` of the
-body, then closed; delay: the answer comes `seconds` later; lose_answer: the server does what is asked, and the client
-never hears of it.
+throttle: 503 SlowDown; error: 500 InternalError; deny: 403 AccessDenied without a message; reset: the connection is
+reset before an answer; reset_in_body and end_early: reset or closed after `after_bytes` of the body; stall: silent for
+`seconds` after `after_bytes` of the body, then closed; delay: the answer comes `seconds` later; lose_answer: the server
+does what is asked, and the client never hears of it.
 """
 
-_CANNED = {"throttle": (503, "SlowDown", "Please reduce your request rate."), "error": (500, "InternalError", "Again.")}
+_CANNED = {
+    "throttle": (503, "SlowDown", "Please reduce your request rate."),
+    "error": (500, "InternalError", "Again."),
+    "deny": (403, "AccessDenied", ""),
+}
 _BLOCK = 1 << 16
 
 
@@ -71,6 +75,8 @@ class FaultProxy:
         parts = urlsplit(upstream)
         self.upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.requests: list[Request] = []
+        self.body_bytes = 0
+        """Bytes of the answers' bodies that were passed on."""
         self._faults: list[Fault] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
@@ -112,6 +118,11 @@ class FaultProxy:
                 (kind is None or request.fault == kind) and (not method or request.method == method)
                 for request in self.requests
             )
+
+    def add_bytes(self, size: int) -> None:
+        """Count bytes of an answer's body."""
+        with self._lock:
+            self.body_bytes += size
 
     def strike(self, method: str, path: str) -> Fault | None:
         """Record a request and return the fault that strikes it."""
@@ -212,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
             if not block:
                 break
             self.wfile.write(block)
+            self.owner.add_bytes(len(block))
             left = None if left is None else left - len(block)
         if cutting is None:
             return

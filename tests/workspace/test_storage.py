@@ -1,5 +1,6 @@
 """One storage interface over a disk and a bucket, and what it does when the bucket misbehaves."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from faultproxy import Fault, FaultProxy
 
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import storage
-from pipelines.workspace.storage import check_readable, open_store
+from pipelines.workspace.storage import StorageFailed, StoredObject, check_readable, open_store
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -106,6 +107,180 @@ def test_a_put_whose_answer_is_lost_ends_with_the_object_there(moto_s3, monkeypa
         proxy.add(Fault("lose_answer", method="PUT", times=2))
         store.write("x", b"content")
         assert store.read("x") == b"content"
+
+
+USES = {
+    "read": lambda store: store.read("x"),
+    "read of a listed object": lambda store: store.read_checked(StoredObject("x", 7, "")),
+    "listing": lambda store: list(store.walk()),
+    "stat": lambda store: store.stat("x"),
+    "write": lambda store: store.write("x", b"content"),
+    "removal": lambda store: store.remove("x"),
+    "copy": lambda store: store.local_copy("x").__enter__(),
+}
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """The waits between attempts, which the test need not sit through."""
+    drawn = []
+    monkeypatch.setattr(storage.time, "sleep", drawn.append)
+    return drawn
+
+
+@pytest.mark.parametrize("kind", ["throttle", "reset", "end_early", "reset_in_body"])
+def test_a_fault_that_never_ends_costs_ten_requests_and_is_one_sentence(moto_s3, monkeypatch, waits, kind):
+    open_store(f"{moto_s3.url}/data").write("x", b"content")
+    storage._s3.cache_clear()
+    # aiohttp opens a connection that was reset once more by itself, for what may be sent twice without harm.
+    most = 20 if kind == "reset" else 10
+    with FaultProxy(moto_s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = open_store(f"{moto_s3.url}/data")
+        for name, use in USES.items():
+            if kind in ("end_early", "reset_in_body") and name in ("stat", "write", "removal", "copy"):
+                # These answers have no body that could be cut.
+                continue
+            proxy.clear()
+            proxy.add(Fault(kind, times=None, after_bytes=3))
+            before = proxy.count()
+            waits.clear()
+            with pytest.raises(StorageFailed, match=rf"^{moto_s3.url}/data.* \(tried 10 times\)$") as caught:
+                use(store)
+            assert "\n" not in str(caught.value)
+            assert 10 <= proxy.count() - before <= most, name
+            # The proxy itself pauses 0.05 s before it cuts an answer.
+            assert len([wait for wait in waits if wait != 0.05]) == 9
+
+
+def test_ten_attempts_wait_half_a_minute_at_most(waits):
+    def fail():
+        raise OSError(5, "an error")
+
+    with pytest.raises(StorageFailed, match=r"^x cannot be read: an error \(tried 10 times\)$"):
+        storage._retry(fail, "x cannot be read")
+    limits = [min(0.1 * 2**index, storage.MAX_WAIT_SECONDS) for index in range(9)]
+    assert all(0 <= wait <= limit for wait, limit in zip(waits, limits, strict=True))
+    assert sum(limits) < 33
+
+
+def test_a_silent_endpoint_is_given_up_when_the_time_is_over(moto_s3, monkeypatch):
+    open_store(f"{moto_s3.url}/data").write("x", b"content")
+    storage._s3.cache_clear()
+    monkeypatch.setattr(storage, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(storage, "MAX_RETRY_SECONDS", 1.0)
+    with FaultProxy(moto_s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        store = open_store(f"{moto_s3.url}/data")
+        proxy.add(Fault("stall", times=None, seconds=5))
+        with pytest.raises(StorageFailed, match=r"tried [1-5] times"):
+            store.read("x")
+
+
+def test_a_dead_endpoint_is_asked_ten_times_for_each_operation(moto_s3, monkeypatch, waits):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageFailed, match=r"cannot be read: .*127\.0\.0\.1:9.*\(tried 10 times\)"):
+        open_store(f"{moto_s3.url}/x").read_checked(StoredObject("y", 10, ""))
+    assert len(waits) == 9
+
+
+def test_a_read_only_bucket_says_that_access_is_denied(moto_s3, monkeypatch):
+    with FaultProxy(moto_s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.add(Fault("deny", method="PUT", times=None))
+        store = open_store(f"{moto_s3.url}/workspace")
+        with pytest.raises(InputError, match=r"the workspace s3://\S+/workspace cannot be written: access denied$"):
+            store.check_writable()
+        assert proxy.count("deny") == 1
+        with pytest.raises(StorageFailed, match=r"^s3://\S+/workspace/a/b cannot be written: access denied$"):
+            store.write("a/b", b"content")
+
+
+def test_a_listing_of_many_pages_survives_a_fault_on_every_second_request(moto_s3, monkeypatch):
+    store = open_store(f"{moto_s3.url}/data")
+    for number in range(24):
+        store.write(f"folder/{number:02d}", b"x")
+    storage._s3.cache_clear()
+    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    request = storage.Store._request
+
+    def in_small_pages(store, failing, method, **arguments):
+        return request(store, failing, method, **arguments, **({"MaxKeys": 3} if method == "list_objects_v2" else {}))
+
+    monkeypatch.setattr(storage.Store, "_request", in_small_pages)
+    with FaultProxy(moto_s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.add(*(Fault("throttle", skip=1) for _ in range(8)))
+        assert len(list(store.walk())) == 24
+        assert proxy.count("throttle") >= 4
+        proxy.clear()
+        store.remove_folder("folder")
+        assert list(store.walk()) == []
+
+
+def test_what_a_bucket_refuses_to_remove_is_named(moto_s3, monkeypatch):
+    store = open_store(f"{moto_s3.url}/data")
+    store.write("folder/x", b"x")
+    request = storage.Store._request
+
+    def refusing(store, failing, method, **arguments):
+        if method == "delete_objects":
+            return {"Errors": [{"Key": "data/folder/x", "Code": "AccessDenied", "Message": "Access Denied"}]}
+        return request(store, failing, method, **arguments)
+
+    monkeypatch.setattr(storage.Store, "_request", refusing)
+    with pytest.raises(StorageFailed, match=r"s3://\S+/data/folder/x cannot be removed: Access Denied"):
+        store.remove_folder("folder")
+
+
+def test_reading_beyond_the_end_gives_what_there_is(store):
+    store.write("x", b"12345")
+    store.write("empty", b"")
+    assert store.read("x", 3, 100) == b"45"
+    assert store.read("x", 5, 100) == b""
+    assert store.read("empty", 0, 100) == store.read("empty") == b""
+
+
+def test_a_large_object_is_copied_in_pieces_that_are_whole(moto_s3, monkeypatch):
+    content = os.urandom(300_000)
+    store = open_store(f"{moto_s3.url}/data")
+    store.write("x", content)
+    storage._s3.cache_clear()
+    monkeypatch.setattr(storage, "COPY_PIECE_BYTES", 64_000)
+    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    with FaultProxy(moto_s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        proxy.add(*(Fault(kind, method="GET", times=4, after_bytes=10) for kind in ("end_early", "reset_in_body")))
+        with store.local_copy("x") as copy:
+            assert copy.read_bytes() == content
+        assert proxy.count("end_early") == proxy.count("reset_in_body") == 4
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, number):
+    store = open_store(str(tmp_path))
+
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage, "_flush", fail)
+    reason = os.strerror(number)
+    with pytest.raises(StorageFailed, match=rf"^{tmp_path}/a/b cannot be written: {reason[:1].lower()}{reason[1:]}$"):
+        store.write("a/b", b"content")
+    assert not store.exists("a/b")
+
+
+def test_a_disk_that_is_full_while_a_file_is_written_is_one_sentence(tmp_path):
+    store = open_store(str(tmp_path))
+
+    def write_to_a_full_disk():
+        # /dev/full is a disk without space.
+        with store.atomic_file("x"), Path("/dev/full").open("wb", buffering=0) as full:
+            full.write(b"x")
+
+    with pytest.raises(StorageFailed, match=r"/x cannot be written: no space left on device"):
+        write_to_a_full_disk()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_or_wrong_credentials_give_one_sentence(moto_s3, monkeypatch, tmp_path):
