@@ -26,6 +26,7 @@ from pipelines.archive.reading import spans
 from pipelines.archive.records import Channel, decode
 from pipelines.config.archive import ArchiveSettings
 from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
 from pipelines.workspace.storage import Store, StoredObject
 
 MANIFEST_PATH = "plan/manifest.parquet"
@@ -181,10 +182,11 @@ def _read(workspace: Store) -> pa.Table | None:
     except FileNotFoundError:
         return None
     try:
-        table = pq.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as error:
-        reason = " ".join(str(error).split())
-        print(f"{workspace.full(MANIFEST_PATH)} is damaged and is made again from the archive: {reason}", flush=True)
+        with tables.open_content(content, workspace.full(MANIFEST_PATH)) as file:
+            table = file.read()
+    except InputError as error:
+        where = workspace.full(MANIFEST_PATH)
+        print(f"{where} is damaged and is made again from the archive: {error}", flush=True)
         return None
     if table.schema.names != SCHEMA.names:
         return None

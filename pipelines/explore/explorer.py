@@ -16,8 +16,8 @@ from pipelines.explore.queries import BadRequest, Filter
 from pipelines.explore.saved import SavedLabels, SavedNames, choose_labels_file
 from pipelines.report.stage_gallery import GALLERY_COLUMNS, gallery_item, shown_band
 from pipelines.report.stage_inputs import label_files
-from pipelines.report.stage_reading import read_columns, read_rows
 from pipelines.report.style import cluster_colour
+from pipelines.workspace import tables
 from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
@@ -105,7 +105,7 @@ class Explorer:
             if event_id not in self.shown:
                 raise BadRequest("this event has not been listed; list it first")
             file, row = self.shown[event_id]
-        event = read_rows(self.store, f"events/{file}", [event_id], GALLERY_COLUMNS)
+        event = tables.read_events(self.store, f"events/{file}", [event_id], GALLERY_COLUMNS)
         if not event.num_rows:
             raise BadRequest("this event has a label but no waveform; was the workspace changed?")
         item = gallery_item(event, row, self.band_hz)
@@ -144,7 +144,7 @@ class Explorer:
             return {entry.cluster: (entry.events, entry.name or "") for entry in summary.clusters}
         counts: dict[int, int] = {}
         for file in self.files:
-            for number in read_columns(self.store, f"labels/{file}", ("cluster",))["cluster"].to_pylist():
+            for number in tables.read_table(self.store, f"labels/{file}", ("cluster",))["cluster"].to_pylist():
                 counts[number] = counts.get(number, 0) + 1
         return {number: (counts[number], "") for number in sorted(counts)}
 

@@ -9,7 +9,6 @@ import pandas as pd
 from pipelines.explore.queries import ORDERS, Filter, read_cursor
 from pipelines.report.catalogue import onset_nanoseconds
 from pipelines.report.gallery import event_hash
-from pipelines.report.stage_reading import read_columns
 from pipelines.report.stage_summary import LABEL_COLUMNS
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
@@ -71,7 +70,7 @@ def _page_ranked(
 
 
 def _matching(store: Store, file: str, chosen: Filter, labels: HandLabels) -> pd.DataFrame:
-    rows: pd.DataFrame = read_columns(store, f"labels/{file}", LABEL_COLUMNS).to_pandas()
+    rows: pd.DataFrame = tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas()
     keep = np.ones(len(rows), dtype=bool)
     if chosen.cluster is not None:
         keep &= (rows["cluster"] == chosen.cluster).to_numpy()

@@ -102,16 +102,42 @@ def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -
     return {event_id: clear[event] for event_id, event in event_of.items() if event in clear}
 
 
-def _read_triggers(store: Store, paths: Iterable[str]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    """Return onsets (ns) and ids of all events of some files."""
-    parts = [tables.read_table(store, path, ["event_id", "onset"]) for path in paths]
+Spans = Sequence[tuple[int, int]]
+"""Stretches of time [start, end) in nanoseconds since 1970, UTC."""
+
+
+def _read_triggers(
+    store: Store, paths: Iterable[str], spans: Spans | None
+) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
+    """Return onsets (ns) and ids of the events of some files, of all or of those in some spans of time."""
+    columns = ["event_id", "onset"]
+    parts = [
+        tables.read_table(store, path, columns) if spans is None else tables.read_spans(store, path, columns, spans)
+        for path in paths
+    ]
     events = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
     onsets = np.asarray(events["onset"].dt.as_unit("ns").astype("int64"), dtype=np.int64)
     return onsets, events["event_id"].to_numpy(dtype=object)
 
 
+def _spans_of(rows: pd.DataFrame, tolerance_seconds: float) -> Spans | None:
+    """Return when the events of label rows may lie; None where the rows name them, or may lie far from their times."""
+    if "event_id" in rows or tolerance_seconds > 86_400:
+        return None
+    margin = round(tolerance_seconds * NANOSECONDS) + 1
+    times = rows["time_ns"].to_numpy()
+    first, last = (times - margin) // DAY_NS, (times + margin) // DAY_NS
+    return _spans(np.unique(np.concatenate([first, first + 1, last])))
+
+
+def _spans(days: NDArray[np.int64]) -> Spans:
+    """Return rising days since 1970 as spans, one for neighbours."""
+    breaks = np.flatnonzero(np.diff(days) > 1) + 1
+    return [(int(run[0]) * DAY_NS, (int(run[-1]) + 1) * DAY_NS) for run in np.split(days, breaks)]
+
+
 def _match_station(store: Store, paths: list[str], rows: pd.DataFrame, tolerance_seconds: float) -> Any:
-    onsets, event_ids = _read_triggers(store, paths)
+    onsets, event_ids = _read_triggers(store, paths, _spans_of(rows, tolerance_seconds))
     if "event_id" in rows:
         found = match_event_ids(event_ids.tolist(), rows["event_id"].tolist(), rows["label"].tolist())
     else:
@@ -148,6 +174,4 @@ def _associate_labelled(
 
 
 def _triggers_of_days(store: Store, paths: list[str], days: list[int]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    onsets, event_ids = _read_triggers(store, paths)
-    inside = np.isin(onsets // DAY_NS, days)
-    return onsets[inside], event_ids[inside]
+    return _read_triggers(store, paths, _spans(np.asarray(days, dtype=np.int64)))

@@ -3,7 +3,6 @@
 The one reader of hand labels, for `label`, `train`, `tune`, `report` and the checks of `run`.
 """
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pandas as pd
 
 from pipelines.handlabels import csv_text
 from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
 from pipelines.workspace.storage import content_hash, open_parent, open_store, said_of
 
 TIMED = {"network", "station", "time", "label"}
@@ -43,7 +43,7 @@ def read_label_table(path: str) -> LabelTable:
     parts, digests = [], []
     for name, content in files:
         try:
-            part = _read_parquet(content) if name.endswith(".parquet") else _read_csv(content)
+            part = _read_parquet(content, f"labels.path {name}") if name.endswith(".parquet") else _read_csv(content)
         except (ValueError, OSError) as error:
             raise InputError(f"labels.path {name} cannot be read as a table: {' '.join(str(error).split())}") from None
         parts.append(part.reset_index(drop=True))
@@ -84,10 +84,6 @@ def _read_csv(content: bytes) -> pd.DataFrame:
     return pd.DataFrame([list(row.values()) for row in rows], columns=columns, dtype=object)
 
 
-def _read_parquet(content: bytes) -> pd.DataFrame:
-    return pd.read_parquet(io.BytesIO(content)).rename(columns=lambda name: str(name).strip().lower())
-
-
 def _each(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
     """Return a column of text changed value by value; InputError names the file and row of one that is refused."""
     changed: dict[str, str] = {}
@@ -98,6 +94,13 @@ def _each(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
             file, row = column.index[int((column == text).to_numpy().argmax())]
             raise InputError(f"labels.path {file}: row {row + 1} after the header {error}") from None
     return column.map(changed)
+
+
+def _read_parquet(content: bytes, name: str) -> pd.DataFrame:
+    """Return a Parquet file's rows; what it says of pandas types and indices is not followed."""
+    with tables.open_content(content, name) as file:
+        rows: pd.DataFrame = file.read().to_pandas(ignore_metadata=True)
+    return rows.rename(columns=lambda name: str(name).strip().lower())
 
 
 def _times_ns(column: pd.Series) -> pd.Series:

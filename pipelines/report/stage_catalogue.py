@@ -9,7 +9,7 @@ import pandas as pd
 
 from pipelines.config.report import CatalogSettings
 from pipelines.report import catalogue, quakeml
-from pipelines.report.stage_reading import READ_THREADS, read_columns
+from pipelines.report.stage_reading import READ_THREADS
 from pipelines.report.stage_summary import LABEL_COLUMNS
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.summary import LabelSummary
@@ -104,7 +104,7 @@ def _months(store: Store, summary: LabelSummary, within_seconds: float) -> list[
 
 def _read_onsets(store: Store, files: Sequence[str], start_ns: int, end_ns: int) -> pd.DataFrame:
     def read(file: str) -> pd.DataFrame:
-        onsets: pd.DataFrame = read_columns(store, f"labels/{file}", ("onset",)).to_pandas()
+        onsets: pd.DataFrame = tables.read_table(store, f"labels/{file}", ("onset",)).to_pandas()
         onset_ns = catalogue.onset_nanoseconds(onsets)
         return onsets[(onset_ns >= start_ns) & (onset_ns < end_ns)]
 
@@ -134,10 +134,10 @@ def read_detections(store: Store, files: Sequence[str], start_ns: int, end_ns: i
     """Return the rows of `labels/` with those of `events/` (no waveforms) whose onset lies in [start, end)."""
 
     def read(file: str) -> pd.DataFrame:
-        labels = read_columns(store, f"labels/{file}", LABEL_COLUMNS).to_pandas()
+        labels = tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas()
         onset_ns = catalogue.onset_nanoseconds(labels)
         labels = labels[(onset_ns >= start_ns) & (onset_ns < end_ns)]
-        events = read_columns(store, f"events/{file}", EVENT_COLUMNS).to_pandas()
+        events = tables.read_table(store, f"events/{file}", EVENT_COLUMNS).to_pandas()
         joined: pd.DataFrame = labels.merge(events, on="event_id", how="inner", validate="one_to_one")
         return joined
 

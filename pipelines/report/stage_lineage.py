@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 from pipelines import __version__
-from pipelines.report.stage_reading import open_ranges
 from pipelines.tracking.runs import finished_runs
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
@@ -20,7 +19,7 @@ def lineage(workspace: Workspace, tracking: Tracking | None) -> Iterator[tuple[s
         yield f"fingerprint of the {what}", stage_fingerprint(store, stage)
     path = next((item.path for item in tables.list_shards(store, "labels")), None)
     if path is not None:
-        with open_ranges(store, path) as file:
+        with tables.open_table(store, path, ()) as file:
             metadata = file.schema_arrow.metadata or {}
         for key, value in sorted(metadata.items()):
             if not key.startswith((b"ARROW", b"pandas")):

@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
-from pipelines.report.stage_reading import read_columns
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.summary import LabelSummary, SummarySize, merge_all, summarise
 from pipelines.workspace import tables
@@ -36,7 +35,7 @@ def summarise_files(store: Store, files: Sequence[str], size: SummarySize) -> La
     def batches() -> Iterator[pd.DataFrame]:
         held: list[pd.DataFrame] = []
         for file in files:
-            held.append(read_columns(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file))
+            held.append(tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file))
             if sum(map(len, held)) >= ROWS_AT_ONCE:
                 yield pd.concat(held, ignore_index=True)
                 held = []

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.report.catalogue import onset_nanoseconds
-from pipelines.report.stage_reading import read_columns
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words, thousands
 from pipelines.workspace import tables
@@ -56,10 +55,10 @@ def count_unlabelled(store: Store) -> Unlabelled:
 
 def _count_file(store: Store, file: str, *, has_events: bool, has_labels: bool) -> Unlabelled:
     nothing = pa.table({"event_id": pa.array([], pa.string())})
-    labelled = read_columns(store, f"labels/{file}", ("event_id",)) if has_labels else nothing
+    labelled = tables.read_table(store, f"labels/{file}", ("event_id",)) if has_labels else nothing
     if not has_events:
         return Unlabelled(without_event=labelled.num_rows)
-    events = read_columns(store, f"events/{file}", ("event_id", "onset"))
+    events = tables.read_table(store, f"events/{file}", ("event_id", "onset"))
     missing = events.filter(pc.invert(pc.is_in(events["event_id"], value_set=labelled["event_id"].combine_chunks())))
     known = pc.is_in(labelled["event_id"], value_set=events["event_id"].combine_chunks())
     onset_ns = onset_nanoseconds(missing.to_pandas())

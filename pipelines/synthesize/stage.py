@@ -31,6 +31,7 @@ from pipelines.synthesize.records import pack, source_id
 from pipelines.synthesize.stationxml import station_xml
 from pipelines.synthesize.streams import VERSION
 from pipelines.synthesize.windows import COUNTS_PER_M_S, onset_sample, recording, sample_ns, to_counts
+from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 
 LOCATION = "00"
@@ -190,9 +191,14 @@ def truth_path(network: str, station: str, day: int) -> str:
 def read_truth(store: Store) -> pa.Table:
     """Return an archive's whole truth (TRUTH_SCHEMA), sorted by time, station and event."""
     paths = sorted(item.path for item in store.walk(TRUTH) if item.path.endswith(".parquet"))
-    tables = [pq.read_table(io.BytesIO(store.read(path))).replace_schema_metadata() for path in paths]
-    table = pa.concat_tables(tables) if tables else TRUTH_SCHEMA.empty_table()
+    parts = [_read_parquet(store, path).replace_schema_metadata() for path in paths]
+    table = pa.concat_tables(parts) if parts else TRUTH_SCHEMA.empty_table()
     return table.sort_by([("time", "ascending"), ("station", "ascending"), ("event", "ascending")])
+
+
+def _read_parquet(store: Store, path: str, columns: list[str] | None = None) -> pa.Table:
+    with tables.open_content(store.read(path), store.full(path)) as file:
+        return file.read(columns=columns)
 
 
 def write_station_day(row: dict[str, Any], store: Store, settings: SynthesizeSettings) -> dict[str, Any]:
@@ -319,7 +325,7 @@ def _remove(store: Store, present: dict[str, Any]) -> None:
 def _count(store: Store) -> dict[str, int]:
     counts: dict[str, int] = {}
     for item in store.walk(TRUTH):
-        names = pq.read_table(io.BytesIO(store.read(item.path)), columns=["class"])["class"]
+        names = _read_parquet(store, item.path, ["class"])["class"]
         for entry in names.value_counts().to_pylist():
             counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
     return dict(sorted(counts.items()))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import fingerprint, list_markers
-from pipelines.workspace.storage import Store
+from pipelines.workspace.storage import Store, StoredObject
 
 READERS = 8
 """Files read at a time."""
@@ -27,7 +27,7 @@ class EventSample:
     paths: tuple[str, ...]
     """Files of the events table."""
     file_numbers: NDArray[np.int32]
-    """For each event, the place of its file in `paths`."""
+    """For each event, the index of its file in `paths`."""
     row_numbers: NDArray[np.int32]
     """For each event, its row in the file."""
     event_ids: tuple[str, ...]
@@ -58,13 +58,13 @@ class EventSample:
         return range(0, len(self), max(1, -(-len(self) // count)))
 
     def by_file(self, events: Iterable[int]) -> Iterator[tuple[str, list[int], list[int]]]:
-        """Yield (path, rows, places in `events`) for each file that some events lie in; rows rise."""
-        places: dict[int, list[tuple[int, int]]] = defaultdict(list)
-        for place, event in enumerate(events):
-            places[int(self.file_numbers[event])].append((int(self.row_numbers[event]), place))
-        for number in sorted(places):
-            chosen = sorted(places[number])
-            yield self.paths[number], [row for row, _ in chosen], [place for _, place in chosen]
+        """Yield (path, rows, indices into `events`) for each file that some events lie in; rows rise."""
+        by_number: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for index, event in enumerate(events):
+            by_number[int(self.file_numbers[event])].append((int(self.row_numbers[event]), index))
+        for number in sorted(by_number):
+            chosen = sorted(by_number[number])
+            yield self.paths[number], [row for row, _ in chosen], [index for _, index in chosen]
 
 
 def events_fingerprint(store: Store) -> str:
@@ -79,39 +79,35 @@ def events_fingerprint(store: Store) -> str:
 def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSample:
     """Choose at most `max_events` events, stratified by station and month, by a hash of (seed, event id).
 
+    Ids and onsets are read once; while they are, no more than four times `max_events` candidates are kept.
+
     Raises:
         InputError: there are no events.
     """
-    paths = [item.path for item in tables.list_shards(store, "events")]
-    if not paths:
+    items = tables.list_shards(store, "events")
+    if not items:
         raise InputError(f"{store.url} has no events to train on; run detect first")
-    with ThreadPoolExecutor(READERS) as pool:
-        months = list(pool.map(partial(_onset_months, store), paths))
-    strata: dict[str, list[int]] = defaultdict(list)
     counts: dict[str, int] = defaultdict(int)
-    for number, by_month in enumerate(months):
-        for month, count in by_month.items():
-            name = f"{_station(paths[number])} {month}"
-            strata[name].append(number)
-            counts[name] += count
-    given = quotas(counts, max_events if max_events is not None else sum(counts.values()))
-    chosen: list[tuple[str, int, int, str, int]] = []
-    for name in sorted(strata):
-        station, _, month = name.partition(" ")
+    candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    number = num_kept = 0
+    for group in tables.by_task(items):
         with ThreadPoolExecutor(READERS) as pool:
-            parts = list(pool.map(partial(_rows_of_month, store, month), [paths[n] for n in strata[name]]))
-        members = [
-            (event, number, row, onset)
-            for number, part in zip(strata[name], parts, strict=True)
-            for event, row, onset in part
-        ]
-        members.sort()
-        for place in lowest_hashes([member[0] for member in members], given[name], seed):
-            event, number, row, onset = members[place]
-            chosen.append((event, number, row, station, onset))
-    chosen.sort()
+            for by_month in pool.map(partial(_read_by_month, store), group):
+                station = ".".join(tables.station_of(items[number].path))
+                for month, rows in by_month.items():
+                    stratum = f"{station} {month}"
+                    counts[stratum] += len(rows)
+                    num_kept += len(rows)
+                    candidates[stratum] += [(event, number, row, station, onset) for event, row, onset in rows]
+                number += 1
+        if max_events is not None and num_kept > 4 * max_events + tables.MAX_FILES_PER_TASK:
+            num_kept = _keep_lowest(candidates, counts, max_events, seed)
+    if max_events is not None:
+        _keep_lowest(candidates, counts, max_events, seed, margin=0)
+    chosen = sorted(candidate for kept in candidates.values() for candidate in kept)
     if not chosen:
         raise InputError(f"{store.url} has no events to train on: detection found none")
+    paths = [item.path for item in items]
     num_samples, rate_hz, lead_samples = window_shape(store, paths)
     return EventSample(
         paths=tuple(paths),
@@ -127,21 +123,31 @@ def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSa
     )
 
 
+_Candidate = tuple[str, int, int, str, int]
+"""An event that may be chosen: its id, the number of its file, its row there, `network.station`, its onset (ns)."""
+
+
+def _keep_lowest(
+    candidates: dict[str, list[_Candidate]], counts: Mapping[str, int], max_events: int, seed: int, margin: int = 1
+) -> int:
+    """Keep of each stratum the candidates that a sample of `max_events` may take; return how many are kept.
+
+    A stratum's share never grows by more than one (the margin, from rounding) while further events are counted.
+    """
+    for stratum, share in quotas(counts, max_events).items():
+        members = sorted(candidates[stratum])
+        lowest = lowest_hashes([member[0] for member in members], share + margin, seed)
+        candidates[stratum] = [members[index] for index in lowest]
+    return sum(len(members) for members in candidates.values())
+
+
 def read_windows(store: Store, path: str, rows: Sequence[int]) -> NDArray[np.float32]:
     """Return the windows (row, 3, sample) of the given rising rows of a file; absent samples NaN."""
-    wanted = np.asarray(rows, dtype=np.int64)
-    parts = []
-    start = 0
-    for batch in tables.iter_batches(store, path, ["waveform"], batch_rows=tables.ROWS_PER_GROUP):
-        inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
-        if len(inside):
-            parts.append(tables.waveforms(batch.column("waveform"))[inside])
-        start += batch.num_rows
-    return np.concatenate(parts)
+    return tables.waveforms(tables.read_rows(store, path, rows, ["waveform"]).column("waveform"))
 
 
 def read_rows(store: Store, sample: EventSample, events: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the windows of the sample's events at some places, in the order of the places."""
+    """Return the windows of the sample's events at some indices, in their order."""
     return read_sample(store, sample, events.tolist())
 
 
@@ -150,30 +156,26 @@ def read_sample(store: Store, sample: EventSample, events: Sequence[int]) -> NDA
     windows = np.empty((len(events), 3, sample.num_samples), dtype=np.float32)
 
     def fill(part: tuple[str, list[int], list[int]]) -> None:
-        path, rows, places = part
-        windows[places] = read_windows(store, path, rows)
+        path, rows, indices = part
+        windows[indices] = read_windows(store, path, rows)
 
     with ThreadPoolExecutor(READERS) as pool:
         list(pool.map(fill, sample.by_file(events)))
     return windows
 
 
-def _station(path: str) -> str:
-    return ".".join(tables.station_of(path))
-
-
-def _onset_months(store: Store, path: str) -> dict[str, int]:
-    onsets = tables.read_table(store, path, ["onset"]).column("onset").to_numpy()
-    months, counts = np.unique(onsets.astype("datetime64[M]"), return_counts=True)
-    return {str(month): int(count) for month, count in zip(months, counts, strict=True)}
-
-
-def _rows_of_month(store: Store, month: str, path: str) -> list[tuple[str, int, int]]:
-    table = tables.read_table(store, path, ["event_id", "onset"])
+def _read_by_month(store: Store, item: StoredObject) -> dict[str, list[tuple[str, int, int]]]:
+    """Return (event id, row, onset in ns) of a file's events by the month of their onset, such as 2020-01."""
+    table = tables.read_table(store, item, ["event_id", "onset"])
     onsets = table.column("onset").to_numpy().astype("datetime64[ns]")
-    rows = np.flatnonzero(onsets.astype("datetime64[M]").astype(str) == month)
-    event_ids = table.column("event_id").take(rows).to_pylist()
-    return [(event, int(row), int(onsets[row].astype(np.int64))) for event, row in zip(event_ids, rows, strict=True)]
+    event_ids = table.column("event_id").to_pylist()
+    months, which = np.unique(onsets.astype("datetime64[M]"), return_inverse=True)
+    by_month = {}
+    for index, month in enumerate(months):
+        rows = np.flatnonzero(which == index).tolist()
+        onsets_ns = onsets[rows].astype(np.int64).tolist()
+        by_month[str(month)] = [(event_ids[row], row, onset) for row, onset in zip(rows, onsets_ns, strict=True)]
+    return by_month
 
 
 def window_shape(store: Store, paths: Sequence[str]) -> tuple[int, float, int]:
@@ -182,9 +184,12 @@ def window_shape(store: Store, paths: Sequence[str]) -> tuple[int, float, int]:
     Raises:
         InputError: no file has rows.
     """
-    columns = ["onset", "window_start", "sampling_rate", "waveform"]
+    columns = ["onset", "window_start", "sampling_rate"]
     for path in paths:
-        batch: Any = next(tables.iter_batches(store, path, columns, batch_rows=16), None)
+        with tables.open_table(store, path, (), also=[*columns, "waveform"]) as file:
+            # The type says how long a window is; no waveform is read.
+            num_samples = file.schema_arrow.field("waveform").type.shape[-1]
+            batch: Any = next(file.iter_batches(batch_size=16, columns=columns), None)
         if batch is None:
             continue
         rate = float(batch.column("sampling_rate")[0].as_py())
@@ -192,7 +197,7 @@ def window_shape(store: Store, paths: Sequence[str]) -> tuple[int, float, int]:
             zero_copy_only=False
         )
         seconds = float(np.median(lead.astype("timedelta64[ns]").astype(np.int64))) / 1e9
-        return tables.waveforms(batch.column("waveform")).shape[-1], rate, round(seconds * rate)
+        return num_samples, rate, round(seconds * rate)
     raise InputError("the events table has no rows")
 
 
@@ -210,8 +215,8 @@ def quotas(counts: Mapping[str, int], total: int) -> dict[str, int]:
         return dict(counts)
     given: dict[str, int] = {}
     left = total
-    for place, name in enumerate(sorted(counts, key=lambda name: (counts[name], name))):
-        given[name] = min(counts[name], left // (len(counts) - place))
+    for index, name in enumerate(sorted(counts, key=lambda name: (counts[name], name))):
+        given[name] = min(counts[name], left // (len(counts) - index))
         left -= given[name]
     for name in sorted(counts):
         extra = min(left, counts[name] - given[name])
@@ -221,7 +226,7 @@ def quotas(counts: Mapping[str, int], total: int) -> dict[str, int]:
 
 
 def lowest_hashes(event_ids: Sequence[str], count: int, seed: int) -> NDArray[np.int64]:
-    """Return the places of the `count` ids with the lowest hash of (seed, id), in rising order."""
+    """Return the indices of the `count` ids with the lowest hash of (seed, id), in rising order."""
     if count >= len(event_ids):
         return np.arange(len(event_ids), dtype=np.int64)
     hashes = np.array(

@@ -14,7 +14,7 @@ from typing import Any
 
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import read_json
-from pipelines.workspace.storage import Store
+from pipelines.workspace.storage import Store, path_part
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ def fingerprint(values: Mapping[str, Any]) -> str:
 
 
 def marker_path(stage: str, name: MarkerName) -> str:
-    """Return the marker's path in the workspace."""
-    return f"ledger/{stage}/{name.partition}/{name.shard}.{name.fingerprint}.json"
+    """Return the marker's path in the workspace; InputError where a code would lead out of its folder."""
+    file = path_part(f"{name.shard}.{name.fingerprint}.json", what="shard")
+    return f"ledger/{stage}/{tables.partition(name.network, name.station)}/{file}"
 
 
 def write_marker(store: Store, stage: str, name: MarkerName, content: Mapping[str, Any]) -> None:
@@ -64,7 +65,7 @@ def list_markers(
 
 
 def parse_marker_path(path: str) -> MarkerName | None:
-    """Return what a marker's path says; None for a path that is no marker's."""
+    """Return what a marker's path says; None for the path of any other file."""
     parts = path.split("/")
     if len(parts) != 5 or not parts[4].endswith(".json"):
         return None

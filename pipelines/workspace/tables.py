@@ -4,9 +4,14 @@
     availability/...                                     one row a channel, day and rate, file by file as events/
 
 Rows of a file are sorted by (onset, event_id). Metadata hold content hashes only.
+
+A file may come from a stranger. Before any column is read, its footer is checked: no extension type but the fixed-shape
+tensor (Ray registers one that unpickles what it reads), the contract's types, and no more decoded bytes than a stated
+multiple of the file's size. Of a bucket's object only the bytes of the columns that are wanted are fetched.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import base64
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
@@ -16,12 +21,24 @@ import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.outcomes import TIMED
-from pipelines.workspace.storage import Store, StoredObject, content_hash
+from pipelines.workspace.parquet_footer import Footer, parse_footer
+from pipelines.workspace.storage import StorageFailed, Store, StoredObject, content_hash, path_part
 
 COMPONENTS = ("E", "N", "Z")
 ROWS_PER_GROUP = 128
-FILES_A_TASK = 64
-"""Most files of a table that one task goes through."""
+MAX_FILES_PER_TASK = 64
+"""Files of a table that one task goes through."""
+
+MAX_EXPANSION = 200
+"""Decoded bytes for each byte of a file; waveforms that are partly absent reach 10."""
+MIN_DECODED_BYTES = 64 << 20
+"""What the columns of any file, however small, may decode to."""
+MAX_FOOTER_BYTES = 256 << 20
+
+_SMALL_BYTES = 64 << 10
+"""A bucket's objects up to this size are fetched whole, in one request."""
+_TAIL_BYTES = 4 << 10
+"""The end of a larger one that is fetched first; it holds the footer of a few row groups."""
 
 _TIME = pa.timestamp("ns", tz="UTC")
 
@@ -97,8 +114,13 @@ def availability_schema() -> pa.Schema:
 
 
 def shard_path(table: str, network: str, station: str, shard: str) -> str:
-    """Return the path of a shard's file in a table folder."""
-    return f"{table}/network={network}/station={station}/{shard}.parquet"
+    """Return the path of a shard's file in a table folder; InputError where a code would lead out of it."""
+    return f"{table}/{partition(network, station)}/{path_part(shard, what='shard')}.parquet"
+
+
+def partition(network: str, station: str) -> str:
+    """Return `network=NN/station=SSSS`, the folders of a station; InputError where a code would lead out of them."""
+    return f"{path_part(f'network={network}', what='network')}/{path_part(f'station={station}', what='station')}"
 
 
 def station_of(path: str) -> tuple[str, str]:
@@ -108,13 +130,24 @@ def station_of(path: str) -> tuple[str, str]:
 
 
 def by_task(files: Sequence[T]) -> list[list[T]]:
-    """Return files in groups, in their order, of at most FILES_A_TASK: one group a task."""
-    return [list(files[start : start + FILES_A_TASK]) for start in range(0, len(files), FILES_A_TASK)]
+    """Return files in groups, in their order, of at most MAX_FILES_PER_TASK: one group a task."""
+    return [list(files[start : start + MAX_FILES_PER_TASK]) for start in range(0, len(files), MAX_FILES_PER_TASK)]
 
 
 def list_shards(store: Store, table: str) -> list[StoredObject]:
-    """Return every Parquet file of a table, sorted by path."""
-    return sorted((item for item in store.walk(table) if item.path.endswith(".parquet")), key=lambda item: item.path)
+    """Return every Parquet file of a table, sorted by path.
+
+    Raises:
+        InputError: one does not lie in the folders of a station.
+    """
+    found = sorted((item for item in store.walk(table) if item.path.endswith(".parquet")), key=lambda item: item.path)
+    for item in found:
+        parts = item.path.split("/")
+        if len(parts) != 4 or not parts[1].startswith("network=") or not parts[2].startswith("station="):
+            raise InputError(
+                f"{store.full(item.path)} is not part of {table}/, whose files lie in network=NN/station=SSSS/; move it"
+            )
+    return found
 
 
 def write_batches(
@@ -189,43 +222,349 @@ def write_table(store: Store, path: str, table: pa.Table, metadata: Mapping[str,
     return write_batches(store, path, table.schema, table.to_batches(), metadata)
 
 
-def read_table(store: Store, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read one Parquet file; the partition folders are not turned into columns.
+def read_table(store: Store, item: StoredObject | str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read one Parquet file, or some of its columns; the partition folders are not turned into columns.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or holds what `open_table` refuses.
     """
-    with open_table(store, path) as file:
-        return file.read(columns=list(columns) if columns is not None else None)
+    with open_table(store, item, columns) as file:
+        return file.read(columns=_listed(columns))
 
 
 def iter_batches(
-    store: Store, path: str, columns: Sequence[str] | None = None, batch_rows: int = 1024
+    store: Store, item: StoredObject | str, columns: Sequence[str] | None = None, batch_rows: int = 1024
 ) -> Iterator[pa.RecordBatch]:
-    """Yield one Parquet file in bounded batches; InputError where it is damaged."""
-    with open_table(store, path) as file:
-        yield from file.iter_batches(batch_size=batch_rows, columns=list(columns) if columns is not None else None)
+    """Yield one Parquet file in bounded batches; InputError as for `read_table`."""
+    with open_table(store, item, columns) as file:
+        yield from file.iter_batches(batch_size=batch_rows, columns=_listed(columns))
+
+
+def read_spans(
+    store: Store, item: StoredObject | str, columns: Sequence[str], spans: Sequence[tuple[int, int]]
+) -> pa.Table:
+    """Read the rows whose onset lies in one of some spans [start, end): only the row groups that may hold one.
+
+    Args:
+        store: where the file lies.
+        item: as for `open_table`.
+        columns: those that are returned; `onset` is read too.
+        spans: in nanoseconds since 1970, UTC.
+
+    Raises:
+        InputError: as for `read_table`.
+    """
+
+    def groups(footer: Footer) -> list[int]:
+        found = [_onset_range(footer, group) for group in range(len(footer.chunks))]
+        return [
+            group
+            for group, (first, last) in enumerate(found)
+            if any(start <= last and first < end for start, end in spans)
+        ]
+
+    needed = list(dict.fromkeys((*columns, "onset")))
+    with _open(store, item, needed, groups=groups) as (file, footer):
+        table = file.read_row_groups(groups(footer), columns=needed)
+    onsets = table.column("onset").to_numpy().astype("datetime64[ns]").astype(np.int64)
+    inside = np.zeros(len(onsets), dtype=bool)
+    for start, end in spans:
+        inside |= (onsets >= start) & (onsets < end)
+    return table.filter(pa.array(inside)).select(list(columns))
+
+
+def read_events(store: Store, path: str, event_ids: Collection[str], columns: Sequence[str]) -> pa.Table:
+    """Read the rows of some events, in the order of the file: only the row groups that hold them.
+
+    Raises:
+        InputError: as for `read_table`.
+    """
+    wanted = pa.array(sorted(set(event_ids)), pa.string())
+    with open_table(store, path, ["event_id"], also=columns) as file:
+        pieces = []
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["event_id"])["event_id"]
+            mask = pa.compute.is_in(ids, value_set=wanted)
+            if pa.compute.any(mask).as_py():
+                pieces.append(file.read_row_group(group, columns=list(columns)).filter(mask))
+        return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table().select(list(columns))
+
+
+def read_rows(store: Store, path: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """Read some rows, whose numbers rise: only the row groups that hold them.
+
+    Raises:
+        InputError: as for `read_table`.
+    """
+    wanted = np.asarray(rows, dtype=np.int64)
+    with _open(store, path, (), also=columns) as (file, footer):
+        pieces, start = [], 0
+        for group, num_rows in enumerate(footer.group_rows):
+            stop = start + num_rows
+            inside = wanted[(wanted >= start) & (wanted < stop)] - start
+            if len(inside):
+                pieces.append(file.read_row_group(group, columns=list(columns)).take(inside))
+            start = stop
+        return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table().select(list(columns))
 
 
 @contextmanager
-def open_table(store: Store, path: str) -> Iterator[pq.ParquetFile]:
-    """Open one Parquet file; what shows it to be damaged, here or while it is read, is an InputError that names it."""
-    with store.local_copy(path) as copy, named_damage(store, path), pq.ParquetFile(copy) as file:
+def open_table(
+    store: Store, item: StoredObject | str, columns: Sequence[str] | None = None, *, also: Sequence[str] = ()
+) -> Iterator[pq.ParquetFile]:
+    """Open one Parquet file of a table, checked.
+
+    Args:
+        store: where it lies.
+        item: its path, or its entry in a listing, which saves a request to a bucket.
+        columns: those that will be read; None: all.
+        also: further columns, of which a few row groups may be read.
+
+    Raises:
+        InputError: it is damaged, lacks a column, holds other types than the contract's or an extension type, or
+            decodes to more than MAX_EXPANSION times its size; also while it is read.
+    """
+    with _open(store, item, columns, also=also) as (file, _):
         yield file
+
+
+@contextmanager
+def open_content(content: bytes, name: str) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file that was read into memory; its columns' types are the caller's to check.
+
+    Raises:
+        InputError: it is damaged, holds an extension type or decodes to more than MAX_EXPANSION times its size.
+    """
+    source = pa.BufferReader(content)
+    with _named_damage(name, "restore it"), ExitStack() as stack:
+        footer = _footer(lambda start, length: content[start : start + length], len(content))
+        _refuse_extensions(footer, name)
+        _refuse_expansion(source, footer, None, len(content), name)
+        yield stack.enter_context(_parquet(source, footer))
+
+
+@contextmanager
+def _open(
+    store: Store,
+    item: StoredObject | str,
+    columns: Sequence[str] | None,
+    *,
+    also: Sequence[str] = (),
+    groups: Callable[[Footer], Sequence[int]] | None = None,
+) -> Iterator[tuple[pq.ParquetFile, Footer]]:
+    """Yield what `open_table` does, and the footer.
+
+    Args:
+        store, item, columns, also: as for `open_table`.
+        groups: returns the row groups of `columns` that will be read; None: all.
+    """
+    path = item if isinstance(item, str) else item.path
+    name = store.full(path)
+    wanted = None if columns is None else {*columns, *also}
+    with named_damage(store, path), ExitStack() as stack:
+        if store.is_local:
+            source = stack.enter_context(pa.OSFile(name))
+            size = source.size()
+            footer = _footer(lambda start, length: _read_at(source, start, length), size)
+        else:
+            entry = store.stat(path) if isinstance(item, str) else item
+            size = entry.size
+            footer = _footer(lambda start, length: store.read_checked(entry, start, length), size)
+        _refuse_extensions(footer, name)
+        missing = sorted((wanted or set()) - footer.columns)
+        if missing:
+            raise InputError(f"{name} has no column {missing[0]}; restore it or run its stage with --replace")
+        if not store.is_local:
+            numbers = range(len(footer.chunks)) if groups is None else groups(footer)
+            source = stack.enter_context(_bucket_source(store, entry, footer, columns, numbers))
+        _refuse_expansion(source, footer, wanted, size, name)
+        file = stack.enter_context(_parquet(source, footer))
+        _refuse_other_types(file.schema_arrow, path.split("/")[0], name)
+        yield file, footer
+
+
+def _parquet(source: Any, footer: Footer, **options: Any) -> pq.ParquetFile:
+    """Return Arrow's view of a file whose footer was read and checked before; ArrowInvalid where the two differ."""
+    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer.content))
+    if (metadata.num_rows, metadata.num_row_groups) != (footer.num_rows, len(footer.chunks)):
+        raise pa.ArrowInvalid("its footer contradicts itself")
+    return pq.ParquetFile(source, metadata=metadata, **options)
+
+
+def _listed(columns: Sequence[str] | None) -> list[str] | None:
+    return None if columns is None else list(columns)
+
+
+def _read_at(source: Any, start: int, length: int) -> bytes:
+    source.seek(start)
+    content: bytes = source.read(length)
+    return content
+
+
+@contextmanager
+def _bucket_source(
+    store: Store, item: StoredObject, footer: Footer, columns: Sequence[str] | None, groups: Sequence[int]
+) -> Iterator[Any]:
+    """Yield an object of a bucket for Arrow to read: copied whole where most of it is wanted, else by its ranges."""
+    chunks = [chunk for group in groups for chunk in footer.of(group, columns)]
+    ranges = [(chunk.start, chunk.start + chunk.stored_bytes) for chunk in chunks]
+    if item.size <= _SMALL_BYTES:
+        ranges = [(0, item.size)]
+    elif 2 * sum(chunk.stored_bytes for chunk in chunks) > item.size:
+        with store.local_copy(item.path) as copy, pa.OSFile(str(copy)) as source:
+            yield source
+        return
+    with store.open_ranges(item, ranges) as file:
+        yield pa.PythonFile(file, mode="r")
+
+
+def _footer(read: Callable[[int, int], bytes], size: int) -> Footer:
+    """Return what a Parquet file states at its end; ArrowInvalid where it is damaged.
+
+    Args:
+        read: returns `length` bytes from `start` on.
+        size: of the file.
+    """
+    tail_bytes = min(size, _SMALL_BYTES if size <= _SMALL_BYTES else _TAIL_BYTES)
+    tail = read(size - tail_bytes, tail_bytes)
+    if len(tail) < 12 or tail[-4:] != b"PAR1":
+        raise pa.ArrowInvalid("it does not end as a Parquet file does")
+    needed = int.from_bytes(tail[-8:-4], "little") + 8
+    if needed > min(size, MAX_FOOTER_BYTES):
+        raise pa.ArrowInvalid("its footer is longer than the file")
+    if needed > len(tail):
+        tail = read(size - needed, needed - len(tail)) + tail
+    try:
+        return parse_footer(tail[-needed:])
+    except ValueError as error:
+        raise pa.ArrowInvalid(str(error)) from None
+
+
+def _refuse_extensions(footer: Footer, name: str) -> None:
+    """Raise InputError where a file's Arrow schema names an extension type other than the fixed-shape tensor.
+
+    Arrow makes the types that a schema names while it reads it, by code that is registered with it. So the names are
+    looked at first, in a copy in which the key that Arrow acts on is spelt otherwise.
+    """
+    if footer.arrow_schema is None:
+        return
+    try:
+        message = base64.b64decode(footer.arrow_schema, validate=True).replace(_EXTENSION_KEY, _NO_EXTENSION_KEY)
+    except ValueError:
+        raise pa.ArrowInvalid("its Arrow schema is not base64") from None
+    for field in _all_fields(pa.ipc.read_schema(pa.py_buffer(message))):
+        kind = (field.metadata or {}).get(_NO_EXTENSION_KEY)
+        if kind is not None and kind != b"arrow.fixed_shape_tensor":
+            raise InputError(
+                f"{name} is refused: its column {field.name!r} has the extension type "
+                f"{kind.decode(errors='replace')!r}, which may run code when it is read"
+            )
+
+
+def _all_fields(fields: Iterable[pa.Field]) -> Iterator[pa.Field]:
+    for field in fields:
+        yield field
+        kind = field.type
+        while pa.types.is_dictionary(kind):
+            kind = kind.value_type
+        yield from _all_fields(kind.field(index) for index in range(kind.num_fields))
+
+
+def _onset_range(footer: Footer, group: int) -> tuple[int, int]:
+    """Return the first and last onset of a row group (ns) as its statistics give them; everything where they do not."""
+    for chunk in footer.of(group, ("onset",)):
+        if chunk.statistics is not None and chunk.kind == "INT64":
+            first, last = (int.from_bytes(value, "little", signed=True) for value in chunk.statistics)
+            return first, last
+    return int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
+
+
+def _refuse_expansion(source: Any, footer: Footer, wanted: Collection[str] | None, size: int, name: str) -> None:
+    """Raise InputError where the columns decode to more than MIN_DECODED_BYTES and MAX_EXPANSION times the file's size.
+
+    Counted from the footer: numbers of values, and bytes before compression. Text whose encoding may repeat it is
+    counted as if each value were all that its chunk holds; only where that is too much is it looked at.
+    """
+    limit = MIN_DECODED_BYTES + MAX_EXPANSION * size
+    decoded, repeated = 0, 0
+    texts: list[tuple[int, str]] = []
+    for group in range(len(footer.chunks)):
+        for chunk in footer.of(group, wanted):
+            decoded += chunk.plain_bytes + chunk.num_values * (chunk.width or _TEXT_WIDTH)
+            if chunk.repeats == "dictionary" and "." not in chunk.path:
+                repeated += chunk.num_values * chunk.plain_bytes
+                texts.append((group, chunk.path))
+            elif chunk.repeats:
+                decoded += chunk.num_values * chunk.plain_bytes
+    if decoded <= limit < decoded + repeated:
+        decoded += sum(_text_bytes(source, footer, group, column) for group, column in texts)
+    if decoded > limit:
+        raise InputError(
+            f"{name} is refused: its {size} bytes decode to {decoded}, more than {MAX_EXPANSION} times as many"
+        )
+
+
+def _text_bytes(source: Any, footer: Footer, group: int, column: str) -> int:
+    """Return what a row group's text decodes to; each different text is read once for many rows."""
+    file = _parquet(source, footer, read_dictionary=[column])
+    total = 0
+    for batch in file.iter_batches(batch_size=_TEXT_ROWS, row_groups=[group], columns=[column]):
+        texts = batch.column(0)
+        lengths = pa.compute.binary_length(texts.dictionary)
+        total += pa.compute.sum(lengths.take(texts.indices)).as_py() or 0
+    return total
+
+
+def _refuse_other_types(schema: pa.Schema, table: str, name: str) -> None:
+    """Raise InputError where a column of a known table has another type than the contract's."""
+    for field in _CONTRACT.get(table, ()):
+        index = schema.get_field_index(field.name)
+        if index >= 0 and not _is_type(schema.field(index).type, field.type):
+            raise InputError(
+                f"{name} is refused: its column {field.name} has the type {schema.field(index).type}, not {field.type}"
+            )
+
+
+def _is_type(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a type is the contract's; numbers of samples and of dimensions are each workspace's own."""
+    if isinstance(expected, pa.FixedShapeTensorType):
+        tensor = isinstance(found, pa.FixedShapeTensorType) and found.value_type == expected.value_type
+        return tensor and len(found.shape) == 2 and found.shape[0] == expected.shape[0]
+    if pa.types.is_fixed_size_list(expected):
+        several = expected.value_type != pa.float32() and found.list_size != expected.list_size
+        return pa.types.is_fixed_size_list(found) and found.value_type == expected.value_type and not several
+    return bool(found == expected) or (pa.types.is_string(expected) and pa.types.is_large_string(found))
+
+
+_EXTENSION_KEY, _NO_EXTENSION_KEY = b"ARROW:extension:name", b"NEVER:extension:name"
+_TEXT_ROWS = 65_536
+_TEXT_WIDTH = 4
+"""Bytes that Arrow keeps for each text beside the text itself."""
+_CONTRACT = {
+    "availability": availability_schema(),
+    "events": events_schema(1),
+    "triggers": events_schema(1),
+    "embeddings": embeddings_schema(1),
+    "labels": labels_schema(),
+}
 
 
 @contextmanager
 def named_damage(store: Store, path: str) -> Iterator[None]:
     """Turn what Parquet says of a damaged file into an InputError that names it."""
+    with _named_damage(store.full(path), "restore it or rerun its stage with --replace"):
+        yield
+
+
+@contextmanager
+def _named_damage(name: str, remedy: str) -> Iterator[None]:
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, StorageFailed):
         raise
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(
-            f"{store.full(path)} cannot be read as a table ({reason}); restore it or rerun its stage with --replace"
-        ) from None
+        raise InputError(f"{name} cannot be read as a table ({reason}); {remedy}") from None
 
 
 def waveforms(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.float32]]:
