@@ -34,7 +34,8 @@ class LogProgress:
         self._file = file
         self._figures: dict[str, Any] = {}
         self._began = self._written = time.monotonic()
-        self._lines = 0
+        self._last: int | None = None
+        """How many were done when the last line was written; None before the first."""
 
     def __enter__(self) -> Self:
         return self
@@ -42,7 +43,7 @@ class LogProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lines:
+        if self._last not in (None, self.n):
             self._write()
 
     def update(self, count: int = 1) -> None:
@@ -63,7 +64,7 @@ class LogProgress:
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        self._lines += 1
+        self._last = self.n
         seconds = self._written - self._began
         text = (
             f"{self.stage}: {self.n}{'' if self.total is None else f' of {self.total}'} {self.unit}s, {span(seconds)}"
