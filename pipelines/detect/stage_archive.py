@@ -12,6 +12,7 @@ from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import component_row
 from pipelines.detect.response import Epoch, Responses
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import printable
 from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
 from pipelines.workspace.workspace import Workspace
 
@@ -160,7 +161,7 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
     if lines:
         print(f"detect: archive.stationxml cannot convert {len(lines)} channels to m/s, always or at some time")
         for line in lines[:MAX_PRINTED_LINES]:
-            print(f"    {line}")
+            print(printable(f"    {line}"))
         if len(lines) > MAX_PRINTED_LINES:
             print(
                 f"    and {len(lines) - MAX_PRINTED_LINES} more; ledger/ in the workspace lists those with recordings"
