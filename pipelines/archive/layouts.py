@@ -91,9 +91,11 @@ def path_parser(layout: str) -> Callable[[str], PathInfo | None]:
     return parse
 
 
-def spans_days(layout: str) -> bool:
-    """Return whether a path of a layout says no more than the year or the month: then only headers tell the days."""
-    return layout not in _BUILT_IN and "{julday}" not in layout and not ("{month}" in layout and "{day}" in layout)
+def is_indexed(layout: str) -> bool:
+    """Return whether the headers of all files are read before a plan is made: paths of the layout name no day."""
+    if layout in _BUILT_IN:
+        return False
+    return "{julday}" not in layout and not ("{month}" in layout and "{day}" in layout)
 
 
 def guess_layout(paths: Iterable[str]) -> str:

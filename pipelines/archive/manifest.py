@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipelines.archive.codes import name_channels
 from pipelines.archive.layout_choice import choose_layout
-from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, folder_filter, path_parser, spans_days
+from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, folder_filter, is_indexed, path_parser
 from pipelines.archive.reading import spans
 from pipelines.archive.records import Channel, decode
 from pipelines.config.archive import ArchiveSettings
@@ -125,7 +125,7 @@ def build_manifest(archive: Store, settings: ArchiveSettings, before: pa.Table |
     objects = chain(first, listing)
     manifest = (
         _indexed(archive, list(objects), layout, settings, before)
-        if layout == "flat" or spans_days(layout)
+        if is_indexed(layout)
         else _named(archive, objects, layout, settings)
     )
     rows = [{"key": _as_text(path), "reason": reason} for path, reason in sorted(unreadable.items())]
@@ -155,7 +155,11 @@ def probe(archive: Store, table: pa.Table, *, enough: Callable[[set[float]], boo
     for row in rows:
         item = StoredObject(*(table[name][row].as_py() for name in ("key", "size", "etag")))
         # The beginning tells enough.
-        decoded = decode(archive.read(item.path, 0, PROBE_BYTES))
+        try:
+            decoded = decode(archive.read(item.path, 0, PROBE_BYTES))
+        except FileNotFoundError:
+            problem = problem or f"{item.path}: it was removed after it was listed"
+            continue
         rates |= {run.rate_hz for run in decoded.runs}
         if rates and enough(rates):
             break

@@ -10,7 +10,7 @@ from functools import lru_cache, partial
 
 from pipelines.archive.codes import name_channels
 from pipelines.archive.continuity import Segment, assemble, channel_groups, uncovered
-from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, path_parser
+from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, is_indexed, path_parser
 from pipelines.archive.manifest import ANY, selection
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import Channel, Run
@@ -30,6 +30,7 @@ MAX_BYTES_AHEAD = 64 * 2**20
 """A worker holds, or waits for, at most this many bytes of files before they are read."""
 MAX_DAY_BYTES_AHEAD = 2**27
 """The next day is decoded during the scan where a day's samples take at most this: three of integers at 125 Hz."""
+EVER = (-(2**62), 2**62)
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -219,7 +220,9 @@ class DayReader:
             batch = self.batch
             # A class of its own: readers that refer to what holds them would outlive their last use.
             wanted = _Wanted(batch.shards[0].name, batch.location, batch.band, self.config.archive, self.paths[index])
-            reader = FileReader(self.archive, batch.files[index], batch.spans[index], wanted)
+            # Where the headers were read, they say what the file holds; else its path does.
+            believed = EVER if is_indexed(batch.layout) else batch.spans[index]
+            reader = FileReader(self.archive, batch.files[index], believed, wanted)
             self.readers[index] = reader
         return reader
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.archive.layouts import DAY_NS
+from pipelines.archive.layouts import DAY_NS, is_indexed
 from pipelines.archive.manifest import Manifest, selection
 from pipelines.config import Config, stage_output_keys
 from pipelines.config.detection import DetectionSettings
@@ -132,26 +132,30 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
             pending.append(shard)
     files = table.select(["key", "size", "etag"])
     spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
+    # Without an index a file has one row, and the keys of a million rows need not be compared.
+    indexed = is_indexed(manifest.layout)
+    every = np.ones(table.num_rows, bool)
     return Plan(
         manifest=manifest,
         interval=interval,
         files=files,
         spans=spans,
-        homes=_homes(table, first, last),
-        first=_is_first(_numbers(table, ["key"])),
+        homes=_homes(table, _is_first(_numbers(table, ["key", *_GROUP])) if indexed else every, first, last),
+        first=_is_first(_numbers(table, ["key"])) if indexed else every,
         pending=pending,
         num_shards=len(kept) + len(pending),
         stale=sorted(done - kept, key=str),
     )
 
 
-def _homes(table: pa.Table, start_ns: int | None, end_ns: int | None) -> np.ndarray[Any, Any]:
-    """Return the middle of what is read of each file, on its first row of each channel group."""
+def _homes(
+    table: pa.Table, is_first: np.ndarray[Any, Any], start_ns: int | None, end_ns: int | None
+) -> np.ndarray[Any, Any]:
+    """Return the middle of what is read of each file, on its first row of each channel group, NOWHERE on others."""
     starts, ends = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
     low = starts if start_ns is None else np.maximum(starts, start_ns)
     high = ends if end_ns is None else np.minimum(ends, end_ns)
-    first = _is_first(_numbers(table, ["key", *_GROUP]))
-    homes: np.ndarray[Any, Any] = np.where(first, low + np.maximum(high - low - 1, 0) // 2, NOWHERE)
+    homes: np.ndarray[Any, Any] = np.where(is_first, low + np.maximum(high - low - 1, 0) // 2, NOWHERE)
     return homes
 
 

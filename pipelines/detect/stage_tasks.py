@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipelines.archive.layouts import DAY_NS
-from pipelines.detect.stage_plan import Plan, PlannedShard
+from pipelines.detect.stage_plan import NOWHERE, Plan, PlannedShard
 from pipelines.workspace.ledger import MarkerName
 from pipelines.workspace.storage import StoredObject
 
@@ -132,14 +132,34 @@ def _continues(last: PlannedShard, shard: PlannedShard) -> bool:
 
 def _batch(shards: list[PlannedShard], plan: Plan) -> BatchTask:
     rows = sorted({row for shard in shards for row in shard.files})
-    index_of = {row: index for index, row in enumerate(rows)}
+    taken = plan.files.take(pa.array(rows, pa.int64())).to_pydict()
+    # A file has several rows where its records lie days apart; it is read as one.
+    index_of: dict[int, int] = {}
+    numbers: dict[str, int] = {}
+    for row, key in zip(rows, taken["key"], strict=True):
+        index_of[row] = numbers.setdefault(key, len(numbers))
+    files: dict[int, StoredObject] = {}
+    spans: dict[int, tuple[int, int]] = {}
+    homes: dict[int, int] = {}
+    first: dict[int, bool] = {}
+    for row, *item in zip(rows, taken["key"], taken["size"], taken["etag"], strict=True):
+        index = index_of[row]
+        begin, end = map(int, plan.spans[row])
+        low, high = spans.get(index, (begin, end))
+        files[index], spans[index] = StoredObject(*item), (min(begin, low), max(end, high))
+        homes[index] = max(int(plan.homes[row]), homes.get(index, NOWHERE))
+        first[index] = bool(plan.first[row]) or first.get(index, False)
     tasks = tuple(
-        ShardTask(shard.name, shard.start_ns, shard.end_ns, tuple(index_of[row] for row in shard.files))
+        ShardTask(shard.name, shard.start_ns, shard.end_ns, tuple(dict.fromkeys(index_of[row] for row in shard.files)))
         for shard in shards
     )
-    spans = tuple((int(begin), int(end)) for begin, end in plan.spans[rows])
-    homes = tuple(plan.homes[rows].tolist())
-    first = tuple(plan.first[rows].tolist())
-    names = plan.files.take(pa.array(rows, pa.int64())).to_pydict()
-    files = tuple(StoredObject(*values) for values in zip(names["key"], names["size"], names["etag"], strict=True))
-    return BatchTask(plan.manifest.layout, shards[0].location, shards[0].band, tasks, files, spans, homes, first)
+    return BatchTask(
+        plan.manifest.layout,
+        shards[0].location,
+        shards[0].band,
+        tasks,
+        tuple(files.values()),
+        tuple(spans.values()),
+        tuple(homes.values()),
+        tuple(first.values()),
+    )

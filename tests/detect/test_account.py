@@ -120,6 +120,24 @@ def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
     assert sentence.count(";") == 3
 
 
+@pytest.mark.parametrize("interval", ["day", "month"])
+def test_records_of_another_year_in_a_file_are_used_once(tmp_path, interval):
+    (tmp_path / "archive").mkdir()
+    path = tmp_path / "archive" / "all.mseed"
+    with path.open("ab") as file:
+        # A day without records lies between the last two, so that a month reads it together with both.
+        for number, start in enumerate(("1970-01-01T12:00:00", "2022-01-01T23:30:00", "2022-01-03T00:10:00")):
+            trace = make_trace(make_noise(1200, 20, number, 2), start, 20)
+            trace.write(file, format="MSEED", reclen=512)
+    flags = FLAGS | {"archive": {"layout": "flat"}, "shards": {"interval": interval}}
+    detect(tmp_path / "archive", tmp_path / "workspace", flags)
+    totals = totals_of(tmp_path / "workspace")
+    assert totals.samples == {"used": 3 * (1200 * 20 - NUM_LTA), "blanked": 3 * NUM_LTA}
+    assert totals.files == {"used": 1}
+    store = open_store(str(tmp_path / "workspace"))
+    assert not any(read_marker(store, "detect", name)["quarantined"] for name in list_markers(store, "detect"))
+
+
 def test_what_lies_outside_the_selection_is_not_selected(tmp_path):
     write_sds(tmp_path / "archive", [make_trace(make_noise(7200, 20, 1, 4), "2022-01-01T03:00:00", 20)])
     selected = {"archive": {"start": "2022-01-01T04:00:00", "end": "2022-01-01T12:00:00"}}
