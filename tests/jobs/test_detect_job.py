@@ -340,7 +340,7 @@ def bad_inputs(archive, tmp_path):
     yield [archive, tmp_path / "file" / "new", *FLAGS], "file/new"
     yield [archive, new / "below", *FLAGS, "--mlflow", "http://127.0.0.1:9"], "MLflow"
     yield [archive, new, *FLAGS, "--mlflow", f"sqlite:///{tmp_path}/no/mlflow.db"], "no/mlflow.db"
-    yield [archive, new, *FLAGS, "--mlflow", "postgresql://me:secret@127.0.0.1:9/x"], "me:***@"
+    yield [archive, new, *FLAGS, "--mlflow", "postgresql://me:secret@127.0.0.1:9/x"], "postgresql://***@"
     yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml", "--detection.units", "m/s"], "no.xml"
     yield [archive, new, *FLAGS, "--archive.stationxml", tmp_path / "no.xml"], "no.xml"
 
