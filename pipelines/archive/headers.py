@@ -213,11 +213,12 @@ def _is_header_3(content: Array, at: int) -> Any:  # pragma: no cover - compiled
 def _next_header(content: Array, offset: int) -> int:  # pragma: no cover - compiled
     size = len(content)
     for at in range(offset, size - 39):
-        byte = content[at]
-        if byte == 77:
-            if _is_header_3(content, at):
-                return at
-        elif (48 <= byte <= 57 or byte == 32 or byte == 0) and at + 48 <= size and _is_header_2(content, at):
+        # The quality code alone rules out nearly all of what is no header.
+        quality = content[at + 6]
+        may_be_2 = quality == 68 or quality == 82 or quality == 81 or quality == 77
+        if may_be_2 and at + 48 <= size and _is_header_2(content, at):
+            return at
+        if content[at] == 77 and _is_header_3(content, at):
             return at
     return size
 

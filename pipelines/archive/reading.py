@@ -22,7 +22,7 @@ AHEAD_BYTES = 16 * 2**20
 
 MAX_BARREN_BYTES = 2**28
 """A file is read no further where so much of it on end holds no record: it may be sparse."""
-MIN_UNPACKED_BYTES = 2**29
+MIN_UNPACKED_BYTES = 2**28
 MAX_UNPACKED_PER_BYTE = 64
 """A gzipped file is unpacked up to `MIN_UNPACKED_BYTES` and so many times its size."""
 
