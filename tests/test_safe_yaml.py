@@ -13,7 +13,7 @@ from jobs import command_line
 from pipelines import config as configuration
 from pipelines.config import load_yaml, read_yaml, resolve, to_yaml
 from pipelines.config.safe_yaml import MAX_DEPTH, MAX_NODES, MAX_YAML_BYTES
-from pipelines.handlabels import editing
+from pipelines.handlabels.cluster_names import read_cluster_names
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.workspace import open_workspace
 
@@ -81,8 +81,8 @@ def test_config_workspace_and_cluster_names_refuse_aliases_that_explode(tmp_path
         command_line.parse("detect", ["ARCHIVE"], ["archive", "--config", str(bomb)], {})
     with pytest.raises(InputError, match=r"config/detect\.yaml is not valid YAML: it has more than"):
         open_workspace(str(workspace), create=False).stored_config("detect")
-    with pytest.raises(ValueError, match="it has more than"):
-        editing.read_names(billion_laughs())
+    with pytest.raises(InputError, match="it has more than"):
+        read_cluster_names(billion_laughs(), source="cluster-names.yaml")
 
 
 def test_a_device_is_not_read_as_a_configuration_file():

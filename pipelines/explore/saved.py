@@ -10,6 +10,7 @@ from pipelines.config.label import LabelsSettings
 from pipelines.config.report import ExploreSettings
 from pipelines.explore.queries import BadRequest
 from pipelines.handlabels import editing
+from pipelines.handlabels.cluster_names import read_cluster_names, write_cluster_names
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store, open_store
 
@@ -58,9 +59,10 @@ class SavedNames:
     def read(self) -> dict[int, str]:
         """Return the cluster names as they are stored now."""
         try:
-            return editing.read_names(self.store.read(self.name).decode())
+            names = read_cluster_names(self.store.read(self.name), source=self.path)
         except FileNotFoundError:
             return {}
+        return {number: name for number, name in names.items() if name}
 
     def change(self, cluster: int, name: str | None) -> dict[int, str]:
         """Set or remove (None) a cluster's name, save the file, and return all names; BadRequest for a bad name."""
@@ -70,7 +72,7 @@ class SavedNames:
                 names[cluster] = editing.check_label(name)
             except ValueError as error:
                 raise BadRequest(str(error)) from None
-        self.store.write(self.name, editing.write_names(names).encode())
+        self.store.write(self.name, write_cluster_names(names).encode())
         return names
 
 

@@ -1,14 +1,12 @@
-"""Hand labels as text: a CSV with the columns `event_id` and `label`, and cluster names as YAML, read and changed."""
+"""Hand labels as text: a CSV with the columns `event_id` and `label`, read and changed."""
 
 import csv
 import io
 import re
 from collections.abc import Mapping
 
-from pipelines.config import load_yaml, to_yaml
 from pipelines.handlabels.csv_cells import csv_cell
 from pipelines.handlabels.csv_text import MAX_LABEL_CHARACTERS, decode_text, one_spelling, read_rows, spelling_key
-from pipelines.runtime.errors import InputError
 
 # Letters, digits, blanks and some punctuation: nothing that a spreadsheet runs as a formula or a page as markup.
 _LABEL = re.compile(r"\w(?:[\w .,/()+-]*[\w.)])?")
@@ -66,19 +64,3 @@ def with_labels(rows: Mapping[str, Mapping[str, str]], changes: Mapping[str, str
             spelling = known.setdefault(spelling_key(label), check_label(label))
             result[event_id] = {"event_id": event_id, **result.get(event_id, {}), "label": spelling}
     return result
-
-
-def read_names(text: str) -> dict[int, str]:
-    """Return cluster names from YAML such as `0: icequake`; ValueError if it is anything else."""
-    try:
-        content = load_yaml(text, name="it") or {}
-    except InputError as error:
-        raise ValueError(str(error)) from None
-    if not isinstance(content, dict) or not all(isinstance(number, int) for number in content):
-        raise ValueError("it must map numbers of clusters to names, such as 0: icequake")
-    return {int(number): str(name) for number, name in content.items() if name is not None}
-
-
-def write_names(names: Mapping[int, str]) -> str:
-    """Return the YAML text of cluster names, the form that `labels.names` reads."""
-    return to_yaml(dict(sorted(names.items())))

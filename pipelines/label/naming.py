@@ -83,21 +83,3 @@ def name_clusters(
         if number in given:
             named[number] = replace(named[number], name=given[number])
     return named
-
-
-def read_names(content: object, *, source: str) -> dict[int, str | None]:
-    """Check the content of a user's names file: a mapping from cluster number to name (empty: no name).
-
-    Raises:
-        ValueError: it is no such mapping; names the source and the entry.
-    """
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{source} must map cluster numbers to names, such as '0: icequake'")
-    names: dict[int, str | None] = {}
-    for number, name in content.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-            raise ValueError(f"{source} names the cluster {number!r}, it must be a number such as 0")
-        if name is not None and not isinstance(name, str):
-            raise ValueError(f"{source} gives cluster {number} the name {name!r}, it must be text such as icequake")
-        names[number] = name or None
-    return names

@@ -6,11 +6,10 @@ from typing import Any
 
 import ray
 
-from pipelines.config import load_yaml
 from pipelines.config.label import LabelsSettings
+from pipelines.handlabels import cluster_names
 from pipelines.handlabels.matching import HandLabels, match_hand_labels
 from pipelines.handlabels.table import LabelTable
-from pipelines.label.naming import read_names
 from pipelines.label.stage_encoder import RegisteredEncoder
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError
@@ -45,15 +44,12 @@ def read_cluster_names(path: str | None) -> tuple[dict[int, str | None], str]:
     """Return the user's names of clusters and a hash of the file; ({}, "") where none is configured.
 
     Raises:
-        InputError: the file cannot be read or is no mapping from numbers to names.
+        InputError: the file cannot be read or does not map numbers to names.
     """
     if path is None:
         return {}, ""
-    content, source = read_file(path, "labels.names"), f"labels.names {path}"
-    try:
-        return read_names(load_yaml(content, name=source), source=source), content_hash(content)
-    except ValueError as error:
-        raise InputError(str(error)) from None
+    content = read_file(path, "labels.names")
+    return cluster_names.read_cluster_names(content, source=f"labels.names {path}"), content_hash(content)
 
 
 def _run_tasks(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -52,10 +52,3 @@ def test_labels_that_a_spreadsheet_or_a_page_could_mistake_are_refused(label: st
 def test_a_table_of_times_is_not_a_table_of_event_ids() -> None:
     with pytest.raises(ValueError, match="event_id"):
         editing.read_labels("network,station,time,label\nAW,VNA1,2020-01-01,icequake\n")
-
-
-def test_names_written_are_read_back() -> None:
-    names = {3: "icequake", 0: "on", 1: "Eisbeben"}
-    assert editing.read_names(editing.write_names(names)) == names
-    with pytest.raises(ValueError, match="numbers"):
-        editing.read_names("icequake: 3")

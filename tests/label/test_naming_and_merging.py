@@ -23,7 +23,7 @@ from pipelines.label.merging import (
     merge_ward,
     overlaps_of,
 )
-from pipelines.label.naming import names_by_majority, numbers_by_reference, numbers_by_size, read_names
+from pipelines.label.naming import names_by_majority, numbers_by_reference, numbers_by_size
 from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.label.scores import (
     PROTOCOL,
@@ -223,12 +223,6 @@ def test_a_cluster_is_named_by_a_majority_that_is_pure_enough():
     assert [names[number].name for number in range(3)] == ["spike", None, None]
     assert names[0].purity == pytest.approx(2 / 3)
     assert [names[number].num_labels for number in range(3)] == [3, 2, 0]
-
-
-@pytest.mark.parametrize("content", [["spike"], {"a": "spike"}, {0: 3}, {-1: "spike"}, "spike"])
-def test_a_names_file_that_maps_no_numbers_to_names_is_refused(content):
-    with pytest.raises(ValueError, match=r"^labels"):
-        read_names(content, source="labels.names names.yaml")
 
 
 def test_the_number_of_well_separated_groups_is_suggested():
