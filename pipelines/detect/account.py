@@ -223,8 +223,14 @@ class Totals:
             f"{_percent(count, total)} {WORDS.get(Outcome(outcome), outcome) if outcome in _NAMES else outcome}"
             for count, outcome in sorted(rest, key=lambda item: (-item[0], item[1]))[:NUM_REASONS]
         ]
-        used = f"{_percent(self.samples[Outcome.USED], total)} of {total:,} samples were used"
-        return f"{used}; not used: {'; '.join(reasons)}" if reasons else used
+        parts = [f"{_percent(self.samples[Outcome.USED], total)} of {total:,} samples were used"]
+        if reasons:
+            parts.append(f"not used: {'; '.join(reasons)}")
+        unreadable = self.seconds[Outcome.UNREADABLE]
+        if unreadable > 0:
+            # How many samples these hold nobody knows.
+            parts.append(f"{unreadable / 86400:.2f} channel-days are in files that cannot be read")
+        return "; ".join(parts)
 
 
 def gives_samples(marker: Mapping[str, Any]) -> bool:

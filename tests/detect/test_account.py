@@ -117,7 +117,8 @@ def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
     assert sentence.startswith(
         f"{100 * (3600 * 20 - NUM_LTA) / total:.2f} % of {total:,} samples were used; not used: "
     )
-    assert sentence.count(";") == 3
+    assert sentence.count(";") == 4
+    assert sentence.endswith("; 1.00 channel-days are in files that cannot be read")
 
 
 @pytest.mark.parametrize("interval", ["day", "month"])
