@@ -9,7 +9,7 @@ import torch
 
 from pipelines import config as configuration
 from pipelines.encoders import Encoder, NetworkConfig, build_network
-from pipelines.label.stage_embed import load_encoder
+from pipelines.label.stage_encoder import load_encoder
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.server import as_default, open_tracking
 from pipelines.workspace.workspace import open_workspace
