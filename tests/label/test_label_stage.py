@@ -406,7 +406,9 @@ def test_an_encoder_that_gives_nan_or_always_the_same_is_named(tmp_path, ray_clu
     example = write_example(tmp_path, stations=("VNA1",), num_days=1)
     config = NetworkConfig(kind="waveform", num_samples=NUM_SAMPLES, rate_hz=RATE_HZ, lead_samples=LEAD_SAMPLES)
     for value, error, sentence in (
-        (float("nan"), StageFailed, r"the encoder gives event AW\.VNA1.* an embedding that is not finite"),
+        (float("nan"), InputError, "its weights are not all finite"),
+        # Finite weights whose products are not.
+        (1e30, StageFailed, r"the encoder gives event AW\.VNA1.* an embedding that is not finite"),
         (0.0, InputError, "all 60 embeddings are the same"),
     ):
         network = build_network(config)
