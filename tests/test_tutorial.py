@@ -5,9 +5,12 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pytest
 from test_documentation import builder
 
+FOLDERS = ds.partitioning(pa.schema([("network", pa.string()), ("station", pa.string())]), flavor="hive")
 NOTEBOOK = Path(__file__).resolve().parent.parent / "docs" / "tutorial.ipynb"
 CELLS_WITH_A_PICTURE = (3, 6, 8, 9)
 
@@ -25,8 +28,9 @@ def test_the_tutorial_runs_and_ends_with_named_clusters(tmp_path: Path, monkeypa
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     cells = code_cells(builder.run_tutorial(tmp_path))
     assert [number for number, cell in enumerate(cells, start=1) if has_picture(cell)] == list(CELLS_WITH_A_PICTURE)
-    labels = pd.read_parquet(tmp_path / "runs" / "tutorial" / "labels")
-    events = pd.read_parquet(tmp_path / "runs" / "tutorial" / "events", columns=["event_id"])
+    labels, events = (
+        pd.read_parquet(tmp_path / "runs" / "tutorial" / table, partitioning=FOLDERS) for table in ("labels", "events")
+    )
     assert sorted(labels["event_id"]) == sorted(events["event_id"])
     assert labels["cluster"].nunique() == 4
     names = labels.loc[labels["label_source"] == "cluster", "label"]
