@@ -39,6 +39,15 @@ JOBS = {
     "submit": "send a job to a Ray cluster",
 }
 
+REPLACES = {
+    "synthesize": "remove an archive that has other settings first",
+    "fetch": "download again what the archive holds already",
+    **dict.fromkeys(
+        ("detect", "train", "label", "report", "run"), "remove this stage's results and those derived from them first"
+    ),
+}
+"""What --replace does, for the jobs that have it."""
+
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C or SIGTERM; the same command continues."""
@@ -183,6 +192,8 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
             values.append(word)
             continue
         name, equals, value = word[2:].partition("=")
+        if name == "replace" and job not in REPLACES:
+            raise InputError(f"--replace has no effect on {job}; leave it out")
         if name == "replace" or name in switches:
             if equals:
                 raise InputError(f"--{name} takes no value, but {value!r} was given; leave the flag out to turn it off")
@@ -251,7 +262,7 @@ def usage(job: str, positional: Sequence[str], switches: Mapping[str, str]) -> s
         "  --config FILE.yaml      configuration file (sections as below)",
         "  --mlflow URI            MLflow tracking URI (default: MLFLOW_TRACKING_URI, else inside a local workspace)",
         "  --address ADDRESS       Ray cluster (default: one started in this process)",
-        "  --replace               remove this stage's results and those derived from them first",
+        *(["  --replace               " + REPLACES[job]] if job in REPLACES else []),
         *(f"  --{name:<22}{what}" for name, what in switches.items()),
         "",
     ]

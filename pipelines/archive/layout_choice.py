@@ -42,7 +42,10 @@ def choose_layout(archive: Store, listed: Sequence[StoredObject], spill_ns: int)
             break
     if num_read and 2 * num_confirmed >= num_read:
         return layout, None
-    return "flat", f"the paths look like {layout}, the headers do not, so all headers are read ({doubt})"
+    return "flat", (
+        f"the paths look like the {layout} layout but the headers disagree, so the layout is flat and all headers "
+        f"are read ({doubt})"
+    )
 
 
 def _contradiction(info: PathInfo, runs: Sequence[Run], layout: str, spill_ns: int) -> str | None:

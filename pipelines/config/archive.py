@@ -32,7 +32,7 @@ class ArchiveSettings(Section):
     follow_links: bool = operational(False)
     """Read also what links lead to outside the archive."""
     allow_empty_stations: bool = operational(False)
-    """Succeed also where a station that has files gives no usable sample at all."""
+    """Do not fail (exit 1) when a station has files but no usable sample."""
     stationxml: str | None = None
     """StationXML file (path or URL) with the sensitivities that detection.units needs."""
     time_tolerance_samples: float = 0.5

@@ -217,40 +217,42 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
     sensitivity = response.instrument_sensitivity if response is not None else None
     if sensitivity is None or sensitivity.value is None:
         if response is not None and response.instrument_polynomial is not None:
-            raise ValueError("archive.stationxml has a polynomial for it, not a sensitivity")
-        raise ValueError("archive.stationxml has no sensitivity for it")
+            raise ValueError("archive.stationxml has a polynomial for this channel, not a sensitivity")
+        raise ValueError("archive.stationxml has no sensitivity for this channel")
     value = float(sensitivity.value)
     if not np.isfinite(value) or value == 0 or not np.isfinite(1.0 / value):
-        raise ValueError(f"archive.stationxml has the sensitivity {value:g} for it")
+        raise ValueError(f"archive.stationxml has the sensitivity {value:g} for this channel")
     stages = sorted(response.response_stages or [], key=lambda stage: stage.stage_sequence_number)
     units = (sensitivity.input_units, stages[0].input_units if stages else None)
     given = [_one_line(unit) for unit in units if unit]
     if not given:
-        raise ValueError("archive.stationxml has no input units for it")
+        raise ValueError("archive.stationxml has no input units for this channel")
     motions = [ground_motion(unit) for unit in given]
     if motions[0] is None:
-        raise ValueError(f"archive.stationxml has it in {given[0]}, which is not ground motion")
+        raise ValueError(f"archive.stationxml has this channel in {given[0]}, which is not ground motion")
     if any(motion != motions[0] for motion in motions):
-        raise ValueError(f"archive.stationxml has its sensitivity in {given[0]} and its first stage in {given[1]}")
+        raise ValueError(
+            f"archive.stationxml has this channel's sensitivity in {given[0]} and its first stage in {given[1]}"
+        )
     output = _one_line(sensitivity.output_units or "")
     if not _COUNTS.fullmatch(output.upper()):
-        raise ValueError(f"archive.stationxml has its sensitivity to {output}, not to counts")
+        raise ValueError(f"archive.stationxml has this channel's sensitivity to {output}, not to counts")
     motion, metres = motions[0]
     if not window.remove_response:
         if motion != "velocity":
             raise ValueError(
-                f"archive.stationxml has it in {given[0]}, and a sensitivity does not make m/s of {motion}: "
+                f"archive.stationxml has this channel in {given[0]}, and a sensitivity does not make m/s of {motion}: "
                 "window.remove_response does"
             )
         return Epoch(start_ns, end_ns, value, metres)
     if not stages:
         raise ValueError(
-            "archive.stationxml has a sensitivity for it and no stages, which window.remove_response needs"
+            "archive.stationxml has a sensitivity for this channel and no stages, which window.remove_response needs"
         )
     gains = [stage.stage_gain for stage in stages if stage.stage_gain is not None]
     bad = next((gain for gain in gains if not np.isfinite(gain) or gain == 0), None)
     if bad is not None:
-        raise ValueError(f"archive.stationxml has a stage with the gain {bad:g} for it")
+        raise ValueError(f"archive.stationxml has a stage with the gain {bad:g} for this channel")
     # ObsPy knows fewer ways of writing a unit, and scales some of them and others not.
     response = copy.deepcopy(response)
     first = min(response.response_stages, key=lambda stage: stage.stage_sequence_number)
@@ -268,11 +270,11 @@ def _check_response(response: Any, window: WindowSettings) -> None:
         )
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"archive.stationxml has stages for it that cannot be evaluated: {reason}") from None
+        raise ValueError(f"archive.stationxml has stages for this channel that cannot be evaluated: {reason}") from None
     if not np.isfinite(values).all() or not np.abs(values).all():
         low, high = frequencies
         raise ValueError(
-            f"archive.stationxml has stages for it whose response at {low:g} or {high:g} Hz "
+            f"archive.stationxml has stages for this channel whose response at {low:g} or {high:g} Hz "
             "(window.response_prefilt_hz) is zero or not a number"
         )
 
@@ -280,7 +282,7 @@ def _check_response(response: Any, window: WindowSettings) -> None:
 def _in_order(epochs: list[Epoch]) -> tuple[Epoch, ...]:
     """Return epochs in order of time, without overlaps: where some that differ overlap, nothing is known."""
     if len(epochs) > MAX_EPOCHS_PER_CHANNEL:
-        problem = f"archive.stationxml has {len(epochs)} epochs for it, more than {MAX_EPOCHS_PER_CHANNEL}"
+        problem = f"archive.stationxml has {len(epochs)} epochs for this channel, more than {MAX_EPOCHS_PER_CHANNEL}"
         return (Epoch(_FIRST_NS, _LAST_NS, problem=problem),)
     starts = sorted(epoch.start_ns for epoch in epochs)
     lasting = []
@@ -297,6 +299,6 @@ def _in_order(epochs: list[Epoch]) -> tuple[Epoch, ...]:
         if all(epoch.says_the_same(here[0]) for epoch in here):
             result.append(replace(here[0], start_ns=start_ns, end_ns=end_ns))
         else:
-            problem = "archive.stationxml has epochs for it that overlap and differ"
+            problem = "archive.stationxml has epochs for this channel that overlap and differ"
             result.append(Epoch(start_ns, end_ns, problem=problem))
     return tuple(result)

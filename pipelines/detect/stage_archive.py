@@ -150,7 +150,7 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
             ]
             bad = {epoch.problem for epoch in held if epoch.problem}
             if not held:
-                problems[name] = "archive.stationxml has no epoch of it at the time of the recordings"
+                problems[name] = "archive.stationxml has no epoch for this channel at the time of the recordings"
             elif bad:
                 problems[name] = min(bad)
             num_converted += any(not epoch.problem for epoch in held)
@@ -159,7 +159,7 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise InputError(f"archive.stationxml {archive.stationxml} converts no recording to m/s: {lines[0]}{more}")
     if lines:
-        print(f"detect: archive.stationxml cannot convert {len(lines)} channels to m/s, always or at some time")
+        print(f"detect: archive.stationxml cannot convert {len(lines)} channels to m/s for some or all of the time")
         for line in lines[:MAX_PRINTED_LINES]:
             print(printable(f"    {line}"))
         if len(lines) > MAX_PRINTED_LINES:

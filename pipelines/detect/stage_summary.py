@@ -244,7 +244,8 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
     _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
     if summary.num_without_response:
         print(
-            f"detect: {summary.num_without_response} triggers dropped: archive.stationxml does not hold at their time"
+            f"detect: {summary.num_without_response} triggers dropped: archive.stationxml has no epoch for them at "
+            "that time"
         )
     if sentence is not None:
         print(f"detect: {sentence}")

@@ -95,7 +95,7 @@ def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -
     both = sum(len(splits) > 1 for splits in named.values())
     if both:
         print(
-            f"hand labels: {both} events have triggers in both splits; a hash of its name assigns each to one half",
+            f"hand labels: {both} events have labels in both validation and test; a hash of the event's name decides",
             flush=True,
         )
     clear = {event: splits == {"validation"} for event, splits in named.items() if len(splits) == 1}

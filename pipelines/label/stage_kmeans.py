@@ -41,7 +41,7 @@ def check_enough_events(store: Store, shards: Sequence[EventShard], config: Conf
         num_events, num_fitted = num_events + len(fitted), num_fitted + int(fitted.sum())
     if num_fitted < settings.k and num_fitted < num_events:
         raise InputError(
-            f"kmeans.fraction {settings.fraction:g} leaves {num_fitted} of the {num_events} events to the fit, fewer "
+            f"kmeans.fraction {settings.fraction:g} leaves {num_fitted} of the {num_events} events for the fit, fewer "
             f"than kmeans.k, which is {settings.k}; give a larger kmeans.fraction or a smaller kmeans.k"
         )
     if num_fitted < settings.k:
@@ -49,8 +49,8 @@ def check_enough_events(store: Store, shards: Sequence[EventShard], config: Conf
     sampled = min(num_fitted, config.label.sweep_events)
     if sampled < for_sweep:
         raise InputError(
-            f"label.sweep_k is {list(sweep)} but only {sampled} events can be compared, and each k is looked for in "
-            "both halves of them; give smaller numbers of clusters"
+            f"label.sweep_k is {list(sweep)} but only {sampled} events can be compared, and each k is fitted to "
+            "each half of them; use smaller values in label.sweep_k"
         )
 
 

@@ -4,7 +4,8 @@ Paths are relative to a store's root and use `/`; none leads outside it (`Store.
 the whole object or none. On a disk that is a temporary file beside the target, flushed and renamed; on a bucket a
 single PUT or a completed upload. Filesystems are built lazily in each process, so a `Store` may be sent to Ray workers.
 
-A request to a bucket that fails is repeated here and nowhere else (`_retry`): s3fs and botocore try once.
+A request to a bucket that fails is repeated here and nowhere else (`_retry`): s3fs and botocore try once. The one
+exception is the test whether a bucket can be reached (`_holds_objects`), which leaves five attempts to botocore.
 """
 
 import contextlib

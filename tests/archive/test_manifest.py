@@ -150,7 +150,7 @@ def test_a_layout_is_believed_only_where_the_headers_say_the_same(archive):
         write_day(archive, f"XX.0101.2022.{day:03d}", start=f"2022-01-{day:02d}")
     manifest = manifest_of(archive)
     assert (manifest.layout, manifest.num_usable) == ("flat", 8)
-    assert "the paths look like earthscope, the headers do not" in manifest.doubt
+    assert "the paths look like the earthscope layout but the headers disagree" in manifest.doubt
     assert set(manifest.usable()["station"].to_pylist()) == {"0101"}
     for day in range(1, 9):
         (archive / f"XX.0101.2022.{day:03d}").rename(archive / f"0101.XX.2022.{day:03d}")

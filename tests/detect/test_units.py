@@ -230,7 +230,7 @@ def test_units_of_sensitivity_and_first_stage_that_disagree_are_refused():
     response = geophone("M/S", 4e8)
     response.response_stages[0].input_units = "M/S**2"
     problem = Responses.of(inventory(("HHZ", response)), WindowSettings()).of_group("XX", "0101", "").problem("HHZ")
-    assert "its sensitivity in M/S and its first stage in M/S**2" in problem
+    assert "this channel's sensitivity in M/S and its first stage in M/S**2" in problem
 
 
 def test_a_negative_sensitivity_reverses_the_polarity_as_in_obspy():
@@ -343,7 +343,7 @@ def test_what_stationxml_cannot_convert_is_named_before_detection_and_the_rest_g
     opened = open_archive(str(archive), Workspace(open_store(str(tmp_path / "w"))), config)
     assert opened.responses.of_group("XX", "0101", "").problem("HHZ") == ""
     told = capsys.readouterr().out
-    assert re.search(r"XX\.0101\.\.HHE: archive\.stationxml has it in M/S\*\*2", told)
+    assert re.search(r"XX\.0101\.\.HHE: archive\.stationxml has this channel in M/S\*\*2", told)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from jobs.command_line import INTERRUPTED, run_job
+from jobs.command_line import INTERRUPTED, JOBS, REPLACES, main, run_job
 
 ENDS = """
 import atexit, sys
@@ -35,3 +35,14 @@ def test_an_interrupt_while_a_class_is_made_is_an_interrupt(capsys: pytest.Captu
     said = capsys.readouterr().err
     assert "firnline status: interrupted" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("job", sorted(set(JOBS) - {"submit"}))
+def test_replace_is_offered_where_it_has_an_effect_and_refused_elsewhere(
+    job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([job, "--help"]) == 0
+    assert ("  --replace  " in capsys.readouterr().out) == (job in REPLACES)
+    if job not in REPLACES:
+        assert main([job, "somewhere", "--replace"]) == 2
+        assert capsys.readouterr().err == f"firnline {job}: --replace has no effect on {job}; leave it out\n"

@@ -172,7 +172,7 @@ def test_a_split_column_puts_an_event_with_all_its_triggers_into_one_half(labell
     assert given[:3] == given[3:]
     assert given[0] == (other == "validation")
     assert given[1:3] == [bare.validation[event_id] for event_id in rows["event_id"][1:3]]
-    assert "hand labels: 1 events have triggers in both splits" in capsys.readouterr().out
+    assert "hand labels: 1 events have labels in both validation and test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["times", "ids with splits"])
@@ -349,7 +349,7 @@ def test_mistakes_are_one_sentence_before_anything_is_written(tmp_path, ray_clus
         ({"labels": {"path": str(tmp_path / "none.csv")}}, r"labels\.path .*none\.csv"),
         ({"labels": {"names": str(names)}}, "must map cluster numbers to names"),
         ({"label": {"reference": bare.url}}, "holds no labels"),
-        ({"kmeans": {"fraction": 1e-6}}, r"kmeans\.fraction 1e-06 leaves 0 of the 60 events to the fit"),
+        ({"kmeans": {"fraction": 1e-6}}, r"kmeans\.fraction 1e-06 leaves 0 of the 60 events for the fit"),
         ({"label": {"sweep_k": [31, 60]}}, r"label\.sweep_k is \[31, 60\] but only 60 events can be compared"),
         ({"label": {"use_gpu": True}}, r"label\.use_gpu is true, but Ray has no GPU"),
     ):
