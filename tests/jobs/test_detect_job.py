@@ -246,6 +246,7 @@ def test_a_first_look_takes_any_folder_of_recordings_as_it_is(tmp_path, ray_clus
         assert found >= 5, station
     # A component that never triggers is named, not passed over.
     words = ["--detection.trigger_components", "Z", "--detection.band_hz", "[1, 8]", "--window.rate_hz", "20"]
+    words += ["--archive.allow_empty_stations", "true"]
     assert detect_job.main([str(folder), str(tmp_path / "vertical"), *words]) == 0
     assert "no component of detection.trigger_components Z" in capsys.readouterr().out
 

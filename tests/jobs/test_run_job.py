@@ -173,5 +173,5 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(
     kept |= {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
     assert any(name.endswith("mlflow.db") for name in kept)
     for secret in (b"planted-", b"%2Fpassword"):
-        assert secret not in shown
+        assert not [line for line in shown.splitlines() if secret in line]
     assert not [name for name, content in kept.items() if b"planted-" in content]
