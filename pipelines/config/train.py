@@ -40,6 +40,9 @@ class TrainSettings(Section):
     """Weight decay of AdamW (no unit)."""
     warmup_epochs: float = Field(4.0, ge=0, le=1_000_000)
     """Epochs over which the learning rate rises from zero (count)."""
+    view_ramp_epochs: float = Field(0.0, ge=0, le=1_000_000)
+    """Epochs over which the probabilities of all augmentations rise from a fifth to their configured values; at most a
+    quarter of the training; 0: full from the start (count)."""
     bf16: bool = False
     """Run the network in bfloat16 autocast."""
     seed: int = Field(0, ge=0, lt=2**32)

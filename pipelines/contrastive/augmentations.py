@@ -35,11 +35,12 @@ class Augmentation(nn.Module):
         """Return the windows, some of them changed."""
         return self.into(x_BCS.clone(), generator)
 
-    def into(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
-        """Return what `forward` does; the windows given may be changed themselves."""
-        if self.probability == 1:
+    def into(self, x_BCS: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+        """Return what `forward` does, with `share` times the probability; the windows given may change."""
+        probability = self.probability * share
+        if probability == 1:
             return self.change(x_BCS, generator)
-        chosen_B = _coins(len(x_BCS), self.probability, x_BCS, generator)
+        chosen_B = _coins(len(x_BCS), probability, x_BCS, generator)
         return _put(x_BCS, chosen_B, lambda some: self.change(some, generator))
 
     def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
@@ -157,9 +158,9 @@ class SpectralAugmentation(Augmentation):
         """Return the gain (window, 1 or 3, bin) of every window at frequencies in units of the Nyquist frequency."""
         raise NotImplementedError
 
-    def into(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
+    def into(self, x_BCS: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
         """Return the windows, some of them filtered."""
-        return filter_spectrum(x_BCS, [self], generator)
+        return filter_spectrum(x_BCS, [self], generator, share)
 
 
 class BandPass(SpectralAugmentation):
@@ -389,8 +390,8 @@ class Augmenter(nn.Module):
         self.chain = nn.ModuleList(augmentations[name] for name in _ORDER if name in augmentations)
 
     @torch.no_grad()
-    def forward(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
-        """Return one random view of each prepared window."""
+    def forward(self, x_BCS: Tensor, generator: torch.Generator, share: float = 1.0) -> Tensor:
+        """Return one random view of each prepared window; every probability is multiplied by `share`."""
         x_BCS = x_BCS.clone()
         filters: list[SpectralAugmentation] = []
         for augmentation in cast(Iterable[Augmentation], self.chain):
@@ -398,10 +399,10 @@ class Augmenter(nn.Module):
                 filters.append(augmentation)
                 continue
             if filters:
-                x_BCS = filter_spectrum(x_BCS, filters, generator)
+                x_BCS = filter_spectrum(x_BCS, filters, generator, share)
                 filters = []
-            x_BCS = augmentation.into(x_BCS, generator)
-        return filter_spectrum(x_BCS, filters, generator) if filters else x_BCS
+            x_BCS = augmentation.into(x_BCS, generator, share)
+        return filter_spectrum(x_BCS, filters, generator, share) if filters else x_BCS
 
 
 def build_augmenter(preset: str, parameters: Mapping[str, Mapping[str, Any]], lead_samples: int) -> Augmenter:
@@ -432,17 +433,19 @@ def build_augmenter(preset: str, parameters: Mapping[str, Mapping[str, Any]], le
     return Augmenter(augmentations)
 
 
-def filter_spectrum(x_BCS: Tensor, filters: list[SpectralAugmentation], generator: torch.Generator) -> Tensor:
+def filter_spectrum(
+    x_BCS: Tensor, filters: list[SpectralAugmentation], generator: torch.Generator, share: float = 1.0
+) -> Tensor:
     """Return windows filtered by the product of the gains, with one Fourier transform; absent samples stay absent.
 
-    The windows given may be changed themselves.
+    Every probability is multiplied by `share`. The windows given may be changed themselves.
     """
     count, _, num_samples = x_BCS.shape
     frequency = torch.linspace(0, 1, num_samples // 2 + 1, device=x_BCS.device, dtype=x_BCS.dtype)
     gain = torch.ones((count, 1, len(frequency)), device=x_BCS.device, dtype=x_BCS.dtype)
     touched_B = torch.zeros(count, dtype=torch.bool, device=x_BCS.device)
     for one in filters:
-        chosen_B = _coins(count, one.probability, x_BCS, generator)
+        chosen_B = _coins(count, one.probability * share, x_BCS, generator)
         touched_B |= chosen_B
 
         def scale(some: Tensor, one: SpectralAugmentation = one) -> Tensor:

@@ -24,6 +24,9 @@ from pipelines.encoders.networks import NetworkConfig, ProjectionHead
 REFERENCE_BATCH = 256
 """The learning rate is given for this global batch and scaled with its square root, as suits AdamW."""
 
+FIRST_VIEW_SHARE = 0.2
+"""What the augmentations' probabilities are multiplied by in the first epoch, where they rise."""
+
 QUALITY_WINDOWS = 512
 """Windows of a rank that the quality figures of an epoch are computed on."""
 
@@ -44,6 +47,8 @@ class TrainPlan:
     """AdamW's decoupled weight decay."""
     warmup_epochs: float
     """Epochs over which the learning rate rises from zero."""
+    view_ramp_epochs: float = 0.0
+    """Epochs over which the share of augmented views rises to its full value."""
     seed: int
     """Of the weights, the order and the augmentations."""
     projection_hidden: int = 256
@@ -61,6 +66,7 @@ class TrainPlan:
             (self.learning_rate > 0, f"learning_rate is {self.learning_rate}: it must be positive"),
             (self.weight_decay >= 0, f"weight_decay is {self.weight_decay}: it must not be negative"),
             (self.warmup_epochs >= 0, f"warmup_epochs is {self.warmup_epochs}: it must not be negative"),
+            (self.view_ramp_epochs >= 0, f"view_ramp_epochs is {self.view_ramp_epochs}: it must not be negative"),
         ]
         for holds, sentence in checks:
             if not holds:
@@ -141,6 +147,17 @@ def learning_rate(plan: TrainPlan, step: int, steps_of_epoch: int, global_batch:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1.0, total - warmup)))
 
 
+def view_share(plan: TrainPlan, epoch: int) -> float:
+    """Return what the augmentations' probabilities are multiplied by in an epoch (0 is the first).
+
+    It rises in equal steps from `FIRST_VIEW_SHARE` to 1 over `view_ramp_epochs`, at most a quarter of the training. An
+    untrained network tells two full views of a window from views of other windows hardly better than chance, so that
+    whether the loss leaves ln(candidates) is left to rounding; views of the first share it does tell apart.
+    """
+    ramp = min(plan.view_ramp_epochs, plan.epochs / 4)
+    return 1.0 if epoch >= ramp else FIRST_VIEW_SHARE + (1.0 - FIRST_VIEW_SHARE) * epoch / ramp
+
+
 def epoch_order(num_windows: int, seed: int, epoch: int, rank: int) -> Tensor:
     """Return the order in which a rank visits its windows in an epoch."""
     generator = torch.Generator().manual_seed(_seed("order", seed, epoch, rank))
@@ -185,6 +202,7 @@ def run_epoch(
     epoch = state.epochs_done
     order = epoch_order(len(windows_NCS), plan.seed, epoch, rank).to(windows_NCS.device)
     generator = torch.Generator(device).manual_seed(augmentation_seed(plan.seed, epoch, rank))
+    share = view_share(plan, epoch)
     model.train()
     losses = torch.zeros(steps, dtype=torch.float64, device=device)
     augment_seconds, rate = 0.0, 0.0
@@ -195,7 +213,7 @@ def run_epoch(
             group["lr"] = rate
         windows = windows_NCS[order[step * batch : (step + 1) * batch]].to(device, non_blocking=True)
         mark = time.perf_counter()
-        first, second = augmenter(windows, generator), augmenter(windows, generator)
+        first, second = augmenter(windows, generator, share), augmenter(windows, generator, share)
         augment_seconds += time.perf_counter() - mark
         loss = train_step(model, state.optimizer, first, second, plan)
         losses[step] = loss.detach()

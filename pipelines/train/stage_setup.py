@@ -91,6 +91,7 @@ def train_plan(config: Config) -> TrainPlan:
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
+        view_ramp_epochs=settings.view_ramp_epochs,
         seed=settings.seed,
         bf16=settings.bf16,
     )

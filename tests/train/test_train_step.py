@@ -15,7 +15,7 @@ from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import network_state, read_facts, restore_state, state_to_bytes
 from pipelines.contrastive.objective import adjusted_rand, cluster_stability, kmeans
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
-from pipelines.contrastive.step import TrainPlan, epoch_order, learning_rate, new_state, run_epoch
+from pipelines.contrastive.step import TrainPlan, epoch_order, learning_rate, new_state, run_epoch, view_share
 from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.workspace.event_sample import lowest_hashes, quotas
@@ -73,6 +73,18 @@ def test_training_lowers_the_loss_below_that_of_chance(windows, augmenter):
     state = new_state(network(), brisk, CPU)
     losses = [run_epoch(state, windows, augmenter, brisk)["loss"] for _ in range(30)]
     assert losses[-1] < 0.985 * math.log(31)
+
+
+def test_the_share_of_augmented_views_rises_from_a_fifth_to_all_within_a_quarter_of_the_training(windows, augmenter):
+    shares = [view_share(plan(epochs=40, view_ramp_epochs=8), epoch) for epoch in range(10)]
+    assert shares == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0])
+    assert [view_share(plan(epochs=4, view_ramp_epochs=8), epoch) for epoch in range(3)] == [0.2, 1.0, 1.0]
+    assert view_share(plan(epochs=40), 0) == 1.0
+    generators = [torch.Generator().manual_seed(3) for _ in range(3)]
+    unchanged = augmenter(windows, generators[0], 0.0)
+    torch.testing.assert_close(unchanged, windows, rtol=0, atol=0, equal_nan=True)
+    full, default = augmenter(windows, generators[1], 1.0), augmenter(windows, generators[2])
+    torch.testing.assert_close(full, default, rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_training_is_the_same_when_it_is_done_again(windows, augmenter):
