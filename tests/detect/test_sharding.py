@@ -226,7 +226,7 @@ def plan_of(days_by_station):
     ]
     files = pa.table({name: [] for name in ("key", "size", "etag")})
     spans, homes = np.zeros((0, 2), np.int64), np.zeros(0, np.int64)
-    return Plan(Manifest("sds", files), "day", files, spans, homes, shards, len(shards), [])
+    return Plan(Manifest("sds", files), "day", files, spans, homes, homes.astype(bool), shards, len(shards), stale=[])
 
 
 def test_tasks_end_with_a_station_where_they_can():

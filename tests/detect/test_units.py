@@ -349,7 +349,10 @@ def test_what_stationxml_cannot_convert_is_named_before_detection_and_the_rest_g
 @pytest.mark.parametrize(
     ("given", "right"),
     [
-        (inventory(("HHZ", only_sensitivity("M/S", 4.0)), end_date=START - 86400), "no epoch of it at the time"),
+        (
+            inventory(("HHZ", only_sensitivity("M/S", 4.0)), end_date=START - 86400),
+            "no epoch for this channel at the time",
+        ),
         (inventory(("BHZ", only_sensitivity("M/S", 4.0))), "does not have its channels"),
         (Inventory(networks=[Network("YY", stations=[])], source="test"), "does not have its channels"),
     ],
