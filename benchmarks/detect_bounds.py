@@ -41,7 +41,8 @@ from pipelines.detect.stage_shard import BatchDetector, detect_batch
 from pipelines.detect.stage_summary import DetectionSummary
 from pipelines.detect.stage_tasks import tasks_of
 from pipelines.runtime.allocator import keep_freed_memory
-from pipelines.workspace.storage import Store, StoredObject, open_store
+from pipelines.workspace.storage import Store, open_store
+from pipelines.workspace.stored_object import StoredObject
 from pipelines.workspace.workspace import Workspace
 
 GIB = 2**30

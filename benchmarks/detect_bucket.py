@@ -34,7 +34,7 @@ from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
 from pipelines.detect.stage_tasks import tasks_of
 from pipelines.runtime.allocator import keep_freed_memory
-from pipelines.workspace import storage
+from pipelines.workspace import s3_requests
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import Workspace
 
@@ -114,7 +114,7 @@ def main() -> None:
                     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as proxy:
                         assert proxy.stdout is not None
                         os.environ["AWS_ENDPOINT_URL"] = proxy.stdout.readline().strip()
-                        storage._s3.cache_clear()
+                        s3_requests._s3.cache_clear()
                         for way, (stage_day.MAX_BYTES_AHEAD, stage_shard.MAX_SHARDS_UNPUBLISHED) in WAYS.items():
                             target = f"s3://bench/out-{round_}-{delay:g}-{way.replace(' ', '-')}"
                             seconds = detect("s3://bench/archive", target, options.station_days)

@@ -107,7 +107,7 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
     from pipelines.label.stage_partitions import ActorGather, start_partitions, survey_embeddings
     from pipelines.label.stage_shards import EventShard
     from pipelines.runtime.ray_session import ray_session
-    from pipelines.workspace import tables
+    from pipelines.workspace import schemas, tables
     from pipelines.workspace.storage import open_store
 
     rows = np.load(folder / "rows.npy", mmap_mode="r")
@@ -117,7 +117,7 @@ def ours_on_ray(folder: Path, k: int, iterations: int, cores: int, restarts: int
         part = rows[first : first + 25_000]
         ids = [f"AW.VNA1..HH.{first + row:09d}" for row in range(len(part))]
         values = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(part).reshape(-1)), part.shape[1])
-        table = pa.table([ids, values], schema=tables.embeddings_schema(part.shape[1]))
+        table = pa.table([ids, values], schema=schemas.embeddings_schema(part.shape[1]))
         shards.append(EventShard(network="AW", station="VNA1", name=f"{number:05d}", source=""))
         tables.write_table(store, shards[-1].path("embeddings"), table)
     settings = KMeansSettings(

@@ -91,7 +91,7 @@ def write_events(folder: Path, gigabytes: float, dim: int) -> None:
     """Write files of embeddings, and of the columns of events that labels repeat, of a total size."""
     import pyarrow as pa
 
-    from pipelines.workspace import tables
+    from pipelines.workspace import schemas, tables
     from pipelines.workspace.storage import open_store
 
     store = open_store(str(folder))
@@ -103,7 +103,7 @@ def write_events(folder: Path, gigabytes: float, dim: int) -> None:
         rows = centers[random.integers(0, 100, size)] + random.standard_normal((size, dim), dtype=np.float32)
         ids = pa.array([f"AW.VNA1..HH.{first + row:09d}" for row in range(size)])
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), dim)
-        embeddings = pa.table([ids, values], schema=tables.embeddings_schema(dim))
+        embeddings = pa.table([ids, values], schema=schemas.embeddings_schema(dim))
         tables.write_table(store, tables.shard_path("embeddings", "AW", "VNA1", f"{number:05d}"), embeddings)
         constant = {"network": "AW", "station": "VNA1", "location": ""}
         onsets = pa.array((first + np.arange(size)) * 1_000_000_000, pa.timestamp("ns", tz="UTC"))

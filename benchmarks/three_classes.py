@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.csv
 from recipe import job
 
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ, NUM_SAMPLES, LEAD = 100.0, 3000, 500
@@ -133,7 +133,7 @@ def write_events(workspace: Workspace, windows: Array) -> list[str]:
     onsets = start + np.arange(len(windows)) * np.timedelta64(60, "s")
     lead = np.timedelta64(round(LEAD / RATE_HZ * 1e9), "ns")
     time_type, ids = pa.timestamp("ns", tz="UTC"), [f"XX.SIM..HH.{onset}" for onset in onsets]
-    schema = tables.events_schema(NUM_SAMPLES)
+    schema = schemas.events_schema(NUM_SAMPLES)
     for first in range(0, len(windows), WINDOWS_A_FILE):
         part = slice(first, first + WINDOWS_A_FILE)
         count = len(onsets[part])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 
 from jobs import report
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, write_marker
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace, open_workspace
@@ -96,15 +96,15 @@ def write_workspace(store: Store, *, events_per_file: int = 40, by_hand: bool = 
                 "shard": pa.array([file[2]] * count),
                 "waveform": tables.tensor_array(waveform),
             }
-            schema = tables.events_schema(SAMPLES)
+            schema = schemas.events_schema(SAMPLES)
             table = pa.table([_cast(columns[field.name], field) for field in schema], schema=schema)
             tables.write_table(store, tables.shard_path("events", *file), table)
             vectors = random.normal(size=(count, 16)).astype(np.float32) * 0.4 + 3 * np.eye(16, dtype=np.float32)[kinds]
             flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
-            schema = tables.embeddings_schema(16)
+            schema = schemas.embeddings_schema(16)
             table = pa.table([columns["event_id"].cast(pa.string()), flat], schema=schema)
             tables.write_table(store, tables.shard_path("embeddings", *file), table)
-            schema = tables.labels_schema()
+            schema = schemas.labels_schema()
             table = pa.table([_cast(columns[field.name], field) for field in schema], schema=schema)
             tables.write_table(store, tables.shard_path("labels", *file), table)
             rows.append(frame)

@@ -56,13 +56,14 @@ OUTSIDE_NUMERICS = (
     "pipelines.runtime.ray_session",
     "pipelines.tracking",
     "pipelines.workspace.storage",
+    "pipelines.workspace.s3_requests",
     "pipelines.workspace.workspace",
 )
 
 # The only modules that may import a service's client.
 HOMES: dict[str, str] = {
     "mlflow": "pipelines/tracking/",
-    "s3fs": "pipelines/workspace/storage.py",
+    "s3fs": "pipelines/workspace/s3_requests.py",
     "fsspec": "pipelines/workspace/storage.py",
     "ray._raylet": "pipelines/runtime/ray_private.py",
     "ray._private": "pipelines/runtime/ray_private.py",

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pipelines.archive.codes import is_station, show
 from pipelines.archive.layouts import PathInfo, guess_layout, path_parser
 from pipelines.archive.records import Run, decode
-from pipelines.workspace.storage import Store, StoredObject
+from pipelines.workspace.storage import Store
+from pipelines.workspace.stored_object import StoredObject
 
 NUM_CHECKED = 5
 """Files whose headers confirm a layout."""

@@ -27,7 +27,8 @@ from pipelines.archive.records import Channel, decode
 from pipelines.config.archive import ArchiveSettings
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
-from pipelines.workspace.storage import Store, StoredObject
+from pipelines.workspace.storage import Store
+from pipelines.workspace.stored_object import StoredObject
 
 MANIFEST_PATH = "plan/manifest.parquet"
 LAYOUT_KEY = b"firnline.layout"

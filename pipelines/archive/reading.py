@@ -14,7 +14,8 @@ import numpy as np
 from pipelines.archive.crashes import decode_file_part
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, record_boundary
 from pipelines.archive.sample_counts import Drop, SampleCounts
-from pipelines.workspace.storage import ObjectChanged, Store, StoredObject
+from pipelines.workspace.storage import Store
+from pipelines.workspace.stored_object import ObjectChanged, StoredObject
 
 PIECE_BYTES = 32 * 2**20
 AHEAD_BYTES = 16 * 2**20

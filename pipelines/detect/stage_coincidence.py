@@ -22,7 +22,7 @@ from pipelines.detect.anchored import split_days
 from pipelines.detect.intervals import HOUR_NS, interval_bounds, intervals, shard_bounds
 from pipelines.detect.stage_marker import count_by_day
 from pipelines.metrics.association import NANOSECONDS, coincident
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
 from pipelines.workspace.storage import Store
 
@@ -140,7 +140,7 @@ def choose(
         path = tables.shard_path("events", name.network, name.station, name.shard)
         kept = 0
         if rows.any():
-            schema = tables.events_schema(num_samples)
+            schema = schemas.events_schema(num_samples)
             kept = tables.write_batches(workspace, path, schema, _chosen(workspace, name, rows))
         else:
             workspace.remove(path)

@@ -16,7 +16,7 @@ from pipelines.detect.account import Recording, seconds_recorded
 from pipelines.detect.anchored import Pass, account
 from pipelines.detect.stage_day import ChannelGroup, Day, path_info
 from pipelines.detect.stage_tasks import BatchTask, ShardTask
-from pipelines.workspace import tables
+from pipelines.workspace import schemas
 from pipelines.workspace.outcomes import TIMED, FileOutcome, Outcome
 
 # Network, station, location, channel, day since 1970, rate in Hz.
@@ -130,7 +130,7 @@ class ShardReport:
 
     def availability(self) -> pa.Table:
         """Return the shard's rows of availability/."""
-        schema = tables.availability_schema()
+        schema = schemas.availability_schema()
         rows = []
         for key, seconds in sorted(self._rows.items(), key=lambda item: [(x is not None, x) for x in item[0]]):
             network, station, location, channel, number, rate_hz = key

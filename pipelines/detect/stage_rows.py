@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipelines.config import Config
 from pipelines.detect.anchored import Onset, Windows, cut_windows
 from pipelines.detect.stage_day import ChannelGroup, Day
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 
 
 class OwnedOnset(NamedTuple):
@@ -71,7 +71,7 @@ def event_rows(owned: Sequence[OwnedOnset], shard: str, config: Config) -> pa.Re
         "trigger_channel": [onset.channel for onset, _, _ in owned],
         "shard": [shard] * count,
     }
-    schema = tables.events_schema(window.num_samples)
+    schema = schemas.events_schema(window.num_samples)
     arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]
     return pa.RecordBatch.from_arrays([*arrays, tables.tensor_array(waveforms)], schema=schema)
 

@@ -19,7 +19,7 @@ from pipelines.detect.stage_plan import destination
 from pipelines.detect.stage_rows import event_rows, owned_onsets
 from pipelines.detect.stage_tasks import BatchTask, ShardTask
 from pipelines.runtime.errors import describe
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, write_marker
 from pipelines.workspace.storage import Store
 
@@ -45,7 +45,7 @@ class BatchDetector:
         report = ShardReport(shard, self.batch, config.detection.lta_seconds, selected_ns)
         table, ledger = destination(config.detection)
         path = tables.shard_path(table, shard.name.network, shard.name.station, shard.name.shard)
-        schema = tables.events_schema(config.window.num_samples)
+        schema = schemas.events_schema(config.window.num_samples)
         rows, publish = tables.prepare_batches(self.workspace, path, schema, self._batches(shard, report))
         content = report.content(num_rows=rows, seconds=time.perf_counter() - began)
         if ledger == "trigger":

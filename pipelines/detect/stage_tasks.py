@@ -8,7 +8,7 @@ import pyarrow as pa
 from pipelines.archive.layouts import DAY_NS
 from pipelines.detect.stage_plan import NOWHERE, Plan, PlannedShard
 from pipelines.workspace.ledger import MarkerName
-from pipelines.workspace.storage import StoredObject
+from pipelines.workspace.stored_object import StoredObject
 
 MIN_DAYS_PER_TASK, MAX_DAYS_PER_TASK = 15, 64
 MAX_DAYS_STRETCH = 1.25

@@ -20,7 +20,7 @@ from pipelines.encoders import Encoder, load
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
 from pipelines.workspace.storage import Store
 
@@ -125,7 +125,7 @@ class EmbedShard:
             num_events = tables.write_batches(
                 self.store,
                 shard.path("embeddings"),
-                tables.embeddings_schema(self.encoder.dim),
+                schemas.embeddings_schema(self.encoder.dim),
                 self._batches(shard),
                 {"encoder": self.encoder.content_hash},
             )
@@ -148,7 +148,7 @@ class EmbedShard:
         return row | {"error": ""}
 
     def _batches(self, shard: EventShard) -> Iterator[pa.RecordBatch]:
-        schema = tables.embeddings_schema(self.encoder.dim)
+        schema = schemas.embeddings_schema(self.encoder.dim)
         columns = ["event_id", "waveform"]
         for batch in tables.iter_batches(self.store, shard.path("events"), columns, BATCH_ROWS):
             arithmetic = torch.autocast(self.device, dtype=torch.bfloat16) if self.bfloat16 else nullcontext()

@@ -17,7 +17,7 @@ from pipelines.label.stage_count import read_points
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, list_markers, remove_stale, write_marker
 from pipelines.workspace.storage import Store
 
@@ -130,4 +130,4 @@ def _label_table(
     }
     for name, values in added.items():
         events = events.append_column(name, values)
-    return events.select(tables.labels_schema().names).cast(tables.labels_schema())
+    return events.select(schemas.labels_schema().names).cast(schemas.labels_schema())

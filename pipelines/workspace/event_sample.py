@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import fingerprint, list_markers
-from pipelines.workspace.storage import Store, StoredObject
+from pipelines.workspace.storage import Store
+from pipelines.workspace.stored_object import StoredObject
 
 READERS = 8
 """Files read at a time."""

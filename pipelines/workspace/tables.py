@@ -1,16 +1,14 @@
-"""The tables that stages meet in: Arrow schemas, paths, and deterministic Parquet reading and writing.
+"""The tables that stages meet in: paths, and deterministic Parquet reading and writing.
 
     events/network=AW/station=VNA1/<shard>.parquet       embeddings/... and labels/... file by file as events/
     availability/...                                     one row a channel, day and rate, file by file as events/
 
 Rows of a file are sorted by (onset, event_id). Metadata hold content hashes only.
 
-A file may come from a stranger. Before any column is read, its footer is checked: no extension type but the fixed-shape
-tensor (Ray registers one that unpickles what it reads), the contract's types, and no more decoded bytes than a stated
-multiple of the file's size. Of a bucket's object only the bytes of the columns that are wanted are fetched.
+Columns are in `workspace/schemas.py`. A file may come from a stranger: before any column is read, it passes
+`workspace/parquet_checks.py`. Of a bucket's object only the bytes of the columns that are wanted are fetched.
 """
 
-import base64
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
@@ -20,19 +18,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
-from pipelines.workspace.outcomes import TIMED
+from pipelines.workspace.parquet_checks import (
+    open_parquet,
+    refuse_expansion,
+    refuse_extensions,
+    refuse_other_types,
+)
 from pipelines.workspace.parquet_footer import Footer, parse_footer
-from pipelines.workspace.storage import StorageFailed, Store, StoredObject, content_hash, path_part
+from pipelines.workspace.storage import Store, content_hash, path_part
+from pipelines.workspace.storage_errors import StorageFailed
+from pipelines.workspace.stored_object import StoredObject
 
-COMPONENTS = ("E", "N", "Z")
 ROWS_PER_GROUP = 128
 MAX_FILES_PER_TASK = 64
 """Files of a table that one task goes through."""
 
-MAX_EXPANSION = 200
-"""Decoded bytes for each byte of a file; waveforms that are partly absent reach 10."""
-MIN_DECODED_BYTES = 64 << 20
-"""What the columns of any file, however small, may decode to."""
 MAX_FOOTER_BYTES = 256 << 20
 
 _SMALL_BYTES = 64 << 10
@@ -40,77 +40,7 @@ _SMALL_BYTES = 64 << 10
 _TAIL_BYTES = 4 << 10
 """The end of a larger one that is fetched first; it holds the footer of a few row groups."""
 
-_TIME = pa.timestamp("ns", tz="UTC")
-
 T = TypeVar("T")
-
-
-def events_schema(num_samples: int) -> pa.Schema:
-    """Return the schema of events/: one row a detection; `waveform` is float32 (3, num_samples), rows E/1, N/2, Z."""
-    return pa.schema(
-        [
-            ("event_id", pa.string()),
-            ("network", pa.string()),
-            ("station", pa.string()),
-            ("location", pa.string()),
-            ("channels", pa.list_(pa.string(), 3)),
-            ("onset", _TIME),
-            ("window_start", _TIME),
-            ("duration_s", pa.float32()),
-            ("peak_ratio", pa.float32()),
-            ("snr_db", pa.float32()),
-            ("peak_amplitude", pa.float32()),
-            ("units", pa.string()),
-            ("sampling_rate", pa.float64()),
-            ("source_sampling_rate", pa.float64()),
-            ("missing_fraction", pa.float32()),
-            ("trigger_channel", pa.string()),
-            ("shard", pa.string()),
-            ("waveform", pa.fixed_shape_tensor(pa.float32(), (3, num_samples), dim_names=("component", "sample"))),
-        ]
-    )
-
-
-def embeddings_schema(dim: int) -> pa.Schema:
-    """Return the schema of embeddings/: one row an event, `embedding` a fixed-size list of float32."""
-    return pa.schema([("event_id", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
-
-
-def labels_schema() -> pa.Schema:
-    """Return the schema of labels/: one row an event."""
-    return pa.schema(
-        [
-            ("event_id", pa.string()),
-            ("network", pa.string()),
-            ("station", pa.string()),
-            ("location", pa.string()),
-            ("onset", _TIME),
-            ("cluster", pa.int32()),
-            ("distance", pa.float32()),
-            ("margin", pa.float32()),
-            ("label", pa.string()),
-            ("label_source", pa.string()),
-        ]
-    )
-
-
-def availability_schema() -> pa.Schema:
-    """Return the schema of availability/: one row a channel, UTC day and rate; seconds by outcome.
-
-    `location`, `channel` and `rate_hz` are null where nothing that was read tells them. A shard of less than a day
-    counts its own part of the day.
-    """
-    return pa.schema(
-        [
-            ("network", pa.string()),
-            ("station", pa.string()),
-            ("location", pa.string()),
-            ("channel", pa.string()),
-            ("day", pa.date32()),
-            ("rate_hz", pa.float64()),
-            *((f"{outcome}_seconds", pa.float64()) for outcome in TIMED),
-        ]
-    )
 
 
 def shard_path(table: str, network: str, station: str, shard: str) -> str:
@@ -338,9 +268,9 @@ def open_content(content: bytes, name: str) -> Iterator[pq.ParquetFile]:
     source = pa.BufferReader(content)
     with _named_damage(name, "restore it"), ExitStack() as stack:
         footer = _footer(lambda start, length: content[start : start + length], len(content))
-        _refuse_extensions(footer, name)
-        _refuse_expansion(source, footer, None, len(content), name)
-        yield stack.enter_context(_parquet(source, footer))
+        refuse_extensions(footer, name)
+        refuse_expansion(source, footer, None, len(content), name)
+        yield stack.enter_context(open_parquet(source, footer))
 
 
 @contextmanager
@@ -370,25 +300,17 @@ def _open(
             entry = store.stat(path) if isinstance(item, str) else item
             size = entry.size
             footer = _footer(lambda start, length: store.read_checked(entry, start, length), size)
-        _refuse_extensions(footer, name)
+        refuse_extensions(footer, name)
         missing = sorted((wanted or set()) - footer.columns)
         if missing:
             raise InputError(f"{name} has no column {missing[0]}; restore it or run its stage with --replace")
         if not store.is_local:
             numbers = range(len(footer.chunks)) if groups is None else groups(footer)
             source = stack.enter_context(_bucket_source(store, entry, footer, columns, numbers))
-        _refuse_expansion(source, footer, wanted, size, name)
-        file = stack.enter_context(_parquet(source, footer))
-        _refuse_other_types(file.schema_arrow, path.split("/")[0], name)
+        refuse_expansion(source, footer, wanted, size, name)
+        file = stack.enter_context(open_parquet(source, footer))
+        refuse_other_types(file.schema_arrow, path.split("/")[0], name)
         yield file, footer
-
-
-def _parquet(source: Any, footer: Footer, **options: Any) -> pq.ParquetFile:
-    """Return Arrow's view of a file whose footer was read and checked before; ArrowInvalid where the two differ."""
-    metadata = pq.read_metadata(pa.BufferReader(b"PAR1" + footer.content))
-    if (metadata.num_rows, metadata.num_row_groups) != (footer.num_rows, len(footer.chunks)):
-        raise pa.ArrowInvalid("its footer contradicts itself")
-    return pq.ParquetFile(source, metadata=metadata, **options)
 
 
 def _listed(columns: Sequence[str] | None) -> list[str] | None:
@@ -440,36 +362,6 @@ def _footer(read: Callable[[int, int], bytes], size: int) -> Footer:
         raise pa.ArrowInvalid(str(error)) from None
 
 
-def _refuse_extensions(footer: Footer, name: str) -> None:
-    """Raise InputError where a file's Arrow schema names an extension type other than the fixed-shape tensor.
-
-    Arrow makes the types that a schema names while it reads it, by code that is registered with it. So the names are
-    looked at first, in a copy in which the key that Arrow acts on is spelt otherwise.
-    """
-    if footer.arrow_schema is None:
-        return
-    try:
-        message = base64.b64decode(footer.arrow_schema, validate=True).replace(_EXTENSION_KEY, _NO_EXTENSION_KEY)
-    except ValueError:
-        raise pa.ArrowInvalid("its Arrow schema is not base64") from None
-    for field in _all_fields(pa.ipc.read_schema(pa.py_buffer(message))):
-        kind = (field.metadata or {}).get(_NO_EXTENSION_KEY)
-        if kind is not None and kind != b"arrow.fixed_shape_tensor":
-            raise InputError(
-                f"{name} is refused: its column {field.name!r} has the extension type "
-                f"{kind.decode(errors='replace')!r}, which may run code when it is read"
-            )
-
-
-def _all_fields(fields: Iterable[pa.Field]) -> Iterator[pa.Field]:
-    for field in fields:
-        yield field
-        kind = field.type
-        while pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        yield from _all_fields(kind.field(index) for index in range(kind.num_fields))
-
-
 def _onset_range(footer: Footer, group: int) -> tuple[int, int]:
     """Return the first and last onset of a row group (ns) as its statistics give them; everything where they do not."""
     for chunk in footer.of(group, ("onset",)):
@@ -477,76 +369,6 @@ def _onset_range(footer: Footer, group: int) -> tuple[int, int]:
             first, last = (int.from_bytes(value, "little", signed=True) for value in chunk.statistics)
             return first, last
     return int(np.iinfo(np.int64).min), int(np.iinfo(np.int64).max)
-
-
-def _refuse_expansion(source: Any, footer: Footer, wanted: Collection[str] | None, size: int, name: str) -> None:
-    """Raise InputError where the columns decode to more than MIN_DECODED_BYTES and MAX_EXPANSION times the file's size.
-
-    Counted from the footer: numbers of values, and bytes before compression. Text whose encoding may repeat it is
-    counted as if each value were all that its chunk holds; only where that is too much is it looked at.
-    """
-    limit = MIN_DECODED_BYTES + MAX_EXPANSION * size
-    decoded, repeated = 0, 0
-    texts: list[tuple[int, str]] = []
-    for group in range(len(footer.chunks)):
-        for chunk in footer.of(group, wanted):
-            decoded += chunk.plain_bytes + chunk.num_values * (chunk.width or _TEXT_WIDTH)
-            if chunk.repeats == "dictionary" and "." not in chunk.path:
-                repeated += chunk.num_values * chunk.plain_bytes
-                texts.append((group, chunk.path))
-            elif chunk.repeats:
-                decoded += chunk.num_values * chunk.plain_bytes
-    if decoded <= limit < decoded + repeated:
-        decoded += sum(_text_bytes(source, footer, group, column) for group, column in texts)
-    if decoded > limit:
-        raise InputError(
-            f"{name} is refused: its {size} bytes decode to {decoded}, more than {MAX_EXPANSION} times as many"
-        )
-
-
-def _text_bytes(source: Any, footer: Footer, group: int, column: str) -> int:
-    """Return what a row group's text decodes to; each different text is read once for many rows."""
-    file = _parquet(source, footer, read_dictionary=[column])
-    total = 0
-    for batch in file.iter_batches(batch_size=_TEXT_ROWS, row_groups=[group], columns=[column]):
-        texts = batch.column(0)
-        lengths = pa.compute.binary_length(texts.dictionary)
-        total += pa.compute.sum(lengths.take(texts.indices)).as_py() or 0
-    return total
-
-
-def _refuse_other_types(schema: pa.Schema, table: str, name: str) -> None:
-    """Raise InputError where a column of a known table has another type than the contract's."""
-    for field in _CONTRACT.get(table, ()):
-        index = schema.get_field_index(field.name)
-        if index >= 0 and not _is_type(schema.field(index).type, field.type):
-            raise InputError(
-                f"{name} is refused: its column {field.name} has the type {schema.field(index).type}, not {field.type}"
-            )
-
-
-def _is_type(found: pa.DataType, expected: pa.DataType) -> bool:
-    """Whether a type is the contract's; numbers of samples and of dimensions are each workspace's own."""
-    if isinstance(expected, pa.FixedShapeTensorType):
-        tensor = isinstance(found, pa.FixedShapeTensorType) and found.value_type == expected.value_type
-        return tensor and len(found.shape) == 2 and found.shape[0] == expected.shape[0]
-    if pa.types.is_fixed_size_list(expected):
-        several = expected.value_type != pa.float32() and found.list_size != expected.list_size
-        return pa.types.is_fixed_size_list(found) and found.value_type == expected.value_type and not several
-    return bool(found == expected) or (pa.types.is_string(expected) and pa.types.is_large_string(found))
-
-
-_EXTENSION_KEY, _NO_EXTENSION_KEY = b"ARROW:extension:name", b"NEVER:extension:name"
-_TEXT_ROWS = 65_536
-_TEXT_WIDTH = 4
-"""Bytes that Arrow keeps for each text beside the text itself."""
-_CONTRACT = {
-    "availability": availability_schema(),
-    "events": events_schema(1),
-    "triggers": events_schema(1),
-    "embeddings": embeddings_schema(1),
-    "labels": labels_schema(),
-}
 
 
 @contextmanager

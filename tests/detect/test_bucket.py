@@ -12,7 +12,7 @@ from detection_archives import DAY, detect, make_noise, make_trace, write_sds
 from faultproxy import Fault, FaultProxy
 
 from pipelines.runtime.errors import InputError
-from pipelines.workspace import storage
+from pipelines.workspace import s3_requests
 from pipelines.workspace.ledger import list_markers
 from pipelines.workspace.storage import check_readable, open_store
 
@@ -32,9 +32,9 @@ WORDS = [
 @pytest.fixture(params=["moto", pytest.param("ceph", marks=pytest.mark.ceph)])
 def server(request):
     found = request.getfixturevalue(f"{request.param}_s3")
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     yield found
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,13 @@ def test_a_bucket_with_faults_in_front_gives_the_same_bytes_as_a_disk(server, on
     upload(archive, f"{server.url}/archive")
     with FaultProxy(server.endpoint_url, seed=5) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        storage._s3.cache_clear()
+        s3_requests._s3.cache_clear()
         proxy.add(*faults())
         detect(f"{server.url}/archive", f"{server.url}/workspace", FLAGS)
         struck = {request.fault for request in proxy.requests}
     assert {"throttle", "reset_in_body", "end_early"} <= struck
     monkeypatch.setenv("AWS_ENDPOINT_URL", server.endpoint_url)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     assert contents(f"{server.url}/workspace") == rows
     assert sum(1 for _ in list_markers(open_store(f"{server.url}/workspace"), "detect")) >= 2
 
@@ -92,11 +92,11 @@ def test_a_bucket_with_faults_in_front_gives_the_same_bytes_as_a_disk(server, on
 @pytest.mark.parametrize("kind", ["throttle", "error", "reset", "reset_in_body", "end_early", "stall"])
 @pytest.mark.ceph
 def test_four_faults_in_a_row_are_survived_on_ceph(ceph_s3, monkeypatch, kind):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     content = os.urandom(3_000_000)
     with FaultProxy(ceph_s3.endpoint_url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        storage._s3.cache_clear()
+        s3_requests._s3.cache_clear()
         store = open_store(f"{ceph_s3.url}/data")
         proxy.add(Fault("throttle", method="PUT", times=4), Fault("lose_answer", method="PUT", times=1))
         store.write("x", content)
@@ -105,12 +105,12 @@ def test_four_faults_in_a_row_are_survived_on_ceph(ceph_s3, monkeypatch, kind):
         assert store.read_checked(item) == content
         assert store.read_checked(item, 1_000_000, 5000) == content[1_000_000:1_005_000]
         assert proxy.count(kind) >= 4
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 @pytest.mark.ceph
 def test_what_is_written_to_ceph_is_read_listed_replaced_and_removed(ceph_s3):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     store = open_store(f"{ceph_s3.url}/root")
     for path, content in {"a/b/one": b"1" * 1000, "a/two": b"22", "three": b"", "ab/four": b"4"}.items():
         store.write(path, content)
@@ -132,17 +132,17 @@ def test_a_wrong_secret_gives_one_sentence(ceph_s3, monkeypatch):
     open_store(f"{ceph_s3.url}/data").write("x", b"content")
     for name, value in {"AWS_SECRET_ACCESS_KEY": "wrong", "AWS_ACCESS_KEY_ID": "nobody"}.items():
         monkeypatch.setenv(name, value)
-        storage._s3.cache_clear()
+        s3_requests._s3.cache_clear()
         with pytest.raises(InputError, match="cannot be read") as caught:
             check_readable(open_store(f"{ceph_s3.url}/data"), what="archive")
         assert "\n" not in str(caught.value)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 @pytest.mark.ceph
 def test_the_job_gives_the_same_bytes_on_ceph_with_faults_in_front(ceph_s3, on_disk, tmp_path):
     archive, rows = on_disk
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     upload(archive, f"{ceph_s3.url}/archive")
     with FaultProxy(ceph_s3.endpoint_url, seed=6) as proxy:
         proxy.add(*faults())
@@ -158,4 +158,4 @@ def test_the_job_gives_the_same_bytes_on_ceph_with_faults_in_front(ceph_s3, on_d
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         assert proxy.count("throttle") > 0
     assert contents(f"{ceph_s3.url}/workspace") == rows
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()

@@ -17,7 +17,7 @@ from pipelines.detect.stage_day import DayReader
 from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
 from pipelines.detect.stage_tasks import tasks_of
-from pipelines.workspace import storage, tables
+from pipelines.workspace import s3_requests, storage, tables
 from pipelines.workspace.ledger import list_markers, marker_path
 from pipelines.workspace.storage import Store, open_store
 from pipelines.workspace.workspace import Workspace
@@ -34,7 +34,7 @@ FLAGS = {
 @pytest.fixture(autouse=True)
 def _own_filesystem():
     yield
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_a_marker_is_written_when_its_rows_are_in_place_and_while_others_are_det
 def test_a_shard_that_cannot_be_published_is_tried_again(week, tmp_path, monkeypatch, step):
     run(week, tmp_path / "undisturbed")
     if step == "rows end":
-        owner, name, number = storage, "_flush", 4
+        owner, name, number = storage, "flush", 4
     else:
         owner, name, number = Store, {"rows begin": "atomic_file", "marker": "write"}[step], 3
     whole, calls = getattr(owner, name), []
@@ -156,7 +156,7 @@ def test_shards_that_fail_leave_no_day_in_memory(week, tmp_path, monkeypatch, mo
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_files_of_a_bucket_are_fetched_once_and_before_they_are_needed(week, tmp_path, moto_s3, monkeypatch, packed):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     bucket = uploaded(week, f"{moto_s3.url}/archive", packed=packed)
     events = []
     fetch, scan = Store.read_checked, stage_day.find_onsets
@@ -256,7 +256,7 @@ def test_a_worker_holds_two_days_at_most_and_one_where_days_are_large(
 
 
 def test_a_day_that_could_not_be_fetched_ahead_leaves_nothing_in_memory(week, tmp_path, moto_s3, monkeypatch):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     bucket = uploaded(week, f"{moto_s3.url}/fetched-ahead")
     fetch, failed, detectors = Store.read_checked, [], []
     whole = BatchDetector.__init__

@@ -27,7 +27,7 @@ from pipelines.detect.stage_tasks import tasks_of
 from pipelines.encoders import encoder
 from pipelines.handlabels.table import read_label_table
 from pipelines.runtime.errors import InputError
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.artifacts import (
     ClusteringSummary,
     DetectionProgress,
@@ -153,7 +153,7 @@ def _small_network() -> dict[str, Any]:
 
 @cache
 def _events() -> bytes:
-    schema = tables.events_schema(8)
+    schema = schemas.events_schema(8)
     arrays = []
     for field in schema:
         if field.name == "waveform":

@@ -3,7 +3,7 @@ import pytest
 
 from pipelines.handlabels.table import read_label_table
 from pipelines.runtime.errors import InputError
-from pipelines.workspace import storage
+from pipelines.workspace import s3_requests
 
 TIMED = {"network": "AW", "station": "0101", "time": "2020-01-01T00:00:01Z", "label": "icequake"}
 
@@ -63,11 +63,11 @@ def test_a_bucket_without_credentials_is_named(moto_s3, monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     for path in (f"{moto_s3.url}/labels", f"{moto_s3.url}/labels.csv"):
         with pytest.raises(InputError, match=rf"labels\.path {path} cannot be read: .*credentials"):
             read_label_table(path)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 def test_missing_columns_and_files_are_named(tmp_path):

@@ -23,7 +23,7 @@ from pipelines.detect.stage_status import read_status
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.runs import finished_runs
 from pipelines.tracking.server import open_tracking
-from pipelines.workspace import storage, tables
+from pipelines.workspace import s3_requests, tables
 from pipelines.workspace.ledger import list_markers, read_marker
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import open_workspace
@@ -179,7 +179,7 @@ def test_an_interrupted_job_says_so_and_ends_with_130(archive, tmp_path, name):
 
 
 def test_a_bucket_gives_the_same_bytes_as_a_disk(archive, tmp_path, moto_s3, mlflow_server, ray_cluster):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     bucket = open_store(f"{moto_s3.url}/archive")
     for path in archive.rglob("*HHZ.D.2022*"):
         bucket.write(path.relative_to(archive).as_posix(), path.read_bytes())
@@ -284,7 +284,7 @@ def test_a_flat_archive_is_read_where_its_channels_are_wanted(archive, tmp_path)
 
 
 def test_a_bucket_workspace_needs_a_tracking_server(archive, moto_s3, monkeypatch, capsys):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     assert detect_job.main([str(archive), f"{moto_s3.url}/workspace", *FLAGS]) == 2
     assert "--mlflow" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from jobs import synthesize as synthesize_job
 from pipelines import config as configuration
 from pipelines.runtime.redaction import SECRET_VARIABLES
 from pipelines.tracking.server import Tracking
-from pipelines.workspace import storage, tables
+from pipelines.workspace import s3_requests, tables
 from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.ledger import MarkerName, write_marker
 from pipelines.workspace.storage import open_store
@@ -122,7 +122,7 @@ def test_the_chain_runs_in_a_bucket_and_again_as_a_no_op(
         monkeypatch.setenv(name, f"planted-{name.lower()}")
     monkeypatch.delenv("AWS_SESSION_TOKEN")
     plain_uri, mlflow_server = mlflow_server, mlflow_server.replace("http://", "http://me:planted-mlflow%2Fpassword@")
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     archive, workspace = f"{moto_s3.url}/archive", f"{moto_s3.url}/workspace"
     assert synthesize_job.main([archive, *SYNTHETIC]) == 0
     labels = ["--labels.path", f"{archive}/truth", "--mlflow", mlflow_server]

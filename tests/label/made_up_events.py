@@ -13,7 +13,7 @@ from pipelines.encoders import Encoder, NetworkConfig, build_network
 from pipelines.tracking.models import register_model
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking, open_tracking
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ = 50.0
@@ -48,7 +48,7 @@ def shard_table(network: str, station: str, day: int, num_events: int = EVENTS_A
     ]
     ids = [f"{network}.{station}..HH.{onset.strftime('%Y%m%dT%H%M%S.%f')}" for onset in onsets]
     windows = np.stack([window(kind, random) for kind in kinds])
-    schema = tables.events_schema(NUM_SAMPLES)
+    schema = schemas.events_schema(NUM_SAMPLES)
     floats = pa.array(np.ones(num_events, dtype=np.float32))
     values = {
         "event_id": pa.array(ids),

@@ -22,7 +22,7 @@ from pipelines.label.stage_partitions import (
 )
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.storage import Store, open_store
 
 NUM_ROWS = 9000
@@ -43,7 +43,7 @@ def embedded(tmp_path_factory) -> tuple[Store, list[EventShard]]:
         shard = EventShard(network="AW", station="VNA1" if first < 5000 else "VNA2", name=f"{number}", source="")
         ids = [f"AW.{shard.station}..HH.{row:06d}" for row in range(first, end)]
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows[first:end].reshape(-1)), DIM)
-        tables.write_table(store, shard.path("embeddings"), pa.table([ids, values], tables.embeddings_schema(DIM)))
+        tables.write_table(store, shard.path("embeddings"), pa.table([ids, values], schemas.embeddings_schema(DIM)))
         shards.append(shard)
     return store, shards
 

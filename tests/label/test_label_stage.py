@@ -35,7 +35,7 @@ from pipelines.label.stage_shards import list_event_shards
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.runs import finished_runs, stage_run
 from pipelines.tracking.server import open_tracking
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.event_sample import choose_events
 from pipelines.workspace.workspace import Workspace, open_workspace
@@ -77,7 +77,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory, ray_cluster: object) -> E
 
 def test_every_event_has_exactly_one_label_row(labelled):
     events, labels, embeddings = (read_all(labelled.workspace, table) for table in ("events", "labels", "embeddings"))
-    assert labels.schema.equals(tables.labels_schema())
+    assert labels.schema.equals(schemas.labels_schema())
     joined = events.select(["event_id"]).join(labels, "event_id", join_type="full outer")
     assert joined.num_rows == events.num_rows == labels.num_rows == embeddings.num_rows
     assert joined.column("cluster").null_count == 0

@@ -22,7 +22,7 @@ from pipelines.report.stage_inputs import label_files
 from pipelines.report.stage_summary import summarise_files, summarise_labels
 from pipelines.report.summary import LabelSummary, SummarySize, merge
 from pipelines.runtime.errors import InputError
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import list_markers, marker_path
 from pipelines.workspace.workspace import Workspace, open_workspace
 
@@ -253,7 +253,7 @@ def test_embeddings_that_are_all_the_same_give_a_sentence_and_no_map(new_workspa
     for item in tables.list_shards(workspace.store, "embeddings"):
         table = tables.read_table(workspace.store, item.path)
         same = pa.FixedSizeListArray.from_arrays(pa.array(np.ones(16 * len(table), np.float32)), 16)
-        table = pa.table([table["event_id"], same], schema=tables.embeddings_schema(16))
+        table = pa.table([table["event_id"], same], schema=schemas.embeddings_schema(16))
         tables.write_table(workspace.store, item.path, table)
     write_report(workspace, config.resolve({"report": {**SMALL_REPORT, "map_method": "tsne"}}), None)
     text = workspace.store.read("report/index.html").decode()

@@ -3,7 +3,7 @@
 import numpy as np
 import pyarrow as pa
 
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ = 50.0
@@ -73,7 +73,7 @@ def write_events(
         "shard": [shard] * count,
         "waveform": tables.tensor_array(windows),
     }
-    schema = tables.events_schema(windows.shape[-1])
+    schema = schemas.events_schema(windows.shape[-1])
     arrays = [
         column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
         for field in schema

@@ -14,7 +14,7 @@ from loopback_servers import S3Server
 from pipelines.config.label import LabelsSettings
 from pipelines.handlabels.matching import match_hand_labels
 from pipelines.handlabels.table import read_label_table
-from pipelines.workspace import event_sample, storage, tables
+from pipelines.workspace import event_sample, s3_requests, schemas, tables
 from pipelines.workspace.event_sample import choose_events, quotas, read_sample
 from pipelines.workspace.storage import Store, open_store
 
@@ -25,15 +25,15 @@ COLUMNS = ("event_id", "onset")
 
 @pytest.fixture(autouse=True)
 def _fresh_filesystem() -> Iterator[None]:
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     yield
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 def write_events(store: Store, *, days: int = 2, seed: int = 0) -> list[str]:
     """Write a file of events for each of two stations and some days; return all event ids, as written."""
     rng = np.random.default_rng(seed)
-    schema = tables.events_schema(SAMPLES)
+    schema = schemas.events_schema(SAMPLES)
     ids: list[str] = []
     for station in ("A", "B"):
         for day in pd.date_range("2022-01-30", periods=days, freq="D", tz="UTC"):

@@ -8,8 +8,10 @@ import pytest
 from faultproxy import Fault, FaultProxy
 
 from pipelines.runtime.errors import InputError
-from pipelines.workspace import storage
-from pipelines.workspace.storage import StorageFailed, StoredObject, check_readable, open_store
+from pipelines.workspace import s3_requests, storage
+from pipelines.workspace.storage import check_readable, open_store
+from pipelines.workspace.storage_errors import StorageFailed
+from pipelines.workspace.stored_object import StoredObject
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -17,14 +19,14 @@ def store(request, tmp_path):
     if request.param == "disk":
         return open_store(str(tmp_path / "root"))
     server = request.getfixturevalue("moto_s3")
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     return open_store(f"{server.url}/root")
 
 
 @pytest.fixture(autouse=True)
 def _fresh_filesystem():
     yield
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
 
 
 def test_what_is_written_is_read_listed_and_removed(store):
@@ -86,7 +88,7 @@ def test_a_local_copy_of_a_bucket_object_goes_away(store):
 def test_four_faults_in_a_row_are_survived(moto_s3, monkeypatch, kind):
     content = os.urandom(300_000)
     open_store(f"{moto_s3.url}/data").write("x", content)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     with FaultProxy(moto_s3.endpoint_url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         store = open_store(f"{moto_s3.url}/data")
@@ -102,7 +104,7 @@ def test_four_faults_in_a_row_are_survived(moto_s3, monkeypatch, kind):
 def test_a_put_whose_answer_is_lost_ends_with_the_object_there(moto_s3, monkeypatch):
     with FaultProxy(moto_s3.endpoint_url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
-        storage._s3.cache_clear()
+        s3_requests._s3.cache_clear()
         store = open_store(f"{moto_s3.url}/data")
         proxy.add(Fault("lose_answer", method="PUT", times=2))
         store.write("x", b"content")
@@ -124,14 +126,14 @@ USES = {
 def waits(monkeypatch):
     """The waits between attempts, which the test need not sit through."""
     drawn = []
-    monkeypatch.setattr(storage.time, "sleep", drawn.append)
+    monkeypatch.setattr(s3_requests.time, "sleep", drawn.append)
     return drawn
 
 
 @pytest.mark.parametrize("kind", ["throttle", "reset", "end_early", "reset_in_body"])
 def test_a_fault_that_never_ends_costs_ten_requests_and_is_one_sentence(moto_s3, monkeypatch, waits, kind):
     open_store(f"{moto_s3.url}/data").write("x", b"content")
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     # aiohttp opens a connection that was reset once more by itself, for what may be sent twice without harm.
     most = 20 if kind == "reset" else 10
     with FaultProxy(moto_s3.endpoint_url) as proxy:
@@ -158,17 +160,17 @@ def test_ten_attempts_wait_half_a_minute_at_most(waits):
         raise OSError(5, "an error")
 
     with pytest.raises(StorageFailed, match=r"^x cannot be read: an error \(tried 10 times\)$"):
-        storage._retry(fail, "x cannot be read")
-    limits = [min(0.1 * 2**index, storage.MAX_WAIT_SECONDS) for index in range(9)]
+        s3_requests.retry(fail, "x cannot be read")
+    limits = [min(0.1 * 2**index, s3_requests.MAX_WAIT_SECONDS) for index in range(9)]
     assert all(0 <= wait <= limit for wait, limit in zip(waits, limits, strict=True))
     assert sum(limits) < 33
 
 
 def test_a_silent_endpoint_is_given_up_when_the_time_is_over(moto_s3, monkeypatch):
     open_store(f"{moto_s3.url}/data").write("x", b"content")
-    storage._s3.cache_clear()
-    monkeypatch.setattr(storage, "READ_SECONDS", 0.3)
-    monkeypatch.setattr(storage, "MAX_RETRY_SECONDS", 1.0)
+    s3_requests._s3.cache_clear()
+    monkeypatch.setattr(s3_requests, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(s3_requests, "MAX_RETRY_SECONDS", 1.0)
     with FaultProxy(moto_s3.endpoint_url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         store = open_store(f"{moto_s3.url}/data")
@@ -200,8 +202,8 @@ def test_a_listing_of_many_pages_survives_a_fault_on_every_second_request(moto_s
     store = open_store(f"{moto_s3.url}/data")
     for number in range(24):
         store.write(f"folder/{number:02d}", b"x")
-    storage._s3.cache_clear()
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    s3_requests._s3.cache_clear()
+    monkeypatch.setattr(s3_requests, "FIRST_WAIT_SECONDS", 0.001)
     request = storage.Store._request
 
     def in_small_pages(store, failing, method, **arguments):
@@ -245,9 +247,9 @@ def test_a_large_object_is_copied_in_pieces_that_are_whole(moto_s3, monkeypatch)
     content = os.urandom(300_000)
     store = open_store(f"{moto_s3.url}/data")
     store.write("x", content)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     monkeypatch.setattr(storage, "COPY_PIECE_BYTES", 64_000)
-    monkeypatch.setattr(storage, "FIRST_WAIT_SECONDS", 0.001)
+    monkeypatch.setattr(s3_requests, "FIRST_WAIT_SECONDS", 0.001)
     with FaultProxy(moto_s3.endpoint_url) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         proxy.add(*(Fault(kind, method="GET", times=4, after_bytes=10) for kind in ("end_early", "reset_in_body")))
@@ -263,7 +265,7 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, nu
     def fail(path):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage, "_flush", fail)
+    monkeypatch.setattr(storage, "flush", fail)
     reason = os.strerror(number)
     with pytest.raises(StorageFailed, match=rf"^{tmp_path}/a/b cannot be written: {reason[:1].lower()}{reason[1:]}$"):
         store.write("a/b", b"content")
@@ -287,7 +289,7 @@ def test_missing_or_wrong_credentials_give_one_sentence(moto_s3, monkeypatch, tm
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     with pytest.raises(InputError, match="credentials") as caught:
         check_readable(open_store(moto_s3.url), what="archive")
     assert "\n" not in str(caught.value)
@@ -295,7 +297,7 @@ def test_missing_or_wrong_credentials_give_one_sentence(moto_s3, monkeypatch, tm
 
 def test_an_endpoint_that_does_not_answer_is_said_within_seconds(moto_s3, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     with pytest.raises(InputError, match=r"the archive s3://\S+ cannot be read: .*127\.0\.0\.1:9") as caught:
         check_readable(open_store(f"{moto_s3.url}/x"), what="archive")
     assert "\n" not in str(caught.value)
@@ -314,7 +316,7 @@ def test_file_urls_and_homes_are_local(tmp_path):
 
 
 def test_what_does_not_exist_is_said(tmp_path, moto_s3):
-    storage._s3.cache_clear()
+    s3_requests._s3.cache_clear()
     with pytest.raises(InputError, match="does not exist"):
         check_readable(open_store(str(tmp_path / "no")), what="archive")
     with pytest.raises(InputError, match="does not exist"):

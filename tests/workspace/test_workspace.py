@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.config import read_flags, resolve
 from pipelines.runtime.errors import InputError
-from pipelines.workspace import tables
+from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import open_workspace
@@ -111,7 +111,7 @@ def test_a_tables_bytes_do_not_depend_on_its_batches(tmp_path, cut):
 
 def test_nothing_is_written_where_there_is_no_row(tmp_path):
     store = open_store(str(tmp_path))
-    assert tables.write_batches(store, "x.parquet", tables.labels_schema(), []) == 0
+    assert tables.write_batches(store, "x.parquet", schemas.labels_schema(), []) == 0
     assert not list(store.walk())
 
 

@@ -1,0 +1,121 @@
+"""Requests to a bucket: the filesystem of this process, and when a request that fails is sent again.
+
+A request is repeated here and nowhere else (`retry`): s3fs and botocore try once. The one exception is the test whether
+a bucket can be reached (`holds_objects`), which leaves five attempts to botocore.
+"""
+
+import functools
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from pipelines.workspace.storage_errors import StorageFailed, error_code, reason_of, storage_errors
+
+T = TypeVar("T")
+
+MAX_ATTEMPTS = 10
+"""How often a request is sent while it fails."""
+FIRST_WAIT_SECONDS = 0.1
+MAX_WAIT_SECONDS = 8.0
+"""Longest wait between two attempts; ten attempts wait 32 seconds at most and half of that on average."""
+MAX_RETRY_SECONDS = 180.0
+"""No attempt begins later than this after the first one, so that a silent endpoint is reported in four minutes."""
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 60.0
+"""How long an endpoint may stay silent within an answer."""
+MAX_CONNECTIONS = 32
+"""Connections that a process keeps open."""
+
+# Errors of a wrong set-up, which no repetition mends.
+_FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
+_FINAL_CODES = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "NoSuchBucket", "ExpiredToken")
+
+
+def filesystem(anonymous: bool) -> Any:
+    """Return this process's S3 filesystem, the same to threads that ask for it at the same time."""
+    with _S3_LOCK:
+        return _s3(anonymous)
+
+
+_S3_LOCK = threading.Lock()
+
+
+@functools.cache
+def _s3(anonymous: bool) -> Any:
+    """Return this process's filesystem; endpoint, region, keys and profile come from the standard AWS variables."""
+    import s3fs
+
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+    filesystem = s3fs.S3FileSystem(
+        anon=anonymous,
+        use_listings_cache=False,
+        skip_instance_cache=True,
+        default_fill_cache=False,
+        config_kwargs={
+            "retries": {"mode": "standard", "total_max_attempts": 1},
+            "read_timeout": READ_SECONDS,
+            "connect_timeout": CONNECT_SECONDS,
+            "max_pool_connections": MAX_CONNECTIONS,
+        },
+    )
+    filesystem.retries = 1
+    return filesystem
+
+
+def retry(action: Callable[[], T], failing: str) -> T:
+    """Return what a request to a bucket gives; it is sent again after faults that may pass.
+
+    Waits double and are drawn at random (full jitter). The request is sent at most MAX_ATTEMPTS times, and no more once
+    MAX_RETRY_SECONDS have passed.
+
+    Raises:
+        StorageFailed: the fault stays; the sentence begins with `failing`.
+        OSError: what no repetition mends, as it is: not found, no permission.
+    """
+    from botocore.exceptions import NoCredentialsError, PartialCredentialsError
+
+    wait = FIRST_WAIT_SECONDS
+    began = time.monotonic()
+    attempt = 1
+    while True:
+        try:
+            return action()
+        except (*_FINAL, NoCredentialsError, PartialCredentialsError):
+            raise
+        except Exception as error:
+            passing = isinstance(error, storage_errors()) or _is_transport(error)
+            if not passing or any(code in str(error) for code in _FINAL_CODES) or error_code(error) in _FINAL_CODES:
+                raise
+            pause = random.uniform(0, wait)
+            if attempt == MAX_ATTEMPTS or time.monotonic() + pause - began > MAX_RETRY_SECONDS:
+                reason = f"{reason_of(error)} (tried {attempt} times)"
+                raise StorageFailed(f"{failing}: {reason}", reason) from error
+        time.sleep(pause)
+        attempt += 1
+        wait = min(2 * wait, MAX_WAIT_SECONDS)
+
+
+def _is_transport(error: BaseException) -> bool:
+    return type(error).__module__.split(".")[0] in {"aiohttp", "asyncio", "botocore", "urllib3"}
+
+
+def holds_objects(url: str, *, anonymous: bool) -> bool:
+    """Whether a bucket's prefix holds anything; five attempts, so that a wrong endpoint is reported within seconds."""
+    import botocore.session
+    from botocore import UNSIGNED
+    from botocore.config import Config
+
+    bucket, _, prefix = url.removeprefix("s3://").partition("/")
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 5},
+        connect_timeout=5,
+        read_timeout=20,
+        signature_version=UNSIGNED if anonymous else None,
+    )
+    client = botocore.session.get_session().create_client("s3", config=config)
+    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", MaxKeys=1)
+    return bool(found["KeyCount"])
