@@ -250,7 +250,7 @@ def _is_little_endian(content: Array, at: int) -> Any:  # pragma: no cover - com
 
 @numba.njit(cache=True, nogil=True)
 def _length(content: Array, at: int, at_end: bool) -> Any:  # pragma: no cover - compiled
-    """Return the length of the record at a place, 0 where it needs more bytes, or minus why there is none."""
+    """Return the length of the record at byte `at`, 0 where it needs more bytes, or minus why there is none."""
     left: Any = len(content) - at
     if left < 40:
         return 0 if left < 40 and not at_end else -NOT_MINISEED
@@ -305,7 +305,7 @@ def _day_number(year: Any, day: Any) -> Any:  # pragma: no cover - compiled
 def _record(
     content: Array, at: int, at_end: bool, field: Array, rate: Array, code: Array
 ) -> Any:  # pragma: no cover - compiled
-    """Read the record at a place; return its length, or minus why there is none."""
+    """Read the record that begins at byte `at`; return its length, or minus why there is none."""
     length = _length(content, at, at_end)
     if length == 0:
         return -CUT_SHORT

@@ -364,7 +364,7 @@ def _decode_records(
 
 
 _DROPS = tuple(Drop)
-_NUMBERS = {drop: place for place, drop in enumerate(_DROPS, 1)}
+_NUMBERS = {drop: number for number, drop in enumerate(_DROPS, 1)}
 
 
 def _reasons(
@@ -438,8 +438,8 @@ def _dropped(
         )
         samples = np.zeros(len(which), np.int64)
         np.add.at(samples, inverse, fields[those, COUNT])
-        for place, at, num_records, num_samples in zip(which, those[first], records, samples, strict=True):
-            yield drop, channels[place], int(fields[at, OFFSET]), int(num_records), int(num_samples)
+        for index, at, num_records, num_samples in zip(which, those[first], records, samples, strict=True):
+            yield drop, channels[index], int(fields[at, OFFSET]), int(num_records), int(num_samples)
 
 
 def _unpack(content: Array, fields: Array) -> tuple[dict[int, Array], Array, Array]:

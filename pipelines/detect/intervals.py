@@ -41,8 +41,8 @@ def shard_name(location: str, band: str, interval: str, start_ns: int) -> str:
     """Return a shard's name within its station, e.g. `00.HH.2022-01-01.day`; `any` stands for all groups."""
     moment = datetime.fromtimestamp(start_ns // 1_000_000_000, UTC)
     stamp = {"hour": "%Y-%m-%dT%H", "day": "%Y-%m-%d", "week": "%G-W%V", "month": "%Y-%m"}[interval]
-    place = {"": "--", ANY: "any"}.get(location, location)
-    return f"{place}.{'any' if band == ANY else band}.{moment.strftime(stamp)}.{interval}"
+    shown = {"": "--", ANY: "any"}.get(location, location)
+    return f"{shown}.{'any' if band == ANY else band}.{moment.strftime(stamp)}.{interval}"
 
 
 def shard_bounds(shard: str) -> tuple[int, int] | None:

@@ -99,9 +99,9 @@ def scan_all(
         ready = ready[len(group) :]
         base = np.zeros(LANES)
         base[: len(group)] = [pieces[0][0] for _, _, pieces in group]
-        places, bounds = _address([pieces for _, _, pieces in group])
+        addresses, bounds = _address([pieces for _, _, pieces in group])
         lanes = _scan_lanes(
-            np.empty(0, kind), base, places, bounds, sections[-SECTIONS:], num_sta, num_lta, on, off, max_len
+            np.empty(0, kind), base, addresses, bounds, sections[-SECTIONS:], num_sta, num_lta, on, off, max_len
         )
         found |= {item[0]: Triggers(*lane) for item, lane in zip(group, lanes, strict=False)}
     return [found[index] for index in range(len(runs))]
@@ -121,13 +121,13 @@ def _address(traces: Sequence[Sequence[Array]]) -> tuple[Array, Array]:
         length of the trace as often as needed.
     """
     most = max(map(len, traces))
-    places = np.zeros((LANES, most), np.int64)
+    addresses = np.zeros((LANES, most), np.int64)
     bounds = np.zeros((LANES, most + 1), np.int64)
     for lane, pieces in enumerate(traces):
-        places[lane, : len(pieces)] = [piece.ctypes.data for piece in pieces]
+        addresses[lane, : len(pieces)] = [piece.ctypes.data for piece in pieces]
         bounds[lane, 1 : len(pieces) + 1] = np.cumsum([len(piece) for piece in pieces])
         bounds[lane, len(pieces) + 1 :] = bounds[lane, len(pieces)]
-    return places, bounds
+    return addresses, bounds
 
 
 def filtered(data: Array, sections: Array) -> Array:
@@ -177,7 +177,7 @@ def _grow(values: Array) -> Array:  # pragma: no cover - compiled
 def _scan_lanes(
     kind: Array,
     base: Array,
-    places: Array,
+    addresses: Array,
     bounds: Array,
     sos: Array,
     num_sta: int,
@@ -191,7 +191,7 @@ def _scan_lanes(
     Args:
         kind: an array of their dtype.
         base: (LANES,) float64, first sample of each.
-        places, bounds: where they lie, from `_address`.
+        addresses, bounds: where they lie, from `_address`.
     """
     state = np.zeros((STATE_ROWS, LANES))
     # ObsPy's LTA starts at 1e-99 and leaves out the first sample, which is zero here.
@@ -212,7 +212,7 @@ def _scan_lanes(
                 continue
             while first >= bounds[lane, piece[lane] + 1]:
                 piece[lane] += 1
-            here[lane] = places[lane, piece[lane]] + (first - bounds[lane, piece[lane]]) * kind.itemsize
+            here[lane] = addresses[lane, piece[lane]] + (first - bounds[lane, piece[lane]]) * kind.itemsize
             last = min(last, bounds[lane, piece[lane] + 1])
         state[STATE_ROWS - 1] = 0.0
         advance_lanes(kind, here, base, last - first, sos, state, weights, ratios)

@@ -25,14 +25,14 @@ _BYTES = 8
 
 
 def _advance_lanes(
-    context: Any, kind: Any, places: Any, base: Any, count: Any, sections: Any, state: Any, weights: Any, ratios: Any
+    context: Any, kind: Any, addresses: Any, base: Any, count: Any, sections: Any, state: Any, weights: Any, ratios: Any
 ) -> tuple[Any, Callable[..., Any]]:
     """Carry the state of all lanes on over some samples and write their STA/LTA. All but `count` are arrays.
 
     Args:
         context: of the compiler.
         kind: an array of the samples' dtype (int32, float32 or float64); what is in it does not matter.
-        places: (LANES,) int64, address of each lane's first sample.
+        addresses: (LANES,) int64, address of each lane's first sample.
         base: (LANES,) float64, what is subtracted from each lane's samples.
         count: samples a lane.
         sections: (SECTIONS, 6) float64, second-order sections.
@@ -40,7 +40,7 @@ def _advance_lanes(
         weights: (4,) float64, of the new and the old value in the STA, then in the LTA.
         ratios: (at least count, LANES) float64, gets the STA/LTA.
     """
-    signature = types.void(kind, places, base, count, sections, state, weights, ratios)
+    signature = types.void(kind, addresses, base, count, sections, state, weights, ratios)
     return signature, _generate
 
 
@@ -49,12 +49,14 @@ advance_lanes: Any = intrinsic(_advance_lanes)
 
 def _generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
     count = arguments[3]
-    places, base, sections, state, weights, ratios = (
+    addresses, base, sections, state, weights, ratios = (
         context.make_array(signature.args[index])(context, builder, arguments[index]).data
         for index in (1, 2, 4, 5, 6, 7)
     )
     number = context.get_data_type(signature.args[0].dtype)
-    traces = [builder.inttoptr(builder.load(_at(builder, places, lane)), number.as_pointer()) for lane in range(LANES)]
+    traces = [
+        builder.inttoptr(builder.load(_at(builder, addresses, lane)), number.as_pointer()) for lane in range(LANES)
+    ]
     states, out = (builder.bitcast(data, _LANES.as_pointer()) for data in (state, ratios))
     origin = _load(builder, builder.bitcast(base, _LANES.as_pointer()))
     # b0, b1, b2, a1, a2 of each section; a0 is one.

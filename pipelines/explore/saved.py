@@ -11,6 +11,7 @@ from pipelines.config.report import ExploreSettings
 from pipelines.explore.queries import BadRequest
 from pipelines.handlabels import editing
 from pipelines.handlabels.cluster_names import read_cluster_names, write_cluster_names
+from pipelines.handlabels.label_text import check_typed_label
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store, open_store
 
@@ -69,7 +70,7 @@ class SavedNames:
         names = {number: known for number, known in self.read().items() if number != cluster}
         if name:
             try:
-                names[cluster] = editing.check_label(name)
+                names[cluster] = check_typed_label(name)
             except ValueError as error:
                 raise BadRequest(str(error)) from None
         self.store.write(self.name, write_cluster_names(names).encode())

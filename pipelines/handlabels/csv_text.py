@@ -1,20 +1,16 @@
-"""Hand labels as people make them: a CSV from any spreadsheet, its times, and its spellings of one class.
+"""Hand labels as people make them: a CSV from any spreadsheet, and its times.
 
 Spreadsheets write a byte-order mark, semicolons, decimal commas, Windows line ends and other character sets. People
-write headers in capitals, blanks around words, and one class in two spellings.
+write headers in capitals and blanks around words.
 """
 
 import csv
 import io
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
 
-MAX_LABEL_CHARACTERS = 64
 SEPARATORS = (",", ";", "\t")
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff\ud800-\udfff]")
 _TIME = re.compile(
     r"(?P<day>\d{4}(?P<mark>[-/])\d{2}(?P=mark)\d{2}|\d{8})"
     r"(?:[T ]\s*(?P<clock>\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d+)?)?))?"
@@ -95,44 +91,3 @@ def iso_time(text: str) -> str:
     if len(zone) == 5:
         zone = f"{zone[:3]}:{zone[3:]}"
     return f"{day}T{clock}{zone}"
-
-
-def check_text(label: str) -> str:
-    """Return a label with single blanks; ValueError where a spreadsheet would run it, or it cannot be printed."""
-    label = re.sub("[ \u00a0]+", " ", unicodedata.normalize("NFC", label)).strip()
-    if _CONTROL.search(label):
-        raise ValueError(f"has the label {label[:40]!r}, with a control character")
-    if label.startswith(("=", "+", "-", "@")):
-        raise ValueError(
-            f"has the label {label[:40]!r}, which a spreadsheet would run as a formula; begin it with a letter or digit"
-        )
-    if len(label) > MAX_LABEL_CHARACTERS:
-        raise ValueError(f"has a label of {len(label)} characters; at most {MAX_LABEL_CHARACTERS} are used")
-    return label
-
-
-def spelling_key(label: str) -> str:
-    """Return what is the same for all spellings of a class that differ in capitals and blanks alone."""
-    return " ".join(unicodedata.normalize("NFKC", label).casefold().split())
-
-
-def one_spelling(labels: Iterable[str]) -> dict[str, str]:
-    """Return the spelling that stands for each label: the most frequent of its class; of equals the first."""
-    counts = Counter(labels)
-    chosen: dict[str, str] = {}
-    # A counter keeps the order of first appearance, and a sort that of equals.
-    for label, _ in sorted(counts.items(), key=lambda entry: -entry[1]):
-        chosen.setdefault(spelling_key(label), label)
-    return {label: chosen[spelling_key(label)] for label in counts}
-
-
-def describe_spellings(spelling_of: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each class that was written in several ways."""
-    others: dict[str, list[str]] = {}
-    for label, spelling in spelling_of.items():
-        if label != spelling:
-            others.setdefault(spelling, []).append(label)
-    return [
-        f"{', '.join(map(repr, sorted(labels)))} {'is' if len(labels) == 1 else 'are'} read as {spelling!r}"
-        for spelling, labels in sorted(others.items())
-    ]

@@ -2,25 +2,11 @@
 
 import csv
 import io
-import re
 from collections.abc import Mapping
 
 from pipelines.handlabels.csv_cells import csv_cell
-from pipelines.handlabels.csv_text import MAX_LABEL_CHARACTERS, decode_text, one_spelling, read_rows, spelling_key
-
-# Letters, digits, blanks and some punctuation: nothing that a spreadsheet runs as a formula or a page as markup.
-_LABEL = re.compile(r"\w(?:[\w .,/()+-]*[\w.)])?")
-
-
-def check_label(label: str) -> str:
-    """Return a label without blanks around it; ValueError if it is empty, too long, or has unusual characters."""
-    label = label.strip()
-    if len(label) > MAX_LABEL_CHARACTERS or not _LABEL.fullmatch(label):
-        raise ValueError(
-            f"the label {label[:MAX_LABEL_CHARACTERS]!r} must have 1 to {MAX_LABEL_CHARACTERS} letters, digits, blanks "
-            "or .,/()+- and begin with a letter or digit"
-        )
-    return label
+from pipelines.handlabels.csv_text import decode_text, read_rows
+from pipelines.handlabels.label_text import check_typed_label, one_spelling, spelling_key
 
 
 def read_labels(text: str | bytes) -> dict[str, dict[str, str]]:
@@ -52,7 +38,10 @@ def write_labels(rows: Mapping[str, Mapping[str, str]]) -> str:
 def with_labels(rows: Mapping[str, Mapping[str, str]], changes: Mapping[str, str | None]) -> dict[str, dict[str, str]]:
     """Return label rows with some labels set, or removed where the new label is None.
 
-    A class that is already there in other capitals or blanks keeps its spelling.
+    A class that is already there, perhaps in other capitals or blanks, keeps its spelling.
+
+    Raises:
+        ValueError: a label of a new class is not one that may be typed.
     """
     result = {event_id: dict(row) for event_id, row in rows.items()}
     spelling_of = one_spelling(row["label"] for row in rows.values())
@@ -61,6 +50,8 @@ def with_labels(rows: Mapping[str, Mapping[str, str]], changes: Mapping[str, str
         if label is None:
             result.pop(event_id, None)
         else:
-            spelling = known.setdefault(spelling_key(label), check_label(label))
-            result[event_id] = {"event_id": event_id, **result.get(event_id, {}), "label": spelling}
+            key = spelling_key(label)
+            if not known.get(key):
+                known[key] = check_typed_label(label)
+            result[event_id] = {"event_id": event_id, **result.get(event_id, {}), "label": known[key]}
     return result

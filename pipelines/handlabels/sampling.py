@@ -21,8 +21,8 @@ from pipelines.workspace.storage import Store
 class SampleLabels:
     """The labelled events of a sample that lie in the validation half."""
 
-    places: NDArray[np.int64]
-    """Indices in the sample."""
+    indices: NDArray[np.int64]
+    """Of the events in the sample."""
     labels: NDArray[np.object_]
     """Their labels."""
     folds: NDArray[np.int64]
@@ -46,7 +46,7 @@ def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) ->
         return None
     ids = [sample.event_ids[index] for index in indices]
     return SampleLabels(
-        places=np.array(indices, dtype=np.int64),
+        indices=np.array(indices, dtype=np.int64),
         labels=np.array([hand.label_of[event_id] for event_id in ids], dtype=object),
         folds=in_validation([f"fold {hand.event_of[event_id]}" for event_id in ids]).astype(np.int64),
     )
@@ -56,7 +56,7 @@ def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> 
     """Return balanced accuracies of nearest neighbours and of a linear probe, each fold scored by a model of the other.
 
     Args:
-        embeddings: of the labelled events, in the order of `labels.places`.
+        embeddings: of the labelled events, in the order of `labels.indices`.
         labels: of the sample's validation half.
 
     Returns:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from pipelines.handlabels import csv_text
+from pipelines.handlabels import csv_text, label_text
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
 from pipelines.workspace.storage import content_hash, open_parent, open_store, said_of
@@ -66,16 +66,16 @@ def read_label_table(path: str) -> LabelTable:
         wrong = set(table["split"]) - {"validation", "test", ""}
         if wrong:
             raise InputError(f"labels.path {path} has the split {sorted(wrong)[0]!r}; it must be validation or test")
-    table["label"] = _each(table["label"], csv_text.check_text)
+    table["label"] = _each(table["label"], label_text.check_label)
     rows = table[table["label"].str.len() > 0].copy()
-    spelling_of = csv_text.one_spelling(rows["label"])
+    spelling_of = label_text.one_spelling(rows["label"])
     rows["label"] = rows["label"].map(spelling_of).astype(object)
     if set(rows) >= TIMED:
         rows["time_ns"] = _times_ns(rows["time"])
     return LabelTable(
         rows=rows.reset_index(drop=True),
         content_hash=content_hash("".join(digests).encode()),
-        notes=tuple(f"hand labels: {note}" for note in csv_text.describe_spellings(spelling_of)),
+        notes=tuple(f"hand labels: {note}" for note in label_text.describe_spellings(spelling_of)),
     )
 
 

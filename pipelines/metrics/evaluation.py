@@ -243,10 +243,10 @@ def probe_by_station(
 
     Neither the station nor the event of a scored row has been seen; with a single station nothing is scored.
     """
-    names, places = np.asarray(labels, dtype=object), np.asarray(stations, dtype=str)
+    names, station_of = np.asarray(labels, dtype=object), np.asarray(stations, dtype=str)
     rows, guesses = [np.zeros(0, dtype=np.int64)], [names[:0]]
-    for place in np.unique(places):
-        learn, score = validation & (places != place), ~validation & (places == place)
+    for station in np.unique(station_of):
+        learn, score = validation & (station_of != station), ~validation & (station_of == station)
         if learn.any() and score.any():
             rows.append(np.flatnonzero(score))
             guesses.append(predict(embeddings[learn], names[learn], embeddings[score]))

@@ -38,7 +38,7 @@ def judge_of(
     `score` is what decides about aliases: the balanced accuracy of nearest neighbours where there are labels in both
     folds, else the stability of clusters.
     """
-    labelled = None if labels is None else read_rows(store, sample, labels.places)
+    labelled = None if labels is None else read_rows(store, sample, labels.indices)
 
     def judge(encoder: Encoder) -> dict[str, float]:
         scores = cluster_stability(encoder, windows, num_clusters=8, seed=seed)

@@ -74,7 +74,7 @@ def _judge(network: torch.nn.Module, augmenter: Augmenter, task: TrialTask) -> d
     windows = task.windows
     scores: dict[str, float] = {}
     if task.labels is not None:
-        scores |= validation_scores(encoder.embed(windows[task.labels.places]), task.labels)
+        scores |= validation_scores(encoder.embed(windows[task.labels.indices]), task.labels)
     some = windows[:: max(1, -(-len(windows) // SCORED_WINDOWS))]
     if task.whiten:
         whiten_by_views(copy, prepare_windows(some, task.network.lead_samples), augmenter, task.plan.seed)

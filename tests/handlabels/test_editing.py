@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.handlabels import editing
+from pipelines.handlabels.label_text import check_typed_label
 
 words = st.text("abcäö1 ._-", min_size=1, max_size=12).filter(lambda text: text.strip() and text.strip()[0].isalnum())
 
@@ -16,7 +17,7 @@ words = st.text("abcäö1 ._-", min_size=1, max_size=12).filter(lambda text: tex
 def test_labels_written_are_read_back_by_pandas_and_by_us(labels: dict[str, str]) -> None:
     def possible(label: str) -> bool:
         try:
-            return bool(editing.check_label(label))
+            return bool(check_typed_label(label))
         except ValueError:
             return False
 
@@ -46,7 +47,7 @@ def test_a_formula_in_a_column_that_others_have_added_is_saved_as_text() -> None
 @pytest.mark.parametrize("label", ["", "  ", "=1+1", "@x", "-a", "a\nb", "<b>", 'a"b', "x" * 65])
 def test_labels_that_a_spreadsheet_or_a_page_could_mistake_are_refused(label: str) -> None:
     with pytest.raises(ValueError, match="label"):
-        editing.check_label(label)
+        check_typed_label(label)
 
 
 def test_a_table_of_times_is_not_a_table_of_event_ids() -> None:

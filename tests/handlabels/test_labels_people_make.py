@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.handlabels import csv_text, editing
-from pipelines.handlabels.csv_text import iso_time, one_spelling, spelling_key
+from pipelines.handlabels.csv_text import iso_time
+from pipelines.handlabels.label_text import check_label, check_typed_label, one_spelling, spelling_key
 from pipelines.handlabels.table import read_label_table
 from pipelines.runtime.errors import InputError
 
@@ -106,6 +107,22 @@ def test_a_label_set_in_the_explorer_takes_the_spelling_that_is_there():
     rows = editing.with_labels(editing.read_labels("event_id,label\na,Icequake\n"), {"b": "icequake", "c": "Noise"})
     rows = editing.with_labels(rows, {"d": " NOISE "})
     assert [row["label"] for row in rows.values()] == ["Icequake", "Icequake", "Noise", "Noise"]
+
+
+def test_a_class_of_the_file_can_be_given_to_another_event_though_it_could_not_be_typed():
+    rows = editing.with_labels(editing.read_labels("event_id,label\na,quake & slip?\n"), {"b": "quake & slip?"})
+    assert [row["label"] for row in rows.values()] == ["quake & slip?", "quake & slip?"]
+    with pytest.raises(ValueError, match="must have 1 to 64 letters"):
+        editing.with_labels(rows, {"c": "ice & water"})
+
+
+@given(st.text(max_size=70))
+def test_what_may_be_typed_is_read_as_it_was_typed(label):
+    try:
+        typed = check_typed_label(label)
+    except ValueError:
+        return
+    assert check_label(typed) == typed
 
 
 def test_a_file_of_a_header_alone_holds_no_label(tmp_path):

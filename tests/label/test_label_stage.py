@@ -193,7 +193,7 @@ def test_training_on_half_the_triggers_puts_every_event_into_the_half_that_label
     events_cut = {of_all.event_of[event_id] for event_id in sample.event_ids} - set(sample.event_ids)
     assert len(events_cut) > 20
     found = label_sample(workspace.store, sample, settings)
-    ids = [sample.event_ids[place] for place in found.places]
+    ids = [sample.event_ids[index] for index in found.indices]
     assert ids == [event_id for event_id in sample.event_ids if of_all.validation[event_id]]
     assert found.labels.tolist() == [of_all.label_of[event_id] for event_id in ids]
     folds = dict.fromkeys(zip((of_all.event_of[event_id] for event_id in ids), found.folds.tolist(), strict=True))
