@@ -7,13 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml
+
+from pipelines.runtime.ray_token import private_ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFESTS = sorted((ROOT / "infra").rglob("*.yaml"))
 LOCK = (ROOT / "requirements.lock").read_text()
 RAY_VERSION = re.search(r"^ray==(\S+)$", LOCK, re.MULTILINE)[1]  # type: ignore[index]
+
+KUBERNETES = "1.37"
 
 # The fields of KubeRay 1.6's resources that the manifests may use; a misspelt one would be dropped in silence.
 CLUSTER_FIELDS = {
@@ -94,15 +99,63 @@ def test_every_ray_of_the_cluster_starts_with_a_token_and_its_dashboard_on_loopb
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
 
 
-def test_jobs_are_told_how_many_cpus_the_cluster_may_grow_to(cluster: dict[str, Any]):
-    spot = cluster["available_node_types"]["cpu-spot"]
-    promised = f"FIRNLINE_CLUSTER_CPUS={spot['max_workers'] * spot['resources']['CPU']} "
+def test_jobs_are_told_how_many_cpus_and_gpus_the_cluster_may_grow_to(cluster: dict[str, Any]):
+    spot, with_gpu = (cluster["available_node_types"][name] for name in ("cpu-spot", "gpu-spot"))
+    promised = (
+        f"FIRNLINE_CLUSTER_CPUS={spot['max_workers'] * spot['resources']['CPU']} "
+        f"FIRNLINE_CLUSTER_GPUS={with_gpu['max_workers'] * with_gpu['resources']['GPU']} "
+    )
     assert any(promised in command for command in cluster["head_start_ray_commands"])
     for _, spec in cluster_specs():
-        [group] = [group for group in spec["workerGroupSpecs"] if group["groupName"] == "cpu-spot"]
-        cpus = int(group["template"]["spec"]["containers"][0]["resources"]["requests"]["cpu"])
-        [variable] = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
-        assert variable == {"name": "FIRNLINE_CLUSTER_CPUS", "value": str(group["maxReplicas"] * cpus)}
+        found = {"FIRNLINE_CLUSTER_CPUS": 0, "FIRNLINE_CLUSTER_GPUS": 0}
+        for group in spec["workerGroupSpecs"]:
+            requests = group["template"]["spec"]["containers"][0]["resources"]["requests"]
+            gpus = int(requests.get("nvidia.com/gpu", 0))
+            found["FIRNLINE_CLUSTER_GPUS"] += group["maxReplicas"] * gpus
+            found["FIRNLINE_CLUSTER_CPUS"] += 0 if gpus else group["maxReplicas"] * int(requests["cpu"])
+        variables = spec["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+        assert {one["name"]: int(one["value"]) for one in variables} == {
+            name: count for name, count in found.items() if count
+        }
+
+
+def test_rays_metrics_which_ask_for_no_token_are_off_on_every_node(cluster: dict[str, Any]):
+    off = {
+        name: value
+        for name, value in private_ray_environment().items()
+        if name in ("RAY_enable_metrics_collection", "AUTOSCALER_METRIC_PORT", "DASHBOARD_METRIC_PORT")
+    }
+    assert len(off) == 3
+    for name, value in off.items():
+        assert f"--env {name}={value}" in cluster["docker"]["run_options"]
+        assert f" {name}={value} " in (ROOT / "infra" / "Dockerfile").read_text()
+
+
+def test_nodes_without_a_gpu_get_torchs_build_for_cpus(cluster: dict[str, Any]):
+    setup = cluster["setup_commands"]
+    [on_cpus] = [i for i, command in enumerate(setup) if "whl/cpu" in command]
+    assert setup[on_cpus].startswith("nvidia-smi -L > /dev/null 2>&1 || pip install")
+    # Before the rest, which would bring the build with CUDA.
+    assert on_cpus < next(i for i, command in enumerate(setup) if command.endswith("~/firnline"))
+    for _, spec in cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            container = group["template"]["spec"]["containers"][0]
+            has_gpu = "nvidia.com/gpu" in container["resources"]["requests"]
+            assert container["image"].endswith("-cpu") != has_gpu
+
+
+def test_kubernetes_own_schema_accepts_the_manifests():
+    for path in MANIFESTS:
+        for document in documents(path):
+            if not document["apiVersion"].startswith("ray.io/"):
+                kubernetes_validate.validate(document, KUBERNETES, strict=True)
+    for _, spec in cluster_specs():
+        for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+            pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "a"}, "template": group["template"]}
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+            pod["template"] = group["template"] | {"spec": group["template"]["spec"] | {"toleration": []}}
+            with pytest.raises(kubernetes_validate.ValidationError, match="toleration"):
+                kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 def test_what_the_cluster_copies_to_its_nodes_is_in_the_repository(cluster: dict[str, Any]):

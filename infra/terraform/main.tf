@@ -1,6 +1,8 @@
-# The bucket, the three roles that use it, each with the rights it needs and no more, and (optionally) an MLflow server.
+# The bucket, the three roles that use it, each with the rights it needs and no more, the network rules of Ray's machines,
+# and an MLflow server (unless `mlflow` is false). From the root of the repository:
 #
-#   terraform init && terraform apply -var bucket=MY-FIRNLINE-BUCKET
+#   terraform -chdir=infra/terraform init
+#   terraform -chdir=infra/terraform apply -var bucket=MY-BUCKET -var 'ssh_from=["MY.ADDRESS/32"]'
 #
 # No access key is created: nodes and pods assume a role.
 
@@ -95,6 +97,41 @@ resource "aws_s3_bucket_policy" "firnline" {
   bucket     = aws_s3_bucket.firnline.id
   policy     = data.aws_iam_policy_document.bucket_tls.json
   depends_on = [aws_s3_bucket_public_access_block.firnline]
+}
+
+# The network of Ray's machines: they reach each other on every port, `ssh_from` reaches SSH, and nobody reaches more.
+# cluster.yaml names the group, and `ray up` leaves the rules of a group that it finds as they are.
+
+data "aws_vpc" "ray" {
+  default = var.vpc == "" ? true : null
+  id      = var.vpc == "" ? null : var.vpc
+}
+
+resource "aws_security_group" "ray" {
+  name        = "firnline-ray"
+  description = "Ray machines of Firnline"
+  vpc_id      = data.aws_vpc.ray.id
+}
+
+resource "aws_vpc_security_group_ingress_rule" "ray" {
+  security_group_id            = aws_security_group.ray.id
+  referenced_security_group_id = aws_security_group.ray.id
+  ip_protocol                  = "-1"
+}
+
+resource "aws_vpc_security_group_ingress_rule" "ssh" {
+  for_each          = toset(var.ssh_from)
+  security_group_id = aws_security_group.ray.id
+  cidr_ipv4         = each.value
+  ip_protocol       = "tcp"
+  from_port         = 22
+  to_port           = 22
+}
+
+resource "aws_vpc_security_group_egress_rule" "ray" {
+  security_group_id = aws_security_group.ray.id
+  cidr_ipv4         = "0.0.0.0/0"
+  ip_protocol       = "-1"
 }
 
 # What each role may do.
@@ -192,9 +229,27 @@ data "aws_iam_policy_document" "scaling" {
       "${local.arn}:ec2:${var.region}:${local.account}:key-pair/*",
       "${local.arn}:ec2:${var.region}:${local.account}:network-interface/*",
       "${local.arn}:ec2:${var.region}:${local.account}:security-group/*",
+      "${local.arn}:ec2:${var.region}:${local.account}:spot-instances-request/*",
       "${local.arn}:ec2:${var.region}:${local.account}:subnet/*",
       "${local.arn}:ec2:${var.region}:${local.account}:volume/*",
     ]
+  }
+  # cluster.yaml names its image by this public parameter, which is looked up with the head's rights.
+  statement {
+    sid       = "FindImage"
+    actions   = ["ssm:GetParameters"]
+    resources = ["${local.arn}:ssm:${var.region}::parameter/aws/service/deeplearning/*"]
+  }
+  # The first spot machine of an account needs this role of EC2's own, and EC2 makes it for whoever may.
+  statement {
+    sid       = "FirstSpotMachine"
+    actions   = ["iam:CreateServiceLinkedRole"]
+    resources = ["${local.arn}:iam::${local.account}:role/aws-service-role/spot.amazonaws.com/AWSServiceRoleForEC2Spot"]
+    condition {
+      test     = "StringEquals"
+      variable = "iam:AWSServiceName"
+      values   = ["spot.amazonaws.com"]
+    }
   }
   statement {
     sid       = "TagNewWorkers"

@@ -1,5 +1,5 @@
-# MLflow: a role for its artifacts, and (with `mlflow_subnet`) a small machine that runs the server.
-# The machine has no public address and no SSH; reach it through Session Manager:
+# MLflow: a role for its artifacts, and (unless `mlflow` is false) a small machine that runs the server.
+# Only Ray's machines reach it, at its private address. It has no SSH; look at its pages through Session Manager:
 #   aws ssm start-session --target $(terraform output -raw mlflow_instance) \
 #     --document-name AWS-StartPortForwardingSession --parameters portNumber=5000,localPortNumber=5000
 
@@ -44,46 +44,49 @@ resource "aws_iam_instance_profile" "mlflow" {
   role = aws_iam_role.mlflow.name
 }
 
-data "aws_subnet" "mlflow" {
-  count = var.mlflow_subnet == "" ? 0 : 1
-  id    = var.mlflow_subnet
+data "aws_subnets" "ray" {
+  filter {
+    name   = "vpc-id"
+    values = [data.aws_vpc.ray.id]
+  }
 }
 
 resource "aws_security_group" "mlflow" {
-  count       = var.mlflow_subnet == "" ? 0 : 1
+  count       = var.mlflow ? 1 : 0
   name        = "firnline-mlflow"
-  description = "MLflow for Ray's nodes and nobody else"
-  vpc_id      = data.aws_subnet.mlflow[0].vpc_id
+  description = "MLflow for Ray's machines and nobody else"
+  vpc_id      = data.aws_vpc.ray.id
 }
 
 resource "aws_vpc_security_group_ingress_rule" "mlflow" {
-  for_each                     = var.mlflow_subnet == "" ? toset([]) : toset(var.ray_security_groups)
+  count                        = var.mlflow ? 1 : 0
   security_group_id            = aws_security_group.mlflow[0].id
-  referenced_security_group_id = each.value
+  referenced_security_group_id = aws_security_group.ray.id
   ip_protocol                  = "tcp"
   from_port                    = 5000
   to_port                      = 5000
 }
 
 resource "aws_vpc_security_group_egress_rule" "mlflow" {
-  count             = var.mlflow_subnet == "" ? 0 : 1
+  count             = var.mlflow ? 1 : 0
   security_group_id = aws_security_group.mlflow[0].id
   ip_protocol       = "-1"
   cidr_ipv4         = "0.0.0.0/0"
 }
 
 data "aws_ssm_parameter" "image" {
-  count = var.mlflow_subnet == "" ? 0 : 1
+  count = var.mlflow ? 1 : 0
   name  = "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64"
 }
 
 resource "aws_instance" "mlflow" {
-  count                  = var.mlflow_subnet == "" ? 0 : 1
-  ami                    = data.aws_ssm_parameter.image[0].value
-  instance_type          = "t3.medium"
-  subnet_id              = var.mlflow_subnet
-  iam_instance_profile   = aws_iam_instance_profile.mlflow.name
-  vpc_security_group_ids = [aws_security_group.mlflow[0].id]
+  count                       = var.mlflow ? 1 : 0
+  ami                         = data.aws_ssm_parameter.image[0].value
+  instance_type               = "t3.medium"
+  subnet_id                   = var.mlflow_subnet == "" ? sort(data.aws_subnets.ray.ids)[0] : var.mlflow_subnet
+  associate_public_ip_address = var.mlflow_public_address
+  iam_instance_profile        = aws_iam_instance_profile.mlflow.name
+  vpc_security_group_ids      = [aws_security_group.mlflow[0].id]
 
   metadata_options {
     http_tokens = "required"

@@ -51,16 +51,33 @@ variable "namespace" {
   default     = "firnline"
 }
 
-variable "mlflow_subnet" {
-  description = "Subnet for a machine that runs MLflow; empty for none."
+variable "vpc" {
+  description = "VPC of Ray's machines and of MLflow; empty: the region's default VPC, which `ray up` uses, too."
   type        = string
   default     = ""
 }
 
-variable "ray_security_groups" {
-  description = "Security groups of Ray's nodes, which reach MLflow."
+variable "ssh_from" {
+  description = "Address ranges that may open SSH to Ray's machines, for example [\"203.0.113.7/32\"]; `ray up` needs yours."
   type        = list(string)
-  default     = []
+}
+
+variable "mlflow" {
+  description = "Make a machine that runs an MLflow server; false where you have a server, or run it on Kubernetes."
+  type        = bool
+  default     = true
+}
+
+variable "mlflow_subnet" {
+  description = "Subnet of the MLflow machine; empty: the first one of the VPC."
+  type        = string
+  default     = ""
+}
+
+variable "mlflow_public_address" {
+  description = "Give the MLflow machine a public address, by which it installs its packages; false in a subnet with NAT."
+  type        = bool
+  default     = true
 }
 
 variable "mlflow_version" {
