@@ -60,6 +60,15 @@ PATH_KEYS = (
 NO_PATHS = ("tune", "null", "")
 """Values of these keys that are not the name of a file."""
 
+STARTING = "No available agent"
+"""What a Jobs server says whose head has just started, or has lost the process that starts jobs."""
+
+STARTING_SECONDS = 300.0
+"""How long such a server is asked again."""
+
+AGAIN_SECONDS = 5.0
+"""How long to wait before each such question; the server itself waits a while before it says so."""
+
 LOST_SECONDS = 600.0
 """How long a Jobs server may be unreachable before following ends."""
 
@@ -104,7 +113,9 @@ def submit(words: Sequence[str]) -> int:
     for note in submission.notes:
         print(f"firnline submit: {note}", file=sys.stderr)
     with working_folder(submission) as folder:
-        job_id = client.submit_job(
+        job_id = send(
+            client,
+            address,
             entrypoint=entrypoint(submission, own.get("python", "python")),
             runtime_env={"working_dir": str(folder), "env_vars": sent_environment()},
             metadata={"firnline_job": submission.job},
@@ -236,6 +247,41 @@ def connect(address: str) -> Any:
     except (OSError, RuntimeError) as error:
         raise InputError(f"the Jobs server {address} does not answer: {str(error).splitlines()[0]}") from None
     return client
+
+
+def send(
+    client: Any, address: str, *, patience: float = STARTING_SECONDS, pause: float = AGAIN_SECONDS, **job: Any
+) -> str:
+    """Submit a job and return its id; a head that has just started is given time until it can start jobs.
+
+    Args:
+        client: of the Jobs server.
+        address: of the Jobs server, for messages.
+        patience: seconds after which a head that still starts is given up.
+        pause: seconds between two questions.
+        job: what `submit_job` of the client takes.
+
+    Raises:
+        StageFailed: the server refuses the job, or cannot start jobs for too long.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            job_id: str = client.submit_job(**job)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            if STARTING not in reason:
+                raise StageFailed(f"the Jobs server {address} does not take the job: {reason}") from None
+            waited = time.monotonic() - began
+            if waited > patience:
+                raise StageFailed(
+                    f"the Jobs server {address} has started no job for {waited:.0f} s; look at `ray status` and "
+                    "dashboard_agent.log on the head, or start the cluster again"
+                ) from None
+            print(f"firnline submit: waiting for the head of {address}, which still starts", file=sys.stderr)
+            time.sleep(pause)
+        else:
+            return job_id
 
 
 def follow(client: Any, job_id: str, address: str) -> int:

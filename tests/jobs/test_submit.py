@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import psutil
@@ -19,7 +21,7 @@ from loopback_servers import free_port
 
 from jobs import submit
 from pipelines.config import describe_keys
-from pipelines.runtime.errors import InputError
+from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_token import private_ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -159,6 +161,60 @@ def test_a_wrong_token_and_a_dead_server_are_one_sentence_and_exit_code_2(head: 
         assert done.returncode == 2
         assert sentence in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+class StartingHead(BaseHTTPRequestHandler):
+    """Answers as a head whose process that starts jobs is not there yet, `refusals` times; then it takes the job."""
+
+    refusals = 0
+    reason = "No available agent to submit job, please try again later."
+
+    def do_GET(self) -> None:
+        self.reply(200, {"version": "4", "ray_version": "2.60.0", "ray_commit": "", "session_name": ""})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        type(self).refusals -= 1
+        if self.refusals >= 0:
+            self.reply(500, self.reason)
+        else:
+            self.reply(200, {"job_id": "job_7", "submission_id": "job_7"})
+
+    def reply(self, status: int, content: str | dict[str, str]) -> None:
+        body = content if isinstance(content, str) else json.dumps(content)
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def starting_head() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), StartingHead) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_a_head_that_has_just_started_is_asked_again_and_that_is_said(
+    starting_head: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    from ray.job_submission import JobSubmissionClient
+
+    client = JobSubmissionClient(starting_head)
+    monkeypatch.setattr(StartingHead, "refusals", 2)
+    assert submit.send(client, starting_head, pause=0.01, entrypoint="true") == "job_7"
+    line = f"firnline submit: waiting for the head of {starting_head}, which still starts\n"
+    assert capsys.readouterr().err == 2 * line
+    monkeypatch.setattr(StartingHead, "refusals", 10**6)
+    with pytest.raises(StageFailed, match=r"has started no job for 0 s; look at `ray status`"):
+        submit.send(client, starting_head, patience=0.1, pause=0.01, entrypoint="true")
+    monkeypatch.setattr(StartingHead, "reason", "Traceback (most recent call last)\n  ...")
+    with pytest.raises(StageFailed, match=r"does not take the job: .* 500: Traceback \(most recent call last\)$"):
+        submit.send(client, starting_head, entrypoint="true")
 
 
 def test_the_address_and_the_config_are_not_passed_on():
