@@ -9,9 +9,11 @@ import atexit
 import importlib
 import json
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +24,7 @@ from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.redaction import holds_secret, scrub, without_secrets
 from pipelines.runtime.signals import sigterm_interrupts
 from pipelines.runtime.text import printable
+from pipelines.workspace.holder import held
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 JOBS = {
@@ -65,6 +68,8 @@ class Arguments:
         address: --address.
         replace: --replace.
         switches: further switches of the job that were given.
+        command: the whole command line, as another job is told it.
+        until_end: what is undone when the job ends.
     """
 
     positional: list[str]
@@ -74,15 +79,25 @@ class Arguments:
     address: str | None = None
     replace: bool = False
     switches: frozenset[str] = frozenset()
+    command: str = "firnline"
+    until_end: ExitStack = field(default_factory=ExitStack)
 
     def config(self, stage: str, workspace: Workspace | None = None) -> configuration.Config:
         """Resolve a stage's configuration: defaults < stored in the workspace < --config < flags."""
         stored = workspace.stored_config(stage) if workspace is not None else {}
         return configuration.resolve(stored, self.file, configuration.read_flags(self.flags))
 
-    def workspace(self, position: int, *, create: bool = False, write: bool = True) -> Workspace:
-        """Open the workspace that a positional argument names; the keywords are those of `open_workspace`."""
-        return open_workspace(self.positional[position], create=create, write=write)
+    def workspace(
+        self, position: int, *, create: bool = False, write: bool = True, hold: bool | None = None
+    ) -> Workspace:
+        """Open the workspace that a positional argument names; `create` and `write` are those of `open_workspace`.
+
+        A job that writes holds it until its end; InputError where another job does. `hold` False leaves that out.
+        """
+        workspace = open_workspace(self.positional[position], create=create, write=write)
+        if write if hold is None else hold:
+            self.until_end.enter_context(held(workspace.store, self.command))
+        return workspace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -153,7 +168,8 @@ def run_job(
     try:
         with sigterm_interrupts():
             arguments = parse(job, positional, argv, switches)
-            return body(arguments) or 0
+            with arguments.until_end:
+                return body(arguments) or 0
     except InputError as error:
         print(scrub(f"firnline {job}: {_shown(error)}"), file=sys.stderr)
         return 2
@@ -229,6 +245,7 @@ def parse(job: str, positional: Sequence[str], argv: Sequence[str], switches: Ma
         address=plain.get("address"),
         replace="replace" in given,
         switches=frozenset(given - {"replace"}),
+        command=scrub(shlex.join(["firnline", job, *argv])),
     )
 
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def status(arguments: Arguments) -> None:
     """Read the ledger and print it."""
-    workspace = arguments.workspace(0, write="plot" in arguments.switches)
+    workspace = arguments.workspace(0, write="plot" in arguments.switches, hold=False)
     found = read_status(workspace.store)
     as_json = "json" in arguments.switches
     print(json.dumps(totals(found), indent=2, sort_keys=True) if as_json else describe(found))

@@ -32,6 +32,9 @@ MAX_CONNECTIONS = 32
 # Errors of a wrong set-up, which no repetition mends.
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 _FINAL_CODES = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "NoSuchBucket", "ExpiredToken")
+CONDITION_FAILED = ("PreconditionFailed", "412")
+"""Codes of an answer that says that a write's condition does not hold."""
+_NO_CONDITIONS = ("NotImplemented", "501")
 
 
 def filesystem(anonymous: bool) -> Any:
@@ -88,7 +91,8 @@ def retry(action: Callable[[], T], failing: str) -> T:
             raise
         except Exception as error:
             passing = isinstance(error, storage_errors()) or _is_transport(error)
-            if not passing or any(code in str(error) for code in _FINAL_CODES) or error_code(error) in _FINAL_CODES:
+            codes = _FINAL_CODES + CONDITION_FAILED + _NO_CONDITIONS
+            if not passing or any(code in str(error) for code in _FINAL_CODES) or error_code(error) in codes:
                 raise
             pause = random.uniform(0, wait)
             if attempt == MAX_ATTEMPTS or time.monotonic() + pause - began > MAX_RETRY_SECONDS:

@@ -9,6 +9,7 @@ files of a disk are not opened.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import itertools
 import os
@@ -18,13 +19,14 @@ import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlparse
 
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.disk import file_object, flush, list_folder, missing_folders, read_listed, umask
-from pipelines.workspace.s3_requests import filesystem, holds_objects, retry
+from pipelines.workspace.s3_requests import CONDITION_FAILED, filesystem, holds_objects, retry
 from pipelines.workspace.storage_errors import (
     DISK_FULL,
     OtherLength,
@@ -184,6 +186,82 @@ class Store:
             return
         with self._writing(path):
             retry(lambda: filesystem(self.anonymous).pipe_file(self.full(path), content), self._written(path))
+
+    def swap(self, path: str, content: bytes, *, was: bytes | None) -> bool:
+        """Write an object only where it still holds `was`, or where there is none (None); return whether it did.
+
+        Of several processes that swap the same content at the same time, on any host, one succeeds: a bucket takes
+        writes with a condition (If-None-Match, If-Match). No two calls may write the same content.
+
+        Raises:
+            StorageFailed: it cannot be written.
+        """
+        if self.is_local:
+            return self._swap_local(path, content, was)
+        condition = {"IfNoneMatch": "*"}
+        if was is not None:
+            try:
+                condition = {"IfMatch": self.stat(path).etag}
+                if self.read(path) != was:
+                    return False
+            except FileNotFoundError:
+                return False
+        with self._writing(path):
+            try:
+                self._request(self._written(path), "put_object", Key=self._key(path), Body=content, **condition)
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                if error_code(error) not in CONDITION_FAILED:
+                    raise
+                # An answer may have been lost after the object was written.
+                return self._holds(path, content)
+        return True
+
+    def _swap_local(self, path: str, content: bytes, was: bytes | None) -> bool:
+        target = Path(self.full(path))
+        with self._writing(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                # Not every network file system locks folders.
+                with contextlib.suppress(OSError):
+                    fcntl.flock(folder, fcntl.LOCK_EX)
+                if was is not None:
+                    if not self._holds(path, was):
+                        return False
+                    self.write(path, content)
+                    return True
+                try:
+                    with target.open("xb") as file:
+                        file.write(content)
+                except FileExistsError:
+                    return False
+                except OSError:
+                    target.unlink()
+                    raise
+            finally:
+                os.close(folder)
+        return True
+
+    def _holds(self, path: str, content: bytes) -> bool:
+        try:
+            return self.read(path) == content
+        except FileNotFoundError:
+            return False
+
+    def seconds_since_written(self, path: str) -> float:
+        """Return how long ago an object was written, by the clock of its storage; FileNotFoundError without one."""
+        if self.is_local:
+            target = Path(self.full(path))
+            # Opening a file asks its server for the time as it is now.
+            with target.open("rb") as file, self._writing(path):
+                written = os.fstat(file.fileno()).st_mtime
+                with tempfile.NamedTemporaryFile(prefix=".partial-", dir=target.parent) as now:
+                    return os.fstat(now.fileno()).st_mtime - written
+        found = self._request(self._reading(path), "head_object", Key=self._key(path))
+        now_there = parsedate_to_datetime(found["ResponseMetadata"]["HTTPHeaders"]["date"])
+        return float((now_there - found["LastModified"]).total_seconds())
 
     @contextlib.contextmanager
     def atomic_file(self, path: str) -> Iterator[Path]:

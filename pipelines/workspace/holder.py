@@ -1,0 +1,222 @@
+"""Who writes to a workspace: one job at a time, on any host, and another one once its process or host has died.
+
+`holder.json` names the job that writes. It is written with a condition (`Store.swap`), so that of two jobs that begin
+at the same time one is refused, on a disk as in a bucket. A job that was killed leaves the file. On its own host the
+next job sees that the process is gone; elsewhere it waits until the file has not been renewed for `LEASE_SECONDS`.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import Field
+
+from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.text import printable
+from pipelines.workspace.artifacts import Artifact
+from pipelines.workspace.disk import missing_folders
+from pipelines.workspace.storage import Store
+from pipelines.workspace.storage_errors import StorageFailed
+
+LEASE_SECONDS = 180.0
+"""A holder on another host that has not renewed its hold for so long is taken for dead."""
+RENEW_SECONDS = 20.0
+"""How often a holder renews its hold."""
+
+
+class Holder(Artifact):
+    """`holder.json`: the job that writes to the workspace; where there is none, no job does."""
+
+    PATH = "holder.json"
+
+    token: str
+    """Of this hold alone."""
+    host: str
+    boot: str
+    """Of the host's kernel, until it starts again; empty where it is not known."""
+    processes: str
+    """The host's namespace of processes, such as a container's; empty where it is not known."""
+    process: int = Field(ge=0)
+    started: str
+    """The start of the process, in the kernel's clock; empty where it is not known."""
+    command: str
+    since: str
+    """UTC."""
+    renewals: int = Field(default=0, ge=0)
+
+    def content(self) -> bytes:
+        """Return the file's bytes; they differ with every renewal."""
+        return (self.model_dump_json(indent=1) + "\n").encode()
+
+    def is_gone(self) -> bool | None:
+        """Whether the process has ended; None where this cannot be seen from here."""
+        if not self.boot or (self.boot, self.processes) != _this_machine():
+            return None
+        return _start_of(self.process) != self.started
+
+    def describe(self) -> str:
+        """Return who holds the workspace, as part of a sentence."""
+        text = f"`{self.command}` (process {self.process} on {self.host}, since {self.since})"
+        return printable(text)
+
+
+@contextlib.contextmanager
+def held(store: Store, command: str) -> Iterator[None]:
+    """Hold a workspace for a job that writes, until the block ends.
+
+    Args:
+        store: the workspace; its folder is made where it does not exist, and removed again where nothing was written.
+        command: what is told to those who are refused.
+
+    Raises:
+        InputError: another job holds it; names it.
+        StageFailed: the job was taken for dead, since it could not renew its hold, and another took the workspace.
+    """
+    made = missing_folders(store.url) if store.is_local else []
+    boot, processes = _this_machine()
+    holder = Holder(
+        token=secrets.token_hex(16),
+        host=socket.gethostname(),
+        boot=boot,
+        processes=processes,
+        process=os.getpid(),
+        started=_start_of(os.getpid()),
+        command=command,
+        since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
+    )
+    _take(store, holder)
+    hold = _Hold(store, holder)
+    hold.start()
+    try:
+        yield
+    except KeyboardInterrupt:
+        if hold.lost:
+            raise StageFailed(hold.lost) from None
+        raise
+    finally:
+        hold.stop()
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
+
+
+def _take(store: Store, holder: Holder) -> None:
+    """Write who holds the workspace; InputError where another job does."""
+    while True:
+        try:
+            found = store.read(Holder.PATH)
+        except FileNotFoundError:
+            found = None
+        if found is not None:
+            _refuse_living(store, found)
+        if store.swap(Holder.PATH, holder.content(), was=found):
+            if found is not None:
+                print(f"{store.url}: taken over from {_described(_parse(found))}, which has died", flush=True)
+            return
+
+
+def _parse(content: bytes) -> Holder | None:
+    """Return what the file holds; None where it was cut short or is of another version."""
+    try:
+        return Holder.model_validate_json(content)
+    except ValueError:
+        return None
+
+
+def _described(holder: Holder | None) -> str:
+    return "another job" if holder is None else holder.describe()
+
+
+def _refuse_living(store: Store, found: bytes) -> None:
+    holder = _parse(found)
+    gone = None if holder is None else holder.is_gone()
+    if gone:
+        return
+    end = "wait until it has ended"
+    if gone is None:
+        try:
+            age = store.seconds_since_written(Holder.PATH)
+        except FileNotFoundError:
+            return
+        if age > LEASE_SECONDS:
+            return
+        end += (
+            f", or, if it has died, until {Holder.PATH} there has not been renewed for {LEASE_SECONDS:.0f} s "
+            f"(the last time was {max(age, 0):.0f} s ago)"
+        )
+    raise InputError(f"{store.url} is in use by {_described(holder)}; {end}")
+
+
+class _Hold:
+    """Renews a hold in a thread of its own until it is stopped."""
+
+    def __init__(self, store: Store, holder: Holder) -> None:
+        self.store, self.holder = store, holder
+        self.lost = ""
+        """Why the hold does not hold any more; empty while it does."""
+        self._owner = threading.get_ident()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Give the workspace free, where it is still held."""
+        self._stop.set()
+        self._thread.join()
+        # What cannot be removed now ends by itself.
+        with contextlib.suppress(StorageFailed, FileNotFoundError):
+            if self._is_ours(self.store.read(Holder.PATH)):
+                self.store.remove(Holder.PATH)
+
+    def _is_ours(self, content: bytes) -> bool:
+        found = _parse(content)
+        return found is not None and found.token == self.holder.token
+
+    def _renew(self) -> None:
+        while not self._stop.wait(RENEW_SECONDS):
+            renewed = self.holder.model_copy(update={"renewals": self.holder.renewals + 1})
+            try:
+                found = self.store.read(Holder.PATH)
+                if self._is_ours(found) and self.store.swap(Holder.PATH, renewed.content(), was=found):
+                    self.holder = renewed
+                    continue
+            except FileNotFoundError:
+                pass
+            except (StorageFailed, OSError):
+                # Storage that is away for a while; nobody else can take the workspace there, either.
+                continue
+            self.lost = (
+                f"{self.store.url} was taken by another job, since this one could not renew its hold for "
+                f"{LEASE_SECONDS:.0f} s; run the same command again once the other has ended"
+            )
+            if not self._stop.is_set():
+                signal.pthread_kill(self._owner, signal.SIGINT)
+            return
+
+
+def _this_machine() -> tuple[str, str]:
+    """Return what tells this run of this host, and this namespace of its processes, from others; empty if unknown."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return boot, os.readlink("/proc/self/ns/pid")  # noqa: PTH115 - it links to no path
+    except OSError:
+        return "", ""
+
+
+def _start_of(process: int) -> str:
+    """Return when a process of this host started, in the kernel's clock; empty where it has ended."""
+    try:
+        text = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return ""
+    # Its name, in parentheses, may hold blanks; the state is the third field, the start the 22nd.
+    fields = text.rpartition(")")[2].split()
+    return "" if fields[0] in "ZX" else fields[19]
