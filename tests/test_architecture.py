@@ -187,6 +187,20 @@ def test_the_architecture_page_names_every_module():
     assert missing == []
 
 
+def test_the_architecture_page_says_where_each_rule_is():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    section = page.split("## Where is it decided?\n")[1].split("\n## ")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in section.splitlines() if ".py`" in line]
+    assert len(rows) >= 15
+    for question, module, function in rows:
+        path = ROOT / module if module.startswith("jobs/") else ROOT / "pipelines" / module
+        *owner, name = function.split(".")
+        body: list[ast.stmt] = ast.parse(path.read_text(encoding="utf-8")).body
+        for kind in owner:
+            body = next(node.body for node in body if isinstance(node, ast.ClassDef) and node.name == kind)
+        assert name in {node.name for node in body if isinstance(node, ast.FunctionDef)}, f"{question}: {function}"
+
+
 def test_the_example_of_the_architecture_page_is_code_that_exists():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     example = page.split("```python\n")[1].split("```")[0]

@@ -23,7 +23,7 @@ from pipelines.detect.intervals import HOUR_NS, interval_bounds, intervals, shar
 from pipelines.detect.stage_marker import count_by_day
 from pipelines.metrics.association import NANOSECONDS, coincident
 from pipelines.workspace import schemas, tables
-from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, work_left, write_marker
 from pipelines.workspace.storage import Store
 
 # Raised by hand whenever the choice of triggers changes.
@@ -91,10 +91,8 @@ def plan_choices(
         "seconds": detection.coincidence_seconds,
     }
     digests = {start: fingerprint({"shards": sorted(map(str, names))}) for start, names in by_start.items()}
-    done = set(list_markers(workspace, "detect"))
-    kept: set[MarkerName] = set()
     held_back = 0
-    stretches: dict[int, tuple[list[tuple[MarkerName, MarkerName]], set[int]]] = defaultdict(lambda: ([], set()))
+    choices: list[tuple[MarkerName, MarkerName, int, list[int]]] = []
     for start, names in sorted(by_start.items()):
         end = interval_bounds(interval, start)[1]
         reached = [first for first, _ in intervals(interval, *reach(start, end, detection)) if first in by_start]
@@ -105,17 +103,17 @@ def plan_choices(
         stretch = start - start % DAY_NS if interval == "hour" else start
         for name in names:
             mark = fingerprint({"around": around, "triggers": name.fingerprint})
-            chosen = MarkerName(name.network, name.station, name.shard, mark)
-            if chosen in done:
-                kept.add(chosen)
-            else:
-                stretches[stretch][0].append((name, chosen))
-                stretches[stretch][1].update(reached)
+            choices.append((name, MarkerName(name.network, name.station, name.shard, mark), stretch, reached))
+    work = work_left(workspace, "detect", choices, lambda choice: choice[1])
+    stretches: dict[int, tuple[list[tuple[MarkerName, MarkerName]], set[int]]] = defaultdict(lambda: ([], set()))
+    for name, chosen, stretch, reached in work.left:
+        stretches[stretch][0].append((name, chosen))
+        stretches[stretch][1].update(reached)
     tasks = [
         ChoiceTask(tuple(shards), tuple(name for first in sorted(starts) for name in by_start[first]))
         for _, (shards, starts) in sorted(stretches.items())
     ]
-    return ChoicePlan(tasks, len(kept), held_back, sorted(done - kept, key=str))
+    return ChoicePlan(tasks, work.num_done, held_back, work.stale)
 
 
 def choose(

@@ -18,7 +18,7 @@ from pipelines.config import Config, stage_output_keys
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import context_seconds
 from pipelines.detect.intervals import intervals, shard_name
-from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers
+from pipelines.workspace.ledger import MarkerName, fingerprint, work_left
 from pipelines.workspace.workspace import Workspace
 
 # Raised by hand whenever the rows that the stage writes change.
@@ -114,10 +114,7 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
     settings = {key: value for key, value in keys.items() if not key.startswith(elsewhere)}
     settings |= {"algorithm": ALGORITHM_VERSION, "stationxml": stationxml_hash}
     _, ledger = destination(config.detection)
-    done = set(list_markers(workspace.store, ledger))
-    kept: set[MarkerName] = set()
-    pending: list[PlannedShard] = []
-    for shard in plan_shards(
+    shards = plan_shards(
         table,
         interval,
         before_ns=round(before * 1e9),
@@ -125,11 +122,8 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
         settings=settings,
         start_ns=first,
         end_ns=last,
-    ):
-        if shard.name in done:
-            kept.add(shard.name)
-        else:
-            pending.append(shard)
+    )
+    work = work_left(workspace.store, ledger, shards, lambda shard: shard.name)
     files = table.select(["key", "size", "etag"])
     spans = np.stack([table["start_ns"].to_numpy(), table["end_ns"].to_numpy()], axis=1)
     # Without an index a file has one row, and the keys of a million rows need not be compared.
@@ -142,9 +136,9 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
         spans=spans,
         homes=_homes(table, _is_first(_numbers(table, ["key", *_GROUP])) if indexed else every, first, last),
         first=_is_first(_numbers(table, ["key"])) if indexed else every,
-        pending=pending,
-        num_shards=len(kept) + len(pending),
-        stale=sorted(done - kept, key=str),
+        pending=work.left,
+        num_shards=work.num_done + len(work.left),
+        stale=work.stale,
     )
 
 

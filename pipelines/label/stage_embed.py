@@ -21,7 +21,7 @@ from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
 from pipelines.workspace import schemas, tables
-from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, remove_stale, write_marker
+from pipelines.workspace.ledger import MarkerName, WorkLeft, fingerprint, remove_stale, work_left, write_marker
 from pipelines.workspace.storage import Store
 
 ALGORITHM_VERSION = 1
@@ -50,12 +50,17 @@ def unembedded_shards(
     store: Store, shards: Sequence[EventShard], encoder: Encoder, settings: LabelSettings
 ) -> list[EventShard]:
     """Return the shards that have no embedding yet, or one of other events, another encoder or other arithmetic."""
-    done = {(mark.network, mark.station, mark.shard, mark.fingerprint) for mark in list_markers(store, "embed")}
-    return [
-        shard
-        for shard in shards
-        if (shard.network, shard.station, shard.name, embedding_fingerprint(shard, encoder, settings)) not in done
-    ]
+    return _embedding_left(store, shards, encoder, settings).left
+
+
+def _embedding_left(
+    store: Store, shards: Sequence[EventShard], encoder: Encoder, settings: LabelSettings
+) -> WorkLeft[EventShard]:
+    def marker(shard: EventShard) -> MarkerName:
+        digits = embedding_fingerprint(shard, encoder, settings)
+        return MarkerName(shard.network, shard.station, shard.name, digits)
+
+    return work_left(store, "embed", shards, marker)
 
 
 def embed_shards(
@@ -66,14 +71,9 @@ def embed_shards(
     Raises:
         StageFailed: a shard could not be embedded; the others are done and stay.
     """
-    wanted = {(s.network, s.station, s.name): embedding_fingerprint(s, encoder, settings) for s in shards}
-    left = [
-        asdict(shard) | {"fingerprint": wanted[shard.network, shard.station, shard.name]}
-        for shard in unembedded_shards(store, shards, encoder, settings)
-    ]
-    current = {MarkerName(*key, digits) for key, digits in wanted.items()}
-    stale = [mark for mark in list_markers(store, "embed") if mark not in current]
-    remove_stale(store, "embeddings", "embed", stale, current)
+    work = _embedding_left(store, shards, encoder, settings)
+    left = [asdict(shard) | {"fingerprint": embedding_fingerprint(shard, encoder, settings)} for shard in work.left]
+    remove_stale(store, "embeddings", "embed", work.stale, work.current)
     if left:
         failed = [f"{row['name']}: {row['error']}" for row in _embed(store, left, encoder, settings, num_workers)]
         if failed:

@@ -3,18 +3,20 @@
     ledger/<stage>/network=NN/station=SSSS/<shard>.<fingerprint>.json
 
 A marker is written after the shard's data is durable. The fingerprint in its name covers all that changes the shard's
-output, so one listing decides what is left to do.
+output, so one listing decides what is left to do (`work_left`), for every stage.
 """
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import read_json
 from pipelines.workspace.storage import Store, path_part
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,43 @@ def list_markers(
         name = parse_marker_path(item.path)
         if name is not None:
             yield name
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkLeft(Generic[T]):
+    """What a stage has to do, as its markers say."""
+
+    left: list[T]
+    """Shards without a marker, in the order given."""
+    current: set[MarkerName]
+    """Markers that hold or will be written: one for each shard."""
+    num_done: int
+    stale: list[MarkerName]
+    """Markers of shards that are to be redone or no longer exist, sorted."""
+
+
+def work_left(store: Store, stage: str, shards: Iterable[T], name_of: Callable[[T], MarkerName]) -> WorkLeft[T]:
+    """Compare the shards that a stage should have done with its markers.
+
+    The one rule of what is done: a shard is, when the ledger holds a marker of its name with its fingerprint.
+
+    Args:
+        store: the workspace.
+        stage: whose markers they are.
+        shards: all that the stage should do, gone through once.
+        name_of: returns a shard's marker.
+    """
+    markers = set(list_markers(store, stage))
+    current: set[MarkerName] = set()
+    left: list[T] = []
+    for shard in shards:
+        name = name_of(shard)
+        current.add(name)
+        if name not in markers:
+            left.append(shard)
+    return WorkLeft(
+        left=left, current=current, num_done=len(current & markers), stale=sorted(markers - current, key=str)
+    )
 
 
 def parse_marker_path(path: str) -> MarkerName | None:

@@ -9,7 +9,7 @@ import pytest
 from pipelines.config import read_flags, resolve
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import schemas, tables
-from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, write_marker
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, work_left, write_marker
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import open_workspace
 
@@ -88,6 +88,19 @@ def test_a_marker_says_what_its_name_says(tmp_path):
     assert (
         fingerprint({"a": 1, "b": [1, 2]}) == fingerprint({"b": [1, 2], "a": 1}) != fingerprint({"a": 2, "b": [1, 2]})
     )
+
+
+def test_a_shard_is_done_where_its_marker_has_its_fingerprint(tmp_path):
+    store = open_store(str(tmp_path))
+    for shard, digits in (("same", "1"), ("changed", "1"), ("gone", "1")):
+        write_marker(store, "detect", MarkerName("XX", "A", shard, digits), {})
+    write_marker(store, "label", MarkerName("XX", "A", "new", "1"), {})
+    wanted = {"new": "1", "changed": "2", "same": "1"}
+    work = work_left(store, "detect", iter(wanted), lambda shard: MarkerName("XX", "A", shard, wanted[shard]))
+    assert work.left == ["new", "changed"]
+    assert work.num_done == 1
+    assert {name.shard for name in work.current} == {"new", "changed", "same"}
+    assert work.stale == [MarkerName("XX", "A", "changed", "1"), MarkerName("XX", "A", "gone", "1")]
 
 
 @pytest.mark.parametrize("cut", [1, 7, 128, 300, 1000])
