@@ -18,12 +18,12 @@ from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events
 from pipelines.detect.stage_archive import open_archive
 from pipelines.handlabels.table import read_label_table
-from pipelines.label.stage import check_events, check_labelling, label_events
+from pipelines.label.stage import check_events, check_gpus, check_labelling, label_events
 from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.runtime.ray_session import ray_session
 from pipelines.runtime.redaction import without_secrets
 from pipelines.tracking.server import Tracking, open_tracking
-from pipelines.train.stage import check_resources, check_training, train_encoder
+from pipelines.train.stage import check_resources, check_training, train_encoder, where_it_runs
 from pipelines.tune.stage import check_search, tune_augmentations
 from pipelines.workspace.tables import list_shards
 from pipelines.workspace.workspace import Workspace
@@ -48,8 +48,8 @@ def run(arguments: Arguments) -> None:
         print_config(config, stage, workspace)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
-        if session.started:
-            check_resources(configs["train"])
+        check_resources(where_it_runs(configs["train"]))
+        check_gpus(configs["label"])
         workspace.claim("detect", configs["detect"], replace=arguments.replace)
         detect_events(
             archive,

@@ -10,8 +10,7 @@ import contextlib
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
-from pipelines.runtime.errors import InputError
-from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.ray_session import in_ray_job, ray_session
 from pipelines.tracking.server import open_tracking
 from pipelines.train.stage import train_encoder
 
@@ -22,18 +21,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(arguments: Arguments) -> None:
-    """Resolve the configuration and train; without workers no Ray is needed."""
+    """Resolve the configuration and train; without workers no Ray is needed, except on a cluster."""
     workspace = arguments.workspace(0)
     config = arguments.config("train", workspace)
     print_config(config, "train", workspace)
-    needed = config.train.num_workers > 0
-    if arguments.address is not None and not needed:
-        raise InputError(
-            f"--address is {arguments.address}, but train.num_workers is 0, which trains in this process; "
-            "give --train.num_workers, or no address"
-        )
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
-    with ray_session(arguments.address) if needed else contextlib.nullcontext():
+    with_ray = config.train.num_workers > 0 or arguments.address is not None or in_ray_job()
+    with ray_session(arguments.address) if with_ray else contextlib.nullcontext():
         train_encoder(workspace, config, tracking, replace=arguments.replace)
 
 

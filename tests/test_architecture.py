@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Modules of a room that know Ray, MLflow or storage; all its other modules are pure functions on arrays and tensors.
 ADAPTERS: dict[str, tuple[str, ...]] = {
-    "runtime": ("ray_session", "ray_private"),
+    "runtime": ("capacity", "ray_session", "ray_private"),
     "config": (),
     "metrics": (),
     "encoders": (),

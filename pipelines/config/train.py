@@ -56,7 +56,7 @@ class TrainSettings(Section):
     """Maximum number of events to train on, drawn at random from every station and month (count)."""
 
     num_workers: int = operational(0, ge=0, le=100_000)
-    """Ray Train workers; 0: train in this process (count)."""
+    """Ray Train workers; 0: train in this process, on a cluster with one worker (count)."""
     min_workers: int | None = operational(None, ge=1, le=100_000)
     """Continue with at least this many workers when the cluster shrinks; default: exactly num_workers (count)."""
     use_gpu: bool = operational(False)
@@ -64,7 +64,7 @@ class TrainSettings(Section):
     cpus_per_worker: float = operational(1.0, gt=0, le=10_000)
     """Logical CPUs reserved for each worker (count)."""
     num_threads: int = operational(0, ge=0, le=10_000)
-    """Torch threads in each worker; 0: the worker's share of the cores (count)."""
+    """Torch threads in each worker; 0: its share of the cores, on a cluster its CPUs (count)."""
     compile: bool = operational(False)
     """Compile the network with torch.compile."""
     max_failures: int = operational(3, ge=0, le=100_000)

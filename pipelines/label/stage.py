@@ -3,13 +3,10 @@
 events/ -> embeddings/ -> clustering/<fingerprint>.npz -> labels/
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import ray
 from numpy.typing import NDArray
 
 from pipelines.config import Config, stage_config, stage_output_keys
@@ -28,8 +25,9 @@ from pipelines.label.stage_labels import Naming, write_labels
 from pipelines.label.stage_log import log_outcome
 from pipelines.label.stage_shards import EventShard, list_event_shards
 from pipelines.label.stage_summary import Outcome, print_outcome, summary_of
+from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.ray_session import CLUSTER_CPUS_VARIABLE, ray_session
+from pipelines.runtime.ray_session import ray_session
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace.artifacts import ClusteringSummary
@@ -80,7 +78,7 @@ def label_events(
         print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)
         return done
     with ray_session(address) as session:
-        check_resources(config)
+        check_gpus(config)
         hand = None if table is None else match_on_ray(store, shards, config.labels, table)
         if hand is not None:
             print(
@@ -101,13 +99,13 @@ def label_events(
             return _label(store, inputs, config, run, whole, num_cpus=session.num_cpus)
 
 
-def check_resources(config: Config) -> None:
+def check_gpus(config: Config) -> None:
     """Refuse to embed on GPUs where Ray has none and is not said to grow; a Ray session must be open.
 
     Raises:
         InputError: names the key.
     """
-    if config.label.use_gpu and not _num_gpus() and CLUSTER_CPUS_VARIABLE not in os.environ:
+    if config.label.use_gpu and not capacity().gpus:
         raise InputError("label.use_gpu is true, but Ray has no GPU; use false, or a cluster with GPUs")
 
 
@@ -170,7 +168,7 @@ def _label(
     num_workers = config.label.num_workers or num_cpus
     num_embedders = min(num_workers, num_cpus)
     if config.label.use_gpu:
-        num_embedders = config.label.num_workers or max(1, _num_gpus())
+        num_embedders = config.label.num_workers or int(capacity().gpus)
     num_embedded = embed_shards(store, inputs.shards, encoder, config.label, num_workers=num_embedders)
     before = "" if num_embedded == len(inputs.shards) else "; the others were done before"
     print(f"label: embedded {num_embedded} of {len(inputs.shards)} shards{before}", flush=True)
@@ -238,8 +236,3 @@ def _score(
         validation=np.array([inputs.hand.validation[event_id] for event_id in ids], dtype=bool),
     )
     return score_labelling(rows, bootstrap_draws=config.label.bootstrap_draws, seed=config.kmeans.seed)
-
-
-def _num_gpus() -> int:
-    resources: Any = ray.cluster_resources
-    return int(resources().get("GPU", 0))

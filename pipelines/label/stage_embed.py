@@ -18,6 +18,7 @@ from pipelines import __version__
 from pipelines.config.label import LabelSettings
 from pipelines.encoders import Encoder, load
 from pipelines.label.stage_shards import EventShard
+from pipelines.runtime.capacity import missing_gpus, say_waits
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
 from pipelines.workspace import schemas, tables
@@ -95,7 +96,8 @@ def _embed(
         num_gpus=1 if settings.use_gpu else 0,
         memory=WORKER_MEMORY_BYTES,
     )
-    with progress_bar("embed", unit="shard", total=len(rows)) as bar:
+    waits = say_waits("embed", missing_gpus) if settings.use_gpu else nullcontext()
+    with waits, progress_bar("embed", unit="shard", total=len(rows)) as bar:
         for row in embedded.iter_rows():
             bar.update()
             if row["error"]:

@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import joblib
 
 from pipelines.runtime import ray_private
+from pipelines.runtime.capacity import capacity, missing_cpus, say_waits
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_token import (
     apply_environment,
@@ -27,7 +28,7 @@ from pipelines.runtime.ray_token import (
 from pipelines.runtime.signals import take_sigterm
 
 SPARE_CPUS = 2
-"""Logical CPUs in addition to the cores: training that takes every CPU would leave none for Ray Data."""
+"""Logical CPUs in addition to the cores, so that other tasks can run beside workers that take all of those."""
 
 START_ATTEMPTS = 3
 """Ray gives its servers half a minute to start, and a busy machine may need longer."""
@@ -37,9 +38,6 @@ CONNECT_SECONDS = 10.0
 
 NO_PROGRESS_SECONDS = 6 * 3600.0
 """Longest wait of Ray Data for capacity on a cluster: spot machines can be away for hours."""
-
-CLUSTER_CPUS_VARIABLE = "FIRNLINE_CLUSTER_CPUS"
-"""Variable of a cluster's head: the largest number of CPUs that its autoscaler may start."""
 
 _GIB = 1 << 30
 _own_cores: list[int] = []
@@ -106,7 +104,8 @@ def ray_session(
     _configure_data(on_cluster=joined is not None)
     finished = False
     try:
-        yield _session(started=joined is None)
+        with nullcontext() if joined is None else say_waits("cluster", missing_cpus):
+            yield _session(started=joined is None)
         finished = True
     finally:
         _own_cores.clear()
@@ -133,6 +132,12 @@ def task_results(references: Sequence[Any]) -> list[Any]:
 def in_ray_job() -> bool:
     """Return whether this process is the entry point of a job that Ray's Jobs server started."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def on_cluster() -> bool:
+    """Return whether this process is connected to a Ray that it did not start, or is a cluster's job."""
+    ray: Any = importlib.import_module("ray")
+    return in_ray_job() or (ray.is_initialized() and not _own_cores)
 
 
 def local_cores() -> int:
@@ -266,20 +271,8 @@ def _session(*, started: bool) -> RaySession:
     return RaySession(
         address=ray.get_runtime_context().gcs_address,
         started=started,
-        num_cpus=_own_cores[0] if _own_cores else _cluster_cpus(),
+        num_cpus=_own_cores[0] if _own_cores else max(1, int(capacity().cpus)),
     )
-
-
-def _cluster_cpus() -> int:
-    """Return the CPUs of a cluster: those that it has, or those that it may grow to."""
-    ray: Any = importlib.import_module("ray")
-    # Ray does not report what its autoscaler may still start; the heads of cluster.yaml and infra/kuberay do.
-    promised = os.environ.get(CLUSTER_CPUS_VARIABLE, "0")
-    if not promised.isdigit():
-        raise InputError(
-            f"{CLUSTER_CPUS_VARIABLE} is {promised!r}; it is the number of CPUs that the cluster may grow to."
-        )
-    return max(1, int(ray.cluster_resources().get("CPU", 0)), int(promised))
 
 
 def _configure_data(*, on_cluster: bool) -> None:

@@ -4,7 +4,6 @@ State lies in `train/` of the workspace: `train/<fingerprint>/epoch-00007.safete
 `train/encoder.safetensors` and, last of all, `train/training.json`, which says that the training is done.
 """
 
-import importlib
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,13 @@ import torch
 import yaml
 
 from pipelines import encoders
-from pipelines.config import Config, flatten, stage_config
+from pipelines.config import Config, flatten, stage_config, with_keys
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.detection import WindowSettings
 from pipelines.handlabels.sampling import label_sample
+from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.ray_session import on_cluster
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.train.stage_fit import TrainingInputs, fit_encoder
@@ -65,6 +66,7 @@ def train_encoder(
         StageFailed: the loss is stuck or has diverged, or workers were lost too often.
     """
     store = workspace.store
+    config = where_it_runs(config)
     settings = config.train
     augmentation = effective_augmentation(workspace, config)
     inputs = events_fingerprint(store)
@@ -157,30 +159,39 @@ def check_training(
         _finished_training(workspace, keys)
 
 
+def where_it_runs(config: Config) -> Config:
+    """Return the configuration with one worker instead of none on a cluster, whose head is too small to train on."""
+    if config.train.num_workers or not on_cluster():
+        return config
+    return with_keys(config, {"train": {"num_workers": 1}})
+
+
 def check_resources(config: Config) -> None:
-    """Refuse a plan whose workers leave Ray Data no CPU, or that asks for GPUs which are not there.
+    """Refuse a training for which the machine or cluster is too small, counting what a cluster may grow to.
 
     With workers a Ray session must be open.
 
     Raises:
-        InputError: names the key and what the cluster has.
+        InputError: names the key and what there is.
     """
-    ray: Any = importlib.import_module("ray")
     settings = config.train
     if not settings.num_workers:
         if settings.use_gpu and not torch.cuda.is_available():
             raise InputError("train.use_gpu is true, but torch finds no GPU on this machine; use false")
         return
-    resources = ray.cluster_resources()
-    cpus, gpus = float(resources.get("CPU", 0)), float(resources.get("GPU", 0))
+    most = capacity()
+    most_text = "may grow to" if most.grows else "has"
     workers = settings.min_workers or settings.num_workers
-    if workers * settings.cpus_per_worker > cpus - 1:
+    if settings.use_gpu and workers > most.gpus:
+        raise InputError(
+            f"train.use_gpu is true for {workers} workers, but Ray {most_text} {most.gpus:g} GPUs; use fewer workers"
+        )
+    # What a cluster may grow to does not count the CPUs that come with its GPUs.
+    if workers * settings.cpus_per_worker > most.cpus and not (settings.use_gpu and most.grows):
         raise InputError(
             f"train.num_workers is {settings.num_workers} with train.cpus_per_worker {settings.cpus_per_worker:g}, but "
-            f"Ray has {cpus:g} CPUs and reading the events needs one of them; use fewer workers or smaller shares"
+            f"Ray {most_text} {most.cpus:g} CPUs; use fewer workers or smaller shares"
         )
-    if settings.use_gpu and workers > gpus:
-        raise InputError(f"train.use_gpu is true for {workers} workers, but Ray has {gpus:g} GPUs; use fewer workers")
 
 
 def _check_enough_events(config: Config, num_events: int) -> None:

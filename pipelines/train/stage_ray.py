@@ -1,4 +1,4 @@
-"""Training by Ray Train: workers that each hold a share of the windows, read once by Ray Data."""
+"""Training by Ray Train: workers that each read and hold a share of the windows."""
 
 import fcntl
 import os
@@ -13,22 +13,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipelines.config.train import TrainSettings
 from pipelines.contrastive.checkpoint import read_facts
+from pipelines.runtime.capacity import missing_workers, say_waits
 from pipelines.runtime.errors import StageFailed
-from pipelines.runtime.ray_session import local_cores
+from pipelines.runtime.ray_session import local_cores, on_cluster
 from pipelines.train.loop import HopelessTraining, Training, train_rank
 from pipelines.train.stage_checkpoints import last_checkpoint, watch_checkpoints, write_checkpoint
-from pipelines.train.stage_setup import prepare_windows, torch_threads
-from pipelines.workspace.event_sample import EventSample, read_windows
+from pipelines.train.stage_setup import prepare_windows
+from pipelines.workspace.event_sample import EventSample, read_sample
 from pipelines.workspace.storage import Store
-
-READ_ROWS = 512
-"""Events that a Ray Data task reads and prepares at a time."""
 
 _SIOCGIFADDR = 0x8915
 """Linux's request for the address of an interface."""
@@ -56,13 +53,15 @@ def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[l
 
     store, folder = task.store, task.folder
     world: Any = settings.num_workers
+    resources = {"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})}
     if settings.min_workers is not None and settings.min_workers < settings.num_workers:
         world = (settings.min_workers, settings.num_workers)
     loop_config = {
         "store": store,
+        "sample": task.sample,
         "training": task.training,
         "folder": folder,
-        "num_threads": settings.num_threads or max(1, local_cores() // settings.num_workers),
+        "num_threads": settings.num_threads or _threads(settings),
     }
     store.remove(f"{folder}/stopped.txt")
     state = Path(tempfile.mkdtemp(prefix="firnline-train-"))
@@ -73,18 +72,18 @@ def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[l
         scaling_config=ray.train.ScalingConfig(
             num_workers=world,
             use_gpu=settings.use_gpu,
-            resources_per_worker={"CPU": settings.cpus_per_worker, **({"GPU": 1} if settings.use_gpu else {})},
+            resources_per_worker=resources,
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{time.time_ns()}",
             storage_path=str(state),
             failure_config=ray.train.FailureConfig(max_failures=settings.max_failures),
         ),
-        datasets={"windows": ray.data.from_items([{"index": 0}])},
-        dataset_config=_rank_shares(store, task.sample),
     )
+    fewest = settings.min_workers or settings.num_workers
+    waits = say_waits("train", lambda: missing_workers(fewest, resources))
     try:
-        with watch_checkpoints(store, folder, report):
+        with watch_checkpoints(store, folder, report), waits:
             _interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise StageFailed(f"training failed: {_cause(error)}") from error
@@ -170,52 +169,11 @@ def interface_of(address: str) -> str | None:
     return None
 
 
-def _rank_shares(store: Store, sample: EventSample) -> Any:
-    """Return a Ray Train data configuration that gives each rank its share of the sample, read once by Ray Data."""
-    import ray.data
-    import ray.train
-
-    class RankShares(ray.train.DataConfig):
-        """The split by event id, the same for every run with so many workers, where Ray's own depends on timing."""
-
-        def configure(
-            self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
-        ) -> list[dict[str, Any]]:
-            return [
-                {name: _window_dataset(store, sample, share).iterator() for name in datasets}
-                for share in sample.shares(world_size)
-            ]
-
-    return RankShares(datasets_to_split=[])
-
-
-def _window_dataset(store: Store, sample: EventSample, share: range) -> Any:
-    """Return the lazy Ray dataset of one rank: `index` in the share and the prepared `window`.
-
-    A task reads as many parts, one after the other, as hold READ_ROWS events: what Ray spends on a task does not grow
-    with the number of files.
-    """
-    import ray.data
-
-    parts = [
-        {"path": path, "rows": rows[start : start + READ_ROWS], "indices": indices[start : start + READ_ROWS]}
-        for path, rows, indices in sample.by_file(share)
-        for start in range(0, len(rows), READ_ROWS)
-    ]
-    lead = sample.lead_samples
-
-    def load(batch: Any) -> Any:
-        for path, rows, indices in zip(batch["path"], batch["rows"], batch["indices"], strict=True):
-            windows = read_windows(store, str(path), rows)
-            with torch_threads(1):
-                prepared = prepare_windows(windows, lead)
-            yield {"index": np.asarray(indices, dtype=np.int64), "window": prepared.numpy()}
-
-    memory = READ_ROWS * 12 * sample.num_samples * 6
-    num_tasks = max(1, min(len(parts), -(-len(share) // READ_ROWS)))
-    return ray.data.from_items(parts, override_num_blocks=num_tasks).map_batches(
-        load, batch_size=1, num_cpus=0.5, memory=memory
-    )
+def _threads(settings: TrainSettings) -> int:
+    """Return the torch threads of a worker: of its CPUs on a cluster, where the cores of this machine say nothing."""
+    if on_cluster():
+        return max(1, int(settings.cpus_per_worker))
+    return max(1, local_cores() // settings.num_workers)
 
 
 def _train_worker(task: dict[str, Any]) -> None:
@@ -224,10 +182,12 @@ def _train_worker(task: dict[str, Any]) -> None:
 
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    store, folder, training = task["store"], task["folder"], task["training"]
+    store, sample, folder, training = task["store"], task["sample"], task["folder"], task["training"]
+    torch.set_num_threads(1)
+    share = sample.shares(world)[rank]
+    windows = prepare_windows(read_sample(store, sample, share), sample.lead_samples)
     torch.set_num_threads(task["num_threads"])
     device = ray.train.torch.get_device()
-    windows = _gather_share(ray.train.get_dataset_shard("windows"))
     if device.type == "cuda" and fits_on_device(windows, device):
         windows = windows.to(device)
 
@@ -251,15 +211,6 @@ def _train_worker(task: dict[str, Any]) -> None:
         # Every rank sees the same loss and ends here; raised, Ray would take it for a lost worker and try again.
         if rank == 0:
             store.write(f"{folder}/stopped.txt", str(error).encode())
-
-
-def _gather_share(shard: Any) -> Tensor:
-    indices, windows = [], []
-    for batch in shard.iter_batches(batch_size=256, batch_format="numpy"):
-        indices.append(np.array(batch["index"]))
-        windows.append(np.array(batch["window"], dtype=np.float32))
-    order = np.argsort(np.concatenate(indices))
-    return torch.from_numpy(np.concatenate(windows)[order])
 
 
 def fits_on_device(windows: Tensor, device: torch.device) -> bool:

@@ -137,18 +137,6 @@ def test_transient_storage_errors_are_retried_and_others_are_not(ray_cluster: Ra
     assert matches == [True, False]
 
 
-def test_work_is_shared_out_for_what_a_growing_cluster_may_come_to(
-    ray_cluster: RaySession, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.delenv(cluster.CLUSTER_CPUS_VARIABLE, raising=False)
-    assert cluster._cluster_cpus() == 2 + cluster.SPARE_CPUS
-    monkeypatch.setenv(cluster.CLUSTER_CPUS_VARIABLE, "512")
-    assert cluster._cluster_cpus() == 512
-    monkeypatch.setenv(cluster.CLUSTER_CPUS_VARIABLE, "many")
-    with pytest.raises(InputError, match="FIRNLINE_CLUSTER_CPUS is 'many'"):
-        cluster._cluster_cpus()
-
-
 def run_python(
     code: str, *arguments: str, environment: dict[str, str], folder: Path
 ) -> subprocess.CompletedProcess[str]:

@@ -19,13 +19,14 @@ from jobs import train as train_job
 from pipelines import config as configuration
 from pipelines import encoders
 from pipelines.contrastive.checkpoint import read_facts
+from pipelines.runtime.capacity import CLUSTER_CPUS_VARIABLE, CLUSTER_GPUS_VARIABLE
 from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.ray_session import SPARE_CPUS
 from pipelines.tracking.models import alias_version, download_artifact
 from pipelines.tracking.server import Tracking, as_default
-from pipelines.train.stage import ENCODER, check_resources, train_encoder
+from pipelines.train.stage import ENCODER, check_resources, train_encoder, where_it_runs
 from pipelines.train.stage_checkpoints import last_checkpoint
-from pipelines.train.stage_ray import _window_dataset, interface_of
-from pipelines.train.stage_setup import prepare_windows
+from pipelines.train.stage_ray import interface_of
 from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.event_sample import choose_events, read_sample
 from pipelines.workspace.workspace import open_workspace
@@ -206,22 +207,6 @@ def test_too_few_events_for_the_workers_are_refused_before_work_starts(tmp_path,
         assert not list(workspace.store.walk("train"))
 
 
-def test_many_small_files_are_read_in_few_tasks(tmp_path, ray_cluster):
-    workspace = open_workspace(str(tmp_path / "small-files"), create=True)
-    workspace.update_state()
-    windows, _ = make_windows(24)
-    for first in range(0, 24, 2):
-        write_events(workspace, "S0", f"part{first}", windows[first : first + 2], month=0, first=first)
-    sample = choose_events(workspace.store, max_events=None, seed=0)
-    assert len(sample.paths) == 12
-    share = range(6, 24)
-    dataset = _window_dataset(workspace.store, sample, share).materialize()
-    assert dataset.num_blocks() == 1
-    rows = sorted(dataset.take_all(), key=lambda row: row["index"])
-    expected = prepare_windows(read_sample(workspace.store, sample, share), LEAD_SAMPLES).numpy()
-    np.testing.assert_array_equal(np.stack([row["window"] for row in rows]), expected)
-
-
 def test_gloo_listens_on_the_interface_that_has_the_nodes_address():
     addresses = {
         entry.address: name
@@ -237,6 +222,8 @@ def test_gloo_listens_on_the_interface_that_has_the_nodes_address():
 @pytest.mark.timeout(300)
 def test_a_training_on_ray_that_is_interrupted_is_killed_in_mlflow_and_can_be_resumed(ray_cluster, tmp_path):
     workspace = make_workspace(str(tmp_path / "interrupted"))
+    # The worker takes every CPU of the cluster: nothing beside it needs one.
+    on_every_cpu = settings(num_workers=1, cpus_per_worker=2 + SPARE_CPUS, epochs=500)
     done = threading.Event()
 
     def interrupt_after_the_first_epoch():
@@ -249,7 +236,7 @@ def test_a_training_on_ray_that_is_interrupted_is_killed_in_mlflow_and_can_be_re
     thread.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            train_encoder(workspace, settings(num_workers=1, epochs=500), tracking_of(workspace))
+            train_encoder(workspace, on_every_cpu, tracking_of(workspace))
     finally:
         done.set()
         thread.join()
@@ -321,18 +308,42 @@ def test_training_on_ray_survives_a_lost_worker_bit_for_bit(ray_cluster, tmp_pat
     assert loss_curve(tracking_of(disturbed)) == loss_curve(tracking_of(plain))
 
 
-def test_an_address_without_workers_is_said(undisturbed, capsys):
+def test_a_training_on_a_cluster_has_a_worker_since_the_head_is_too_small(undisturbed, capsys, monkeypatch):
+    assert where_it_runs(settings()).train.num_workers == 0
+    # The variable that Ray's Jobs server sets.
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    assert where_it_runs(settings()).train.num_workers == 1
+    assert where_it_runs(settings(num_workers=2)).train.num_workers == 2
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR")
+    # An address is joined although train.num_workers is 0.
     assert train_job.main([undisturbed[0].url, "--address", "127.0.0.1:9"]) == 2
     said = capsys.readouterr().err
-    assert "train.num_workers is 0" in said
+    assert "127.0.0.1:9" in said
     assert said.count("\n") == 1
 
 
-def test_too_few_cpus_are_refused_at_once(ray_cluster):
-    with pytest.raises(InputError, match=r"train\.num_workers is 64 .* reading the events needs one"):
-        check_resources(settings(num_workers=64, batch_size=64))
-    with pytest.raises(InputError, match=r"train\.use_gpu"):
-        check_resources(settings(num_workers=1, use_gpu=True))
+def test_a_cluster_that_is_too_small_is_refused_at_once_and_one_that_grows_is_not(ray_cluster, monkeypatch):
+    for name in (CLUSTER_CPUS_VARIABLE, CLUSTER_GPUS_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    on_all, on_64, on_gpu = (
+        settings(num_workers=4),
+        settings(num_workers=64, batch_size=64),
+        settings(num_workers=2, use_gpu=True, cpus_per_worker=4),
+    )
+    check_resources(on_all)
+    with pytest.raises(InputError, match=r"train\.num_workers is 64 with train\.cpus_per_worker 1, but Ray has 4 CPUs"):
+        check_resources(on_64)
+    with pytest.raises(InputError, match=r"train\.use_gpu is true for 2 workers, but Ray has 0 GPUs"):
+        check_resources(on_gpu)
+    monkeypatch.setenv(CLUSTER_CPUS_VARIABLE, "63")
+    monkeypatch.setenv(CLUSTER_GPUS_VARIABLE, "2")
+    check_resources(on_gpu)
+    with pytest.raises(InputError, match=r"Ray may grow to 63 CPUs"):
+        check_resources(on_64)
+    monkeypatch.setenv(CLUSTER_CPUS_VARIABLE, "64")
+    check_resources(on_64)
+    with pytest.raises(InputError, match=r"Ray may grow to 2 GPUs"):
+        check_resources(settings(num_workers=4, use_gpu=True))
 
 
 def test_a_bucket_holds_checkpoints_and_encoder_as_a_disk_does(moto_s3, tmp_path, undisturbed):

@@ -1,0 +1,112 @@
+"""What a Ray cluster has and may grow to, and the lines that a job writes while it waits for that."""
+
+import importlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.runtime.errors import InputError
+
+CLUSTER_CPUS_VARIABLE = "FIRNLINE_CLUSTER_CPUS"
+CLUSTER_GPUS_VARIABLE = "FIRNLINE_CLUSTER_GPUS"
+"""Variables of a cluster's head: the largest number of CPUs and GPUs that its autoscaler may start. Ray does not report
+them; the heads of cluster.yaml and infra/kuberay do."""
+
+WAIT_SECONDS = 60.0
+"""How often a job that waits says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Capacity:
+    """CPUs and GPUs that a cluster has, or may grow to where that is more."""
+
+    cpus: float
+    gpus: float
+    grows: bool
+    """Whether nodes may come that are not there yet."""
+
+
+def capacity() -> Capacity:
+    """Return what the connected cluster has or may grow to; InputError where its head states it wrongly."""
+    now = _cluster_resources()
+    promised = {name: _promised(name) for name in (CLUSTER_CPUS_VARIABLE, CLUSTER_GPUS_VARIABLE)}
+    cpus, gpus = now.get("CPU", 0.0), now.get("GPU", 0.0)
+    most_cpus, most_gpus = (max(has, most) for has, most in zip((cpus, gpus), promised.values(), strict=True))
+    return Capacity(cpus=most_cpus, gpus=most_gpus, grows=most_cpus > cpus or most_gpus > gpus)
+
+
+def missing_cpus() -> str | None:
+    """Return what a job waits for on a cluster that has no CPU; None where it has one."""
+    return None if _cluster_resources().get("CPU") else f"waiting for a node: the cluster has no CPU{_growth('cpus')}"
+
+
+def missing_gpus() -> str | None:
+    """Return what a job on GPUs waits for on a cluster that has none; None where it has one."""
+    return None if _cluster_resources().get("GPU") else f"waiting for a GPU: the cluster has none{_growth('gpus')}"
+
+
+def missing_workers(count: int, resources: Mapping[str, float]) -> str | None:
+    """Return what a group of at least `count` workers waits for; None where Ray has placed such a group."""
+    util: Any = importlib.import_module("ray.util")
+    for group in util.placement_group_table().values():
+        bundles = list(group["bundles"].values())
+        if group["state"] == "CREATED" and len(bundles) >= count and all(bundle == resources for bundle in bundles):
+            return None
+    ray: Any = importlib.import_module("ray")
+    free = ray.available_resources()
+    wanted = " and ".join(f"{amount:g} {name}" for name, amount in resources.items())
+    return (
+        f"waiting for {count} worker(s) with {wanted} each; the cluster has {free.get('CPU', 0):g} free CPU and "
+        f"{free.get('GPU', 0):g} free GPU"
+    )
+
+
+@contextmanager
+def say_waits(stage: str, reason: Callable[[], str | None], *, seconds: float = WAIT_SECONDS) -> Iterator[None]:
+    """While the block runs, write a line every `seconds` as long as `reason` returns what is waited for."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        said = time.monotonic()
+        while not ended.wait(seconds / 12):
+            if time.monotonic() - said < seconds:
+                continue
+            try:
+                text = reason()
+            except (RuntimeError, OSError):
+                # Not connected at the moment, or not any more.
+                continue
+            if text is not None and not ended.is_set():
+                said = time.monotonic()
+                print(f"{stage}: {text}", file=sys.stderr, flush=True)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(seconds)
+
+
+def _cluster_resources() -> dict[str, float]:
+    ray: Any = importlib.import_module("ray")
+    return dict(ray.cluster_resources())
+
+
+def _promised(variable: str) -> float:
+    text = os.environ.get(variable, "0")
+    if not text.isdigit():
+        what = "CPUs" if variable == CLUSTER_CPUS_VARIABLE else "GPUs"
+        raise InputError(f"{variable} is {text!r}; it is the number of {what} that the cluster may grow to.")
+    return float(text)
+
+
+def _growth(kind: str) -> str:
+    most = getattr(capacity(), kind)
+    return f", and may grow to {most:g}" if most else ", and its head does not say that it may grow"
