@@ -5,10 +5,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.runtime.errors import InputError
@@ -19,6 +19,11 @@ from pipelines.workspace.stored_object import StoredObject
 
 READERS = 8
 """Files read at a time."""
+
+WindowShape = tuple[int, float, int]
+"""A window's samples, their rate (Hz), and how many of them lie before the onset."""
+
+_SHAPE_COLUMNS = ("onset", "window_start", "sampling_rate", "waveform")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +95,13 @@ def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSa
         raise InputError(f"{store.url} has no events to train on; run detect first")
     counts: dict[str, int] = defaultdict(int)
     candidates: dict[str, list[_Candidate]] = defaultdict(list)
+    shape: WindowShape | None = None
     number = num_kept = 0
     for group in tables.by_task(items):
         with ThreadPoolExecutor(READERS) as pool:
-            for by_month in pool.map(partial(_read_by_month, store), group):
+            # Of the first file the windows' shape is read, too: to open it once more would fetch its footer again.
+            for by_month, found in pool.map(lambda item: _read_by_month(store, item, item is items[0]), group):
+                shape = shape or found
                 station = ".".join(tables.station_of(items[number].path))
                 for month, rows in by_month.items():
                     stratum = f"{station} {month}"
@@ -109,7 +117,7 @@ def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSa
     if not chosen:
         raise InputError(f"{store.url} has no events to train on: detection found none")
     paths = [item.path for item in items]
-    num_samples, rate_hz, lead_samples = window_shape(store, paths)
+    num_samples, rate_hz, lead_samples = shape or window_shape(store, paths)
     return EventSample(
         paths=tuple(paths),
         file_numbers=np.array([number for _, number, _, _, _ in chosen], dtype=np.int32),
@@ -165,9 +173,14 @@ def read_sample(store: Store, sample: EventSample, events: Sequence[int]) -> NDA
     return windows
 
 
-def _read_by_month(store: Store, item: StoredObject) -> dict[str, list[tuple[str, int, int]]]:
-    """Return (event id, row, onset in ns) of a file's events by the month of their onset, such as 2020-01."""
-    table = tables.read_table(store, item, ["event_id", "onset"])
+def _read_by_month(
+    store: Store, item: StoredObject, with_shape: bool
+) -> tuple[dict[str, list[tuple[str, int, int]]], WindowShape | None]:
+    """Return (event id, row, onset in ns) of a file's events by month, such as 2020-01, and its windows' shape."""
+    columns = ["event_id", "onset"]
+    with tables.open_table(store, item, columns, also=_SHAPE_COLUMNS if with_shape else ()) as file:
+        table = file.read(columns=columns)
+        shape = _shape_of(file) if with_shape else None
     onsets = table.column("onset").to_numpy().astype("datetime64[ns]")
     event_ids = table.column("event_id").to_pylist()
     months, which = np.unique(onsets.astype("datetime64[M]"), return_inverse=True)
@@ -176,30 +189,38 @@ def _read_by_month(store: Store, item: StoredObject) -> dict[str, list[tuple[str
         rows = np.flatnonzero(which == index).tolist()
         onsets_ns = onsets[rows].astype(np.int64).tolist()
         by_month[str(month)] = [(event_ids[row], row, onset) for row, onset in zip(rows, onsets_ns, strict=True)]
-    return by_month
+    return by_month, shape
 
 
-def window_shape(store: Store, paths: Sequence[str]) -> tuple[int, float, int]:
-    """Return a window's samples, their rate (Hz) and how many lie before the onset, from the first file with rows.
+def window_shape(store: Store, paths: Sequence[str]) -> WindowShape:
+    """Return the shape of the windows, from the first file with rows.
 
     Raises:
         InputError: no file has rows.
     """
-    columns = ["onset", "window_start", "sampling_rate"]
     for path in paths:
-        with tables.open_table(store, path, (), also=[*columns, "waveform"]) as file:
-            # The type says how long a window is; no waveform is read.
-            num_samples = file.schema_arrow.field("waveform").type.shape[-1]
-            batch: Any = next(file.iter_batches(batch_size=16, columns=columns), None)
-        if batch is None:
-            continue
-        rate = float(batch.column("sampling_rate")[0].as_py())
-        lead = batch.column("onset").to_numpy(zero_copy_only=False) - batch.column("window_start").to_numpy(
-            zero_copy_only=False
-        )
-        seconds = float(np.median(lead.astype("timedelta64[ns]").astype(np.int64))) / 1e9
-        return num_samples, rate, round(seconds * rate)
+        with tables.open_table(store, path, (), also=_SHAPE_COLUMNS) as file:
+            shape = _shape_of(file)
+        if shape is not None:
+            return shape
     raise InputError("the events table has no rows")
+
+
+def _shape_of(file: pq.ParquetFile) -> WindowShape | None:
+    """Return the shape of a file's windows; None where it has no row."""
+    # The type says how long a window is; no waveform is read.
+    num_samples = file.schema_arrow.field("waveform").type.shape[-1]
+    # Onsets apart from the others: of a bucket they were fetched with the ids.
+    parts: list[Any] = [
+        next(file.iter_batches(batch_size=16, columns=columns), None)
+        for columns in (["onset"], ["window_start", "sampling_rate"])
+    ]
+    if None in parts:
+        return None
+    onsets, starts = (part.column(0).to_numpy(zero_copy_only=False) for part in parts)
+    rate = float(parts[1].column("sampling_rate")[0].as_py())
+    seconds = float(np.median((onsets - starts).astype("timedelta64[ns]").astype(np.int64))) / 1e9
+    return num_samples, rate, round(seconds * rate)
 
 
 def quotas(counts: Mapping[str, int], total: int) -> dict[str, int]:

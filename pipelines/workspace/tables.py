@@ -11,6 +11,7 @@ Columns are in `workspace/schemas.py`. A file may come from a stranger: before a
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -38,7 +39,9 @@ MAX_FOOTER_BYTES = 256 << 20
 _SMALL_BYTES = 64 << 10
 """A bucket's objects up to this size are fetched whole, in one request."""
 _TAIL_BYTES = 4 << 10
-"""The end of a larger one that is fetched first; it holds the footer of a few row groups."""
+"""The end of a file that is read first; it holds the footer of a few row groups."""
+_KEPT_FOOTERS = 128
+"""Footers of a bucket's objects that a process keeps; one of a day's events is some 10 kB."""
 
 T = TypeVar("T")
 
@@ -299,12 +302,17 @@ def _open(
         else:
             entry = store.stat(path) if isinstance(item, str) else item
             size = entry.size
-            footer = _footer(lambda start, length: store.read_checked(entry, start, length), size)
+            source = None
+            if size <= _SMALL_BYTES:
+                source = pa.BufferReader(store.read_checked(entry))
+                footer = _footer(lambda start, length: _read_at(source, start, length), size)
+            else:
+                footer = _bucket_footer(store, entry)
         refuse_extensions(footer, name)
         missing = sorted((wanted or set()) - footer.columns)
         if missing:
             raise InputError(f"{name} has no column {missing[0]}; restore it or run its stage with --replace")
-        if not store.is_local:
+        if source is None:
             numbers = range(len(footer.chunks)) if groups is None else groups(footer)
             source = stack.enter_context(_bucket_source(store, entry, footer, columns, numbers))
         refuse_expansion(source, footer, wanted, size, name)
@@ -323,6 +331,12 @@ def _read_at(source: Any, start: int, length: int) -> bytes:
     return content
 
 
+@lru_cache(maxsize=_KEPT_FOOTERS)
+def _bucket_footer(store: Store, item: StoredObject) -> Footer:
+    """Return the footer of an object, which its tag identifies; a process that reads it again fetches none."""
+    return _footer(lambda start, length: store.read_checked(item, start, length), item.size)
+
+
 @contextmanager
 def _bucket_source(
     store: Store, item: StoredObject, footer: Footer, columns: Sequence[str] | None, groups: Sequence[int]
@@ -330,9 +344,7 @@ def _bucket_source(
     """Yield an object of a bucket for Arrow to read: copied whole where most of it is wanted, else by its ranges."""
     chunks = [chunk for group in groups for chunk in footer.of(group, columns)]
     ranges = [(chunk.start, chunk.start + chunk.stored_bytes) for chunk in chunks]
-    if item.size <= _SMALL_BYTES:
-        ranges = [(0, item.size)]
-    elif 2 * sum(chunk.stored_bytes for chunk in chunks) > item.size:
+    if 2 * sum(chunk.stored_bytes for chunk in chunks) > item.size:
         with store.local_copy(item.path) as copy, pa.OSFile(str(copy)) as source:
             yield source
         return
@@ -347,7 +359,7 @@ def _footer(read: Callable[[int, int], bytes], size: int) -> Footer:
         read: returns `length` bytes from `start` on.
         size: of the file.
     """
-    tail_bytes = min(size, _SMALL_BYTES if size <= _SMALL_BYTES else _TAIL_BYTES)
+    tail_bytes = min(size, _TAIL_BYTES)
     tail = read(size - tail_bytes, tail_bytes)
     if len(tail) < 12 or tail[-4:] != b"PAR1":
         raise pa.ArrowInvalid("it does not end as a Parquet file does")
