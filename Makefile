@@ -54,7 +54,7 @@ demo: install ## the whole chain on a small synthetic archive or on ARCHIVE=...;
 	$(PY) -m jobs.run "$$archive" "$$workspace" --config "$${given_config:-$$config}"
 
 test: lint ## install, lint, check types, run all tests, report their coverage; PYTHON=... names another Python
-	$(PY) -m pytest --cov --cov-report=term:skip-covered
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered
 
 lint: install-dev ## ruff and mypy
 	$(VENV)/bin/ruff check .

@@ -19,7 +19,7 @@ OURS = {"pipelines", "jobs", "tests", "firnline_encoders"}
 """`firnline_encoders` is the copy of `pipelines/encoders` that a logged model carries."""
 
 NOT_IMPORTED = {
-    *("mypy", "ruff", "pre-commit", "ipykernel", "pytest-cov", "pytest-timeout", "moto"),
+    *("mypy", "ruff", "pre-commit", "ipykernel", "pytest-cov", "pytest-timeout", "pytest-xdist", "moto"),
     *("pandas-stubs", "scipy-stubs", "types-docutils", "types-pyyaml"),
 }
 """Tools, servers and type stubs, which nothing imports."""

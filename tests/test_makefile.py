@@ -49,4 +49,4 @@ def test_another_python_is_tested_in_an_environment_of_its_own(words: list[str],
     done = subprocess.run(
         ["make", "--dry-run", *words], cwd=ROOT, env=shell, capture_output=True, text=True, timeout=60, check=True
     )
-    assert f"{environment}/bin/python -m pytest --cov" in done.stdout
+    assert f"{environment}/bin/python -m pytest --numprocesses=2 --dist=loadfile --cov" in done.stdout
