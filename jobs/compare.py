@@ -22,7 +22,7 @@ def compare(arguments: Arguments) -> None:
         workspace = arguments.workspace(position, write=False)
         # Where the workspace's labelling logged to, unless the file or a flag says otherwise.
         config = arguments.config("label", workspace)
-        trackings.append(open_tracking(workspace, arguments.mlflow, config.mlflow.experiment))
+        trackings.append(open_tracking(workspace, arguments.mlflow, config.mlflow.experiment, write=False))
     print(compare_runs(trackings))
 
 

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.command_line import JOBS, config_text, leave, run_job
-from pipelines.config import describe_keys, flatten, read_yaml, refuse_secrets
+from pipelines.config import NO_PATHS, PATH_KEYS, describe_keys, flatten, read_yaml, refuse_secrets
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_private import quieten_jobs_client
 from pipelines.runtime.ray_token import use_token_if_available
@@ -47,18 +47,6 @@ SENT_VARIABLES = (
     "MLFLOW_TRACKING_URI",
 )
 """Addresses and regions, never credentials: a job's environment can be read in Ray's dashboard."""
-
-PATH_KEYS = (
-    "archive.stationxml",
-    "train.augment_from",
-    "label.reference",
-    "labels.path",
-    "labels.names",
-)
-"""Keys whose values are paths or URLs."""
-
-NO_PATHS = ("tune", "null", "")
-"""Values of these keys that are not the name of a file."""
 
 STARTING = "No available agent"
 """What a Jobs server says whose head has just started, or has lost the process that starts jobs."""

@@ -3,7 +3,7 @@
 Each stage knows the sections it runs with (`STAGE_SECTIONS`); those are stored as `config/<stage>.yaml`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import date
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -42,6 +42,19 @@ STAGE_SECTIONS["run"] = (
     "run",
     *dict.fromkeys(name for stage in ("detect", "tune", "train", "label", "report") for name in STAGE_SECTIONS[stage]),
 )
+
+
+PATH_KEYS = (
+    "archive.stationxml",
+    "train.augment_from",
+    "label.reference",
+    "labels.path",
+    "labels.names",
+)
+"""Keys of the stages whose values are paths or URLs."""
+
+NO_PATHS = ("tune", "null", "")
+"""Values of these keys that are no paths."""
 
 
 class Config(Section):
@@ -134,6 +147,22 @@ def _kinds(dotted: str) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is UnionType else (kind,)
 
 
+def map_paths(nested: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    """Return nested or flat sections with the paths and URLs of PATH_KEYS changed."""
+
+    def changed(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for name, value in values.items():
+            if isinstance(value, Mapping):
+                value = changed(value, f"{prefix}{name}.")
+            elif f"{prefix}{name}" in PATH_KEYS and isinstance(value, str) and value not in NO_PATHS:
+                value = change(value)
+            result[name] = value
+        return result
+
+    return changed(nested, "")
+
+
 def stage_config(config: Config, stage: str) -> dict[str, Any]:
     """Return the resolved sections of a stage as plain values, the form that is printed, stored and logged."""
     return {name: getattr(config, name).model_dump(mode="json") for name in STAGE_SECTIONS[stage]}
@@ -223,12 +252,15 @@ def _sentence(error: ValidationError) -> str:
 
 __all__ = [
     "MAX_YAML_BYTES",
+    "NO_PATHS",
+    "PATH_KEYS",
     "STAGE_SECTIONS",
     "Config",
     "Layer",
     "describe_keys",
     "flatten",
     "load_yaml",
+    "map_paths",
     "read_flags",
     "read_yaml",
     "refuse_secrets",

@@ -12,7 +12,7 @@ class LabelSettings(Section):
 
     model: str | None = None
     """Registered encoder, such as `models:/firnline-encoder@champion` or `models:/firnline-encoder/3`; default: the
-    one that was last trained in this workspace."""
+    workspace's own, `train/encoder.safetensors`."""
 
     reference: str | None = None
     """Workspace (path or URL) whose cluster numbers are kept: each new cluster takes the number of the old one that it

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.config import Config, stage_config
 from pipelines.config.detection import WindowSettings
 from pipelines.handlabels.table import read_label_table
 from pipelines.label.cluster_model import ClusterModel
@@ -72,7 +72,7 @@ def label_events(
     reference = open_reference(config.label.reference, store)
     table = None if config.labels.path is None else read_label_table(config.labels.path)
     lineage = lineage_of(shards, registered, reference, table, names_hash)
-    whole = fingerprint(lineage | stage_output_keys(config, "label") | {"algorithm_version": ALGORITHM_VERSION})
+    whole = fingerprint(lineage | workspace.output_keys(config, "label") | {"algorithm_version": ALGORITHM_VERSION})
     done = None if replace else _already_labelled(store, shards, registered, config, whole)
     if done is not None:
         print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)

@@ -11,9 +11,9 @@ from pipelines.config import Config
 from pipelines.encoders import Encoder, load
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError
-from pipelines.tracking.models import download_artifact, last_trained_version, model_version
+from pipelines.tracking.models import download_artifact, is_registered, model_version
 from pipelines.tracking.server import Tracking
-from pipelines.workspace.artifacts import TrainingRecord
+from pipelines.workspace.artifacts import ENCODER, TrainingRecord
 from pipelines.workspace.event_sample import window_shape
 from pipelines.workspace.storage import Store
 
@@ -30,12 +30,14 @@ class RegisteredEncoder:
 
 
 def load_encoder(store: Store, config: Config, tracking: Tracking) -> RegisteredEncoder:
-    """Download the configured encoder, or the one of this workspace's last training.
+    """Return the workspace's own encoder, or download the one that `label.model` names.
 
     Raises:
         InputError: there is no such model, or it holds no encoder.
     """
-    uri = config.label.model or _last_training(store, config, tracking)
+    uri = config.label.model
+    if uri is None:
+        return _own_encoder(store, tracking)
     with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
         found = download_artifact(tracking, uri, Path(folder))
         files = [found] if found.is_file() else sorted(found.rglob("*.safetensors"))
@@ -49,19 +51,29 @@ def load_encoder(store: Store, config: Config, tracking: Tracking) -> Registered
     return RegisteredEncoder(encoder=encoder, uri=version, run_id=run_id)
 
 
-def _last_training(store: Store, config: Config, tracking: Tracking) -> str:
-    """Return the URI of the model that this workspace trained last."""
+def _own_encoder(store: Store, tracking: Tracking) -> RegisteredEncoder:
+    """Return the encoder that this workspace trained last, whether or not MLflow still has it."""
     done = TrainingRecord.read(store)
-    if done is not None:
-        return done.model_uri
-    name = config.mlflow.model_name
-    version = last_trained_version(tracking, name)
-    if version is None:
+    if done is None:
         raise InputError(
-            f"label.model is not given and this workspace has trained no {name}; run `firnline train` first or give "
-            "one, such as models:/firnline-encoder@champion"
+            f"label.model is not given and {store.url} has trained no encoder; run `firnline train` first or give a "
+            "registered one, such as models:/firnline-encoder@champion"
         )
-    return f"models:/{name}/{version.version}"
+    name = store.full(ENCODER)
+    try:
+        encoder = load(store.read(ENCODER))
+    except FileNotFoundError:
+        raise InputError(f"{name} is missing; restore it, or run `firnline train --replace`") from None
+    except ValueError as error:
+        raise InputError(f"{name} is damaged ({error}); restore it, or run `firnline train --replace`") from None
+    if encoder.content_hash != done.content_hash:
+        raise InputError(
+            f"{name} is not the encoder that {store.full(TrainingRecord.PATH)} tells of; restore it, or run "
+            "`firnline train --replace`"
+        )
+    if not is_registered(tracking, done.model_uri):
+        print(f"label: {done.model_uri} is not in MLflow; this workspace's own {ENCODER} is used", flush=True)
+    return RegisteredEncoder(encoder=encoder, uri=done.model_uri, run_id=done.run_id)
 
 
 def check_windows(store: Store, shards: Sequence[EventShard], encoder: Encoder) -> None:

@@ -15,6 +15,15 @@ PARTS: dict[str, str] = {
 }
 """Names of MLflow, and what each is needed for."""
 
+LOCATION_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns of MLflow's database that hold addresses of artifacts."""
+
 _MIGRATIONS = ("store", "db_migrations")
 
 

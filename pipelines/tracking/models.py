@@ -111,15 +111,20 @@ def alias_version(tracking: Tracking, model_name: str, alias: str) -> Any | None
         return None
 
 
-def last_trained_version(tracking: Tracking, model_name: str) -> Any | None:
-    """Return the newest version of a model that a run of this experiment registered; None if there is none."""
-    client = tracking.client()
-    experiment_id = tracking.experiment_id()
-    versions = client.search_model_versions(f"name='{model_name}'", max_results=1000)
-    for version in sorted(versions, key=lambda version: int(version.version), reverse=True):
-        if version.run_id and client.get_run(version.run_id).info.experiment_id == experiment_id:
-            return version
-    return None
+def is_registered(tracking: Tracking, uri: str) -> bool:
+    """Whether MLflow has the registered model's version that a URI such as `models:/firnline-encoder/3` names."""
+    from mlflow.exceptions import MlflowException
+
+    if missing_database(tracking) is not None:
+        return False
+    name, _, version = uri.removeprefix("models:/").rpartition("/")
+    try:
+        tracking.client().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def set_alias(tracking: Tracking, model_name: str, alias: str, version: str) -> None:

@@ -131,14 +131,14 @@ def finished_runs(tracking: Tracking, stage: str) -> list[RunRecord]:
     if missing_database(tracking) is not None:
         return []
     client = tracking.client()
-    experiment = client.get_experiment_by_name(tracking.experiment)
-    if experiment is None:
+    experiment_id = tracking.find_experiment()
+    if experiment_id is None:
         return []
     found = []
     token = None
     while True:
         page = client.search_runs(
-            [experiment.experiment_id],
+            [experiment_id],
             filter_string=f"tags.`firnline.stage` = '{stage}' and attributes.status = 'FINISHED'",
             order_by=["attributes.start_time ASC"],
             page_token=token,

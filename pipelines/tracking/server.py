@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.redaction import scrub, without_secrets
-from pipelines.tracking import mlflow_private
+from pipelines.tracking import mlflow_private, own_database
 from pipelines.workspace.workspace import Workspace
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -38,28 +38,49 @@ class Tracking:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def experiment_id(self) -> str:
-        """Return the experiment's id; it is created if it does not exist."""
+        """Return the experiment's id; it is created if it does not exist, or made anew if it was deleted."""
         from mlflow.exceptions import MlflowException
 
         client = self.client()
-        found = client.get_experiment_by_name(self.experiment)
+        name, found = self._look_up(client)
         if found is None:
             try:
-                return str(client.create_experiment(self.experiment, artifact_location=self.artifact_location))
+                return str(client.create_experiment(name, artifact_location=self.artifact_location))
             except MlflowException:
-                found = client.get_experiment_by_name(self.experiment)
+                # Another job has created it meanwhile.
+                _, found = self._look_up(client)
                 if found is None:
                     raise
         return str(found.experiment_id)
 
+    def find_experiment(self) -> str | None:
+        """Return the experiment's id; None where it does not exist or was deleted."""
+        _, found = self._look_up(self.client())
+        return None if found is None else str(found.experiment_id)
 
-def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None) -> Tracking:
+    def _look_up(self, client: Any) -> tuple[str, Any | None]:
+        """Return the name under which the experiment is, or can be created, and the experiment.
+
+        MLflow keeps the name of a deleted experiment, so that the next one is called `NAME (2)`.
+        """
+        number, name = 1, self.experiment
+        while True:
+            found = client.get_experiment_by_name(name)
+            if found is None or found.lifecycle_stage == "active":
+                return name, found
+            number += 1
+            name = f"{self.experiment} ({number})"
+
+
+def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None, *, write: bool = True) -> Tracking:
     """Return the tracking for a workspace and check that it answers.
 
     Args:
         workspace: gives the default: `mlflow.db` and `mlartifacts/` inside a local workspace.
         uri: the --mlflow flag; else MLFLOW_TRACKING_URI.
-        experiment: its name; default: firnline and the workspace's URL, or its folder's name in its own database.
+        experiment: its name; default: firnline and the workspace's URL, or its folder's name in its own database, as
+            they were when the workspace was new.
+        write: the caller means to log; False leaves the database of a workspace that was moved as it is.
 
     Raises:
         InputError: no URI for a bucket workspace, or the server does not answer or refuses our credentials, or the
@@ -71,13 +92,16 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None)
             raise InputError(f"the workspace {workspace.url} is a bucket: give --mlflow URI or MLFLOW_TRACKING_URI")
         root = Path(workspace.url)
         database = f"sqlite:///{root / 'mlflow.db'}"
+        name = f"firnline {root.name}"
         if workspace.store.exists("mlflow.db"):
             _check_database(database)
-        name = experiment or f"firnline {root.name}"
-        return Tracking(uri=database, experiment=name, artifact_location=_artifact_location(workspace))
+            name = own_database.experiment_in(root / "mlflow.db", name)
+            if write:
+                own_database.move_artifacts(root / "mlflow.db", _artifact_location(workspace))
+        return Tracking(uri=database, experiment=experiment or name, artifact_location=_artifact_location(workspace))
     _check_answers(uri)
     # Many workspaces share a server, and several of them may be called "workspace".
-    name = experiment or f"firnline {workspace.url}"
+    name = experiment or workspace.read_state().experiment or f"firnline {workspace.url}"
     # A database keeps no artifacts, and MLflow's default for them is the current folder.
     artifacts = None if uri.startswith("http") else _artifact_location(workspace)
     tracking = Tracking(uri=uri, experiment=name, artifact_location=artifacts)

@@ -24,13 +24,12 @@ from pipelines.tracking.server import Tracking
 from pipelines.train.stage_fit import TrainingInputs, fit_encoder
 from pipelines.train.stage_register import judge_of, log_figures, register_encoder
 from pipelines.train.stage_setup import effective_augmentation, network_config
-from pipelines.workspace.artifacts import TrainingRecord
+from pipelines.workspace.artifacts import ENCODER, TrainingRecord
 from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.workspace import Workspace
 
 ALGORITHM_VERSION = 1
-ENCODER = "train/encoder.safetensors"
 
 SCORE_WINDOWS = 2000
 """Windows that the label-free score is computed on."""

@@ -12,6 +12,7 @@ from pipelines.config import Config
 from pipelines.contrastive.objective import cluster_stability
 from pipelines.encoders import Encoder
 from pipelines.handlabels.sampling import SampleLabels, validation_scores
+from pipelines.runtime.errors import InputError
 from pipelines.tracking.models import (
     CANDIDATE,
     CHAMPION,
@@ -82,9 +83,13 @@ def register_encoder(
 def champion_score(
     tracking: Tracking, name: str, num_samples: int, judge: Callable[[Encoder], dict[str, float]]
 ) -> float | None:
-    """Return the champion's score on the new model's windows; None where it takes windows of another length."""
+    """Return the champion's score on the new model's windows; None where it cannot be read or takes other windows."""
     with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
-        found = download_artifact(tracking, f"models:/{name}@{CHAMPION}", Path(folder))
+        try:
+            found = download_artifact(tracking, f"models:/{name}@{CHAMPION}", Path(folder))
+        except InputError as error:
+            print(f"train: the new encoder is not compared with the champion: {error}", flush=True)
+            return None
         files = sorted(found.rglob("*.safetensors"))
         try:
             champion = encoders.load(files[0]) if files else None

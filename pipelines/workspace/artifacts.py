@@ -21,11 +21,14 @@ from pipelines.config.augmentation import AugmentationSettings
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import Store
 
-LAYOUT_VERSION = 1
-"""Of the workspaces that this program writes; it refuses newer ones."""
+LAYOUT_VERSION = 2
+"""Of the workspaces that this program writes; it refuses newer ones, and migrates older ones where it writes."""
 
 MAX_JSON_BYTES = 64 << 20
 """Of a JSON file that is read: ten times the marker of a month with a trigger every ten seconds."""
+
+ENCODER = "train/encoder.safetensors"
+"""The encoder that was last trained here; `train/training.json` says that the training is done."""
 
 BEST_AUGMENTATION = "config/best-augmentation.yaml"
 """Where `tune` writes the best augmentation section."""
@@ -104,11 +107,13 @@ class WorkspaceState(Artifact):
     """The archive's path or URL at the last detection."""
     layout: str | None = None
     """The archive's layout."""
+    experiment: str | None = None
+    """Name of the experiment at an MLflow server if `mlflow.experiment` gives none; it stays when the folder moves."""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, name: str) -> Self:
         """As for every artifact; a newer layout is refused by its number, whatever else the file holds."""
-        version = values.get("layout_version", LAYOUT_VERSION)
+        version = values.get("layout_version", 1)
         if isinstance(version, bool) or not isinstance(version, int):
             raise InputError(f"{name} has the layout_version {version!r}, which is not a whole number")
         if version > LAYOUT_VERSION:
@@ -116,7 +121,7 @@ class WorkspaceState(Artifact):
                 f"{name} has layout version {version}, newer than the {LAYOUT_VERSION} that this program knows; "
                 "use the program that wrote it"
             )
-        return super().from_values(values, name=name)
+        return super().from_values({"layout_version": 1} | dict(values), name=name)
 
     def write(self, store: Store) -> None:
         """Write the file, atomically; keys without a value are left out."""

@@ -55,20 +55,54 @@ class Workspace:
             content = self.store.read(path, 0, configuration.MAX_YAML_BYTES + 1)
         except FileNotFoundError:
             return {}
-        return configuration.read_yaml(content, name=self.store.full(path))
+        stored = configuration.read_yaml(content, name=self.store.full(path))
+        if self.read_state().layout_version < 2:
+            return stored
+        return configuration.Layer(configuration.map_paths(stored, self._from_here), source=stored.source)
 
     def store_config(self, stage: str, config: configuration.Config) -> None:
-        """Write the resolved configuration of a stage."""
-        text = configuration.to_yaml(configuration.stage_config(config, stage))
-        self.store.write(f"config/{stage}.yaml", text.encode())
+        """Write the resolved configuration of a stage; paths in the workspace are relative to it, others absolute."""
+        self.migrate()
+        portable = configuration.map_paths(configuration.stage_config(config, stage), self._portable)
+        self.store.write(f"config/{stage}.yaml", configuration.to_yaml(portable).encode())
+
+    def output_keys(self, config: configuration.Config, stage: str) -> dict[str, Any]:
+        """Return the keys of a stage that change its output, flat; the same wherever the workspace lies."""
+        return configuration.map_paths(configuration.stage_output_keys(config, stage), self._portable)
+
+    def migrate(self) -> None:
+        """Bring a workspace of an earlier layout to this one; each step may be done twice, as after a kill."""
+        state = self.read_state()
+        if state.layout_version < 2:
+            # Relative paths in configurations were stored as typed, and meant the folder that the job ran in.
+            for item in list(self.store.walk("config")):
+                stage = item.path.removeprefix("config/").removesuffix(".yaml")
+                if stage in configuration.STAGE_SECTIONS:
+                    stored = configuration.read_yaml(self.store.read(item.path), name=self.store.full(item.path))
+                    moved = configuration.map_paths(stored, self._found)
+                    self.store.write(item.path, configuration.to_yaml(moved).encode())
+            self.update_state(layout_version=2)
+
+    def _portable(self, path: str) -> str:
+        """Return a path as it is stored: relative to the workspace where it lies in it, else absolute."""
+        absolute = path if "://" in path else open_store(path).url
+        return absolute.removeprefix(f"{self.url}/")
+
+    def _from_here(self, path: str) -> str:
+        """Return a stored path as an absolute one."""
+        return path if path.startswith(("/", "~")) or "://" in path else f"{self.url}/{path}"
+
+    def _found(self, path: str) -> str:
+        """Return the portable form of a path of layout 1: in the present folder, else in the workspace."""
+        return self._portable(path) if "://" in path or Path(path).expanduser().exists() else path
 
     def refuse_conflict(self, stage: str, config: configuration.Config) -> None:
         """Raise InputError, naming the key, where the stage has results made with another configuration."""
         stored = self.stored_config(stage)
         if not stored or not stage_has_markers(self.store, stage):
             return
-        was = configuration.stage_output_keys(configuration.resolve(stored), stage)
-        now = configuration.stage_output_keys(config, stage)
+        was = self.output_keys(configuration.resolve(stored), stage)
+        now = self.output_keys(config, stage)
         for key, value in now.items():
             if value != was.get(key):
                 raise InputError(
@@ -86,7 +120,7 @@ class Workspace:
             self.remove_stage(stage)
         else:
             self.refuse_conflict(stage, config)
-        self.update_state()
+        self.update_state(experiment=self.read_state().experiment or f"firnline {self.url}")
         self.store_config(stage, config)
 
     def remove_stage(self, stage: str) -> None:

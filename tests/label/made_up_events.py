@@ -14,6 +14,7 @@ from pipelines.tracking.models import register_model
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking, open_tracking
 from pipelines.workspace import schemas, tables
+from pipelines.workspace.artifacts import ENCODER, TrainingRecord
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 RATE_HZ = 50.0
@@ -77,7 +78,18 @@ def register(workspace: Workspace, encoder: Encoder) -> Tracking:
     with stage_run(tracking, "train", {}, inputs={}) as run:
         run.log_bytes(encoder.to_bytes(), "model/encoder.safetensors")
         folder = tracking.client().get_run(run.run_id).info.artifact_uri
-        register_model(run, f"{folder}/model", "firnline-encoder", tags={})
+        version = register_model(run, f"{folder}/model", "firnline-encoder", tags={})
+    workspace.store.write(ENCODER, encoder.to_bytes())
+    TrainingRecord(
+        fingerprint="0123456789abcdef",
+        keys={},
+        content_hash=encoder.content_hash,
+        num_events=1,
+        model_uri=f"models:/firnline-encoder/{version}",
+        alias="champion",
+        run_id=run.run_id,
+        score={},
+    ).write(workspace.store)
     return tracking
 
 

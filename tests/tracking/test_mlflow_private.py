@@ -19,6 +19,16 @@ def test_every_private_part_of_mlflow_is_where_it_was(name):
     assert list(mlflow_private.migrations_folder().glob("versions/*.py"))
 
 
+def test_every_column_with_addresses_of_artifacts_is_where_it_was():
+    # The registry's tables join the same metadata.
+    importlib.import_module("mlflow.store.model_registry.dbmodels.models")
+    tables = importlib.import_module("mlflow.store.db.base_sql_model").Base.metadata.tables
+    names = ("artifact_location", "artifact_uri", "storage_location")
+    found = {(table, column.name) for table in tables for column in tables[table].columns if column.name in names}
+    assert found | {("model_versions", "source")} == set(mlflow_private.LOCATION_COLUMNS)
+    assert "source" in tables["model_versions"].columns
+
+
 @pytest.mark.parametrize("name", mlflow_private.PARTS)
 def test_a_part_of_mlflow_that_has_moved_is_named_with_the_version(name, monkeypatch):
     module, _, attribute = name.rpartition(".")
