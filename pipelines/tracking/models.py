@@ -87,6 +87,7 @@ def register_model(run: StageRun, model_uri: str, model_name: str, *, tags: Mapp
     from mlflow.exceptions import MlflowException
 
     client = run.tracking.client()
+    # It may exist.
     with contextlib.suppress(MlflowException):
         client.create_registered_model(model_name)
     with as_default(run.tracking):

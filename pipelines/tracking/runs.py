@@ -14,6 +14,7 @@ from typing import Any
 from pipelines import __version__
 from pipelines.config import flatten
 from pipelines.runtime.redaction import scrub
+from pipelines.tracking.answers import TrackingFailed, answered
 from pipelines.tracking.keys import mlflow_key
 from pipelines.tracking.server import Tracking, as_default, missing_database
 
@@ -89,7 +90,11 @@ def stage_run(
         parent: the run that this one is nested in.
         name: the run's name; default: the stage's.
 
-    The run ends FINISHED, FAILED where the body raised, KILLED where it was interrupted.
+    The run ends FINISHED, FAILED where the body raised, KILLED where it was interrupted. If MLflow fails meanwhile, it
+    stays RUNNING, as after a kill, until the next run of the stage in this workspace, which ends it as KILLED.
+
+    Raises:
+        TrackingFailed: MLflow does not answer any more.
     """
     tags = {
         "mlflow.runName": name or stage,
@@ -100,18 +105,34 @@ def stage_run(
     }
     if parent is not None:
         tags["mlflow.parentRunId"] = parent.run_id
+    if tracking.workspace is not None:
+        tags["firnline.workspace"] = tracking.workspace
     client = tracking.client()
-    run = StageRun(tracking, client.create_run(tracking.experiment_id(), tags=tags).info.run_id)
-    run.log_params(dict(flatten(config)))
-    status = "FAILED"
+    experiment_id = tracking.experiment_id()
+    if parent is None:
+        _end_runs_left(tracking, experiment_id, stage)
+    run = StageRun(tracking, client.create_run(experiment_id, tags=tags).info.run_id)
     try:
+        run.log_params(dict(flatten(config)))
         yield run
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
+    except TrackingFailed:
+        # To say there that the run has failed would take as long again.
         raise
-    finally:
-        client.set_terminated(run.run_id, status=status)
+    except BaseException as error:
+        with contextlib.suppress(TrackingFailed):
+            client.set_terminated(run.run_id, status="KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    else:
+        client.set_terminated(run.run_id, status="FINISHED")
+
+
+def _end_runs_left(tracking: Tracking, experiment_id: str, stage: str) -> None:
+    """End the runs of a stage in this workspace that are RUNNING: one job writes to it, so those that did have died."""
+    client = tracking.client()
+    still = f"tags.`firnline.stage` = '{stage}' and attributes.status = 'RUNNING'"
+    for left in client.search_runs([experiment_id], filter_string=still):
+        if tracking.workspace is not None and left.data.tags.get("firnline.workspace") == tracking.workspace:
+            client.set_terminated(left.info.run_id, status="KILLED")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,5 +184,5 @@ def finished_runs(tracking: Tracking, stage: str) -> list[RunRecord]:
 @contextlib.contextmanager
 def fluent_run(run: StageRun) -> Iterator[Any]:
     """Make a run the active one of MLflow's fluent interface, which alone logs models; yields the mlflow module."""
-    with as_default(run.tracking) as mlflow, mlflow.start_run(run_id=run.run_id):
+    with answered(run.tracking.uri), as_default(run.tracking) as mlflow, mlflow.start_run(run_id=run.run_id):
         yield mlflow

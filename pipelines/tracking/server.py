@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.redaction import scrub, without_secrets
 from pipelines.tracking import mlflow_private, own_database
+from pipelines.tracking.answers import AnsweringClient, TrackingFailed
 from pipelines.workspace.workspace import Workspace
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -30,12 +31,14 @@ class Tracking:
     uri: str
     experiment: str
     artifact_location: str | None = None
+    workspace: str | None = None
+    """What tells this workspace's runs from those of others in the experiment: its URL, empty in its own database."""
 
     def client(self) -> Any:
-        """Return an MlflowClient for the URI."""
+        """Return an MlflowClient for the URI; its calls raise TrackingFailed where MLflow does not answer."""
         from mlflow import MlflowClient
 
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return AnsweringClient(MlflowClient(tracking_uri=self.uri, registry_uri=self.uri), self.uri)
 
     def experiment_id(self) -> str:
         """Return the experiment's id; it is created if it does not exist, or made anew if it was deleted."""
@@ -98,13 +101,14 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None,
             name = own_database.experiment_in(root / "mlflow.db", name)
             if write:
                 own_database.move_artifacts(root / "mlflow.db", _artifact_location(workspace))
-        return Tracking(uri=database, experiment=experiment or name, artifact_location=_artifact_location(workspace))
+        artifacts = _artifact_location(workspace)
+        return Tracking(uri=database, experiment=experiment or name, artifact_location=artifacts, workspace="")
     _check_answers(uri)
     # Many workspaces share a server, and several of them may be called "workspace".
     name = experiment or workspace.read_state().experiment or f"firnline {workspace.url}"
     # A database keeps no artifacts, and MLflow's default for them is the current folder.
     artifacts = None if uri.startswith("http") else _artifact_location(workspace)
-    tracking = Tracking(uri=uri, experiment=name, artifact_location=artifacts)
+    tracking = Tracking(uri=uri, experiment=name, artifact_location=artifacts, workspace=workspace.url)
     if uri.startswith("http"):
         _check_admits(tracking)
     return tracking
@@ -144,8 +148,8 @@ def _check_admits(tracking: Tracking) -> None:
 
     try:
         tracking.client().get_experiment_by_name(tracking.experiment)
-    except MlflowException as error:
-        reason = scrub(" ".join(str(error).split()), [tracking.uri])
+    except (MlflowException, TrackingFailed) as error:
+        reason = scrub(" ".join(str(getattr(error, "reason", error)).split()), [tracking.uri])
         raise InputError(
             f"MLflow at {without_secrets(tracking.uri)} refuses to look up the experiment {tracking.experiment!r} "
             f"({reason}); are MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN, right?"

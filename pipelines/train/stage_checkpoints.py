@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from pipelines.contrastive.checkpoint import read_facts
+from pipelines.runtime.errors import StageFailed
 from pipelines.workspace.storage import Store
 
 KEPT_CHECKPOINTS = 2
@@ -26,9 +27,15 @@ def last_checkpoint(store: Store, folder: str) -> bytes | None:
 
 
 @contextmanager
-def watch_checkpoints(store: Store, folder: str, report: Callable[[list[dict[str, float]]], None]) -> Iterator[None]:
-    """Report the epochs of workers elsewhere as their checkpoints appear: the driver alone writes to MLflow."""
+def watch_checkpoints(
+    store: Store, folder: str, report: Callable[[list[dict[str, float]]], None]
+) -> Iterator[list[BaseException]]:
+    """Report the epochs of workers elsewhere as their checkpoints appear: the driver alone writes to MLflow.
+
+    Yields a list: an error that ends the watching, such as an MLflow that does not answer, is put into it.
+    """
     stop = threading.Event()
+    errors: list[BaseException] = []
 
     def watch() -> None:
         while not stop.wait(1.0 if store.is_local else 5.0):
@@ -38,12 +45,16 @@ def watch_checkpoints(store: Store, folder: str, report: Callable[[list[dict[str
                 # A worker removed it between the listing and the reading.
                 continue
             if content is not None:
-                report(read_facts(content)[1]["history"])
+                try:
+                    report(read_facts(content)[1]["history"])
+                except StageFailed as error:
+                    errors.append(error)
+                    return
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield
+        yield errors
     finally:
         stop.set()
         thread.join()

@@ -83,8 +83,8 @@ def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[l
     fewest = settings.min_workers or settings.num_workers
     waits = say_waits("train", lambda: missing_workers(fewest, resources))
     try:
-        with watch_checkpoints(store, folder, report), waits:
-            _interruptible(trainer.fit)
+        with watch_checkpoints(store, folder, report) as errors, waits:
+            _interruptible(trainer.fit, errors)
     except ray.train.TrainingFailedError as error:
         raise StageFailed(f"training failed: {_cause(error)}") from error
     finally:
@@ -98,12 +98,11 @@ def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[l
     return content
 
 
-def _interruptible(work: Callable[[], Any]) -> None:
-    """Do the work in another thread, so that Ctrl-C raises KeyboardInterrupt in this one.
+def _interruptible(work: Callable[[], Any], errors: list[BaseException]) -> None:
+    """Do the work in another thread, so that Ctrl-C raises KeyboardInterrupt in this one; raise the first of `errors`.
 
     In the main thread Ray Train would take the signal itself and end the process with exit code 0.
     """
-    errors: list[BaseException] = []
 
     def run() -> None:
         try:
@@ -113,7 +112,7 @@ def _interruptible(work: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    while thread.is_alive():
+    while thread.is_alive() and not errors:
         thread.join(0.5)
     if errors:
         raise errors[0]
