@@ -69,7 +69,8 @@ class AnsweringClient:
 
 def _reason(text: str) -> str:
     """Return the cause in what the HTTP client says of a request that it has repeated, or all of it."""
-    found = re.search(r"(Failed to establish a new connection|Read timed out|too many \d+ error responses)", text)
+    silent = re.search(r"(Failed to establish a new connection|Read timed out|too many \d+ error responses)", text)
     refused = re.search(r"\[Errno -?\d+\] ([A-Z][\w ]+)", text)
-    cause = (refused or found).group(1) if refused or found else text
+    found = refused or silent
+    cause = found.group(1) if found else text
     return cause[:1].lower() + cause[1:]

@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from pipelines.tracking.mlflow_private import LOCATION_COLUMNS
-from pipelines.workspace.storage import StorageFailed
+from pipelines.workspace.storage_errors import StorageFailed
 
 _OURS = "firnline "
 

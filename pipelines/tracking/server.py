@@ -101,8 +101,8 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None,
             name = own_database.experiment_in(root / "mlflow.db", name)
             if write:
                 own_database.move_artifacts(root / "mlflow.db", _artifact_location(workspace))
-        artifacts = _artifact_location(workspace)
-        return Tracking(uri=database, experiment=experiment or name, artifact_location=artifacts, workspace="")
+        own = _artifact_location(workspace)
+        return Tracking(uri=database, experiment=experiment or name, artifact_location=own, workspace="")
     _check_answers(uri)
     # Many workspaces share a server, and several of them may be called "workspace".
     name = experiment or workspace.read_state().experiment or f"firnline {workspace.url}"
