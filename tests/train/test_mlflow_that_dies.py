@@ -33,7 +33,8 @@ def test_a_server_killed_in_mid_training_is_one_sentence_and_the_next_run_ends_t
     url, database = f"http://127.0.0.1:{port}", f"sqlite:///{tmp_path}/mlflow.db"
     command = [
         *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-        *("--backend-store-uri", database, "--artifacts-destination", str(tmp_path / "artifacts")),
+        *("--backend-store-uri", database, "--no-serve-artifacts"),
+        *("--default-artifact-root", (tmp_path / "artifacts").as_uri()),
     ]
     with server_process(command, f"{url}/health", tmp_path / "server.log", seconds=300) as server:
         tracking = open_tracking(workspace, url, None)
@@ -62,7 +63,6 @@ def test_a_server_killed_in_mid_training_is_one_sentence_and_the_next_run_ends_t
     again = Tracking(
         uri=database,
         experiment=tracking.experiment,
-        artifact_location=(tmp_path / "artifacts").as_uri(),
         workspace=workspace.url,
     )
     [left] = set(status_of(again)) - {other}
