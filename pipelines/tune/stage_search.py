@@ -1,6 +1,7 @@
 """The search by Ray Tune: Optuna proposes points, ASHA stops bad trials, and each trial is a run in MLflow."""
 
 import importlib
+import os
 import shutil
 import tempfile
 from contextlib import ExitStack, suppress
@@ -45,6 +46,9 @@ def search(config: Config, run: StageRun, task: TrialTask) -> Any:
     cpus = int(ray.cluster_resources().get("CPU", 1))
     at_once = settings.num_workers or max(1, cpus - SPARE_CPUS)
     folder = Path(tempfile.mkdtemp(prefix="firnline-tune-"))
+    # Ray Tune's own handler would turn an interrupt into a search that ended, and stay after it.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    runs = _nested_runs(run, task.base)
     try:
         tuner = tune.Tuner(
             tune.with_resources(trial, {"CPU": 1}),
@@ -56,11 +60,12 @@ def search(config: Config, run: StageRun, task: TrialTask) -> Any:
                 num_samples=settings.num_trials,
                 max_concurrent_trials=at_once,
             ),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=str(folder), verbose=0, callbacks=[_nested_runs(run, task.base)]
-            ),
+            run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[runs]),
         )
         return tuner.fit()
+    except BaseException as error:
+        runs.end_open(error)
+        raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -146,8 +151,18 @@ def _nested_runs(parent: StageRun, base: dict[str, Any]) -> Any:
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             stack, child = self.open.pop(trial.trial_id)
             child.set_tags({"firnline.trial": trial.trial_id})
-            error = StageFailed("the trial failed")
-            with suppress(StageFailed):
-                stack.__exit__(type(error), error, None)
+            _end(stack, StageFailed("the trial failed"))
+
+        def end_open(self, error: BaseException) -> None:
+            """End the runs of trials that the search did not end, as its own run ends."""
+            for stack, _ in self.open.values():
+                _end(stack, error)
+            self.open.clear()
 
     return NestedRuns()
+
+
+def _end(stack: ExitStack, error: BaseException) -> None:
+    """End a trial's run by an error, which goes no further."""
+    with suppress(type(error)):
+        stack.__exit__(type(error), error, None)

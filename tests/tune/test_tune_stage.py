@@ -1,6 +1,9 @@
 """The search on a small table: trials nested under one parent, the best section written, taken up by training."""
 
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +18,7 @@ from pipelines.tracking.server import Tracking
 from pipelines.train.stage_setup import effective_augmentation
 from pipelines.tune.space import DIMENSIONS, apply_point, dimensions_of
 from pipelines.tune.stage import configured_score, finished_trials, tune_augmentations
+from pipelines.workspace.artifacts import BEST_AUGMENTATION
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from training_events import make_workspace
@@ -95,6 +99,34 @@ def test_a_configured_trial_that_failed_or_was_stopped_has_no_score():
         assert [one.metrics["score"] for one in finished] == [0.4, 0.7]
         assert configured_score(finished) is None
     assert configured_score(finished_trials([result(0.5, first=True), *others], 4)) == 0.5
+
+
+def test_an_interrupted_search_is_killed_in_mlflow_and_leaves_no_run_and_no_signal_handler(ray_cluster, tmp_path):
+    workspace = make_workspace(str(tmp_path / "workspace"), count=36)
+    config = configuration.resolve({"train": SMALL, "tune": {"num_trials": 3, "epochs": 200, "max_events": 30}})
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune", artifact_location=tmp_path.as_uri())
+    before, done = signal.getsignal(signal.SIGINT), threading.Event()
+
+    def interrupt_in_a_trial():
+        while not done.wait(0.2):
+            runs = tracking.client().search_runs([tracking.experiment_id()])
+            if any("loss" in run.data.metrics and "mlflow.parentRunId" in run.data.tags for run in runs):
+                os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    thread = threading.Thread(target=interrupt_in_a_trial, daemon=True)
+    thread.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            tune_augmentations(workspace, config, tracking)
+    finally:
+        done.set()
+        thread.join()
+    assert signal.getsignal(signal.SIGINT) == before
+    runs = tracking.client().search_runs([tracking.experiment_id()])
+    assert len(runs) > 1
+    assert {run.info.status for run in runs} == {"KILLED"}
+    assert not workspace.store.exists(BEST_AUGMENTATION)
 
 
 def test_training_takes_the_best_section_up(searched):
