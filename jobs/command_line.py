@@ -35,6 +35,7 @@ JOBS = {
     "train": "learn features of the events (SimCLR)",
     "label": "embed, cluster and label every event",
     "report": "write figures and the catalogue",
+    "suggest": "write down which events to label next",
     "explore": "browse events and label them by hand",
     "compare": "compare labelling runs side by side",
     "status": "show progress, coverage and failures of detection",

@@ -20,6 +20,7 @@ from pipelines.config.mlflow import MlflowSettings
 from pipelines.config.report import CatalogSettings, ExploreSettings, ReportSettings
 from pipelines.config.run import RunSettings
 from pipelines.config.safe_yaml import MAX_YAML_BYTES, Layer, load_yaml, read_yaml, to_yaml, value_to_yaml
+from pipelines.config.suggest import SuggestSettings
 from pipelines.config.synthesize import SynthesizeSettings
 from pipelines.config.train import TrainSettings
 from pipelines.config.tune import TuneSettings
@@ -34,6 +35,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "train": ("train", "augmentation", "labels", "mlflow"),
     "label": ("label", "kmeans", "labels", "mlflow"),
     "report": ("report", "catalog", "mlflow"),
+    "suggest": ("suggest", "labels"),
     "explore": ("explore", "labels"),
     "compare": ("mlflow",),
     "status": (),
@@ -76,6 +78,7 @@ class Config(Section):
     report: ReportSettings = ReportSettings()
     catalog: CatalogSettings = CatalogSettings()
     explore: ExploreSettings = ExploreSettings()
+    suggest: SuggestSettings = SuggestSettings()
     run: RunSettings = RunSettings()
 
 

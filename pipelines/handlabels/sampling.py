@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.label import LabelsSettings
-from pipelines.handlabels.matching import match_hand_labels
+from pipelines.handlabels.matching import HandLabels, match_hand_labels
 from pipelines.handlabels.table import read_label_table
 from pipelines.metrics.association import in_validation
 from pipelines.metrics.evaluation import balanced_accuracy, knn_predict, linear_predict
@@ -38,9 +38,9 @@ def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) ->
     Raises:
         InputError: the label table cannot be read, lacks columns or matches no event.
     """
-    if settings.path is None:
+    hand = _matched(store, sample, settings)
+    if hand is None:
         return None
-    hand = match_hand_labels(store, sample.paths, settings, read_label_table(settings.path), _run_on_threads)
     indices = [index for index, event_id in enumerate(sample.event_ids) if hand.validation.get(event_id, False)]
     if not indices:
         return None
@@ -50,6 +50,18 @@ def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) ->
         labels=np.array([hand.label_of[event_id] for event_id in ids], dtype=object),
         folds=in_validation([f"fold {hand.event_of[event_id]}" for event_id in ids]).astype(np.int64),
     )
+
+
+def labels_of_sample(store: Store, sample: EventSample, settings: LabelsSettings) -> dict[str, str]:
+    """Return the configured hand labels of the whole table by event id, both halves; InputError as `label_sample`."""
+    hand = _matched(store, sample, settings)
+    return {} if hand is None else dict(hand.label_of)
+
+
+def _matched(store: Store, sample: EventSample, settings: LabelsSettings) -> HandLabels | None:
+    if settings.path is None:
+        return None
+    return match_hand_labels(store, sample.paths, settings, read_label_table(settings.path), _run_on_threads)
 
 
 def validation_scores(embeddings: NDArray[np.float32], labels: SampleLabels) -> dict[str, float]:
