@@ -17,6 +17,7 @@ import botocore.exceptions  # noqa: F401
 import numpy as np
 import obspy
 import pytest
+from hypothesis import HealthCheck, settings
 from loopback_servers import S3Server, free_port, point_to_s3, server_process
 
 from pipelines.archive.records import decode
@@ -33,6 +34,10 @@ for _name in (
     os.environ.pop(_name, None)
 # Tiny matrices gain nothing from a second thread, and lose much where another process holds the other core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# On a busy machine an example may take any time; pytest's own limit ends what hangs.
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 NOBODY = 65534
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
