@@ -25,6 +25,7 @@ from pipelines.runtime.redaction import holds_secret, scrub, without_secrets
 from pipelines.runtime.signals import sigterm_interrupts
 from pipelines.runtime.text import printable
 from pipelines.workspace.holder import held
+from pipelines.workspace.replacement import finish_replacements
 from pipelines.workspace.workspace import Workspace, open_workspace
 
 JOBS = {
@@ -46,9 +47,11 @@ JOBS = {
 REPLACES = {
     "synthesize": "remove an archive that has other settings first",
     "fetch": "download again what the archive holds already",
-    **dict.fromkeys(
-        ("detect", "train", "label", "report", "run"), "remove this stage's results and those derived from them first"
-    ),
+    "detect": "remove the events and all that is derived from them first",
+    "train": "make the encoder anew; the old one stays until then",
+    "label": "remove the labels and the report first",
+    "report": "make report and catalogue anew; the old ones stay until then",
+    "run": "make the results of all stages anew",
 }
 """What --replace does, for the jobs that have it."""
 
@@ -98,6 +101,7 @@ class Arguments:
         workspace = open_workspace(self.positional[position], create=create, write=write)
         if write if hold is None else hold:
             self.until_end.enter_context(held(workspace.store, self.command))
+            finish_replacements(workspace.store)
         return workspace
 
 

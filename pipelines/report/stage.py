@@ -5,7 +5,7 @@ only the files, columns and row groups that hold chosen events are read. The cat
 The result does not depend on the order or number of the tasks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipelines.report.stage_catalogue import write_catalog
 from pipelines.report.stage_inputs import association_seconds, label_files, read_evaluation
 from pipelines.report.stage_page import build_page
 from pipelines.report.stage_summary import summarise_labels
-from pipelines.report.stage_unlabelled import count_unlabelled, unlabelled_words
+from pipelines.report.stage_unlabelled import count_unlabelled, earlier_encoder_words, unlabelled_words
 from pipelines.report.summary import SummarySize
 from pipelines.report.words import count_words, fit_text, percent
 from pipelines.runtime.errors import InputError
@@ -33,6 +33,7 @@ from pipelines.workspace.ledger import (
     stage_fingerprint,
     write_marker,
 )
+from pipelines.workspace.replacement import result_of
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
@@ -66,15 +67,21 @@ def write_report(
     Raises:
         InputError: the workspace has no labels, or a report with other settings and no `replace`.
     """
-    store = workspace.store
     files = label_files(workspace)
-    workspace.claim("report", config, replace=replace)
+    with result_of(workspace, "report", config, replace=replace) as place:
+        content = _write(place, config, tracking, files)
+    return _say(workspace.store, content)
+
+
+def _write(workspace: Workspace, config: Config, tracking: Tracking | None, files: Sequence[str]) -> Mapping[str, Any]:
+    """Write catalogue and page, and return the marker's content."""
+    store = workspace.store
     marker = _marker_name(workspace, config)
     before = list(list_markers(store, "report"))
     if marker in before and store.exists(PAGE_PATH):
         content = read_marker(store, "report", marker)
         print("report: made from the same tables before; nothing to do")
-        return _say(store, content)
+        return content
     unlabelled = count_unlabelled(store)
     detected = {item.path.removeprefix("events/") for item in tables.list_shards(store, "events")}
     files = [file for file in files if file in detected]
@@ -86,7 +93,7 @@ def write_report(
         raise InputError(f"the labels in {workspace.url} have no rows; nothing was detected, so there is no report")
     within_seconds = association_seconds(workspace)
     catalog_files, catalog_events = write_catalog(workspace, config.catalog, summary, within_seconds)
-    notes = unlabelled_words(unlabelled, workspace.url)
+    notes = [*unlabelled_words(unlabelled, workspace.url), *earlier_encoder_words(workspace)]
     page = build_page(workspace, config.report, summary, catalog_files, catalog_events, within_seconds, notes, tracking)
     html = render(page)
     store.write(PAGE_PATH, html.encode())
@@ -118,7 +125,7 @@ def write_report(
     for name in before:
         if name != marker:
             store.remove(marker_path("report", name))
-    return _say(store, content)
+    return content
 
 
 def _marker_name(workspace: Workspace, config: Config) -> MarkerName:
@@ -133,6 +140,8 @@ def _marker_name(workspace: Workspace, config: Config) -> MarkerName:
         "settings": configuration.stage_output_keys(config, "report"),
         "algorithm_version": ALGORITHM_VERSION,
     }
+    if words := earlier_encoder_words(workspace):
+        values["earlier_encoder"] = words
     return MarkerName("all", "all", "report", fingerprint(values))
 
 

@@ -1,4 +1,4 @@
-"""Counts what a report leaves out: events that have no label, and labels whose event is gone."""
+"""Counts what a report leaves out: events that have no label, and labels whose event or encoder is gone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,9 @@ from pipelines.report.catalogue import onset_nanoseconds
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words, thousands
 from pipelines.workspace import tables
+from pipelines.workspace.artifacts import TrainingRecord
 from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import Workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,23 @@ def unlabelled_words(found: Unlabelled, workspace_url: str) -> list[str]:
             f"out of the catalogue. Run firnline label {workspace_url} again."
         )
     return words
+
+
+def earlier_encoder_words(workspace: Workspace) -> list[str]:
+    """Return that the labels are those of an earlier encoder than the workspace's own, where they are."""
+    store = workspace.store
+    trained = TrainingRecord.read(store)
+    path = next((item.path for item in tables.list_shards(store, "embeddings")), None)
+    if trained is None or path is None or workspace.stored_config("label").get("label", {}).get("model") is not None:
+        return []
+    with tables.open_table(store, path, ()) as file:
+        encoder = (file.schema_arrow.metadata or {}).get(b"encoder")
+    if encoder is None or encoder.decode() == trained.content_hash:
+        return []
+    return [
+        "The labels were made with an earlier encoder than the one that this workspace holds now. Run firnline label "
+        f"{workspace.url}, then firnline report {workspace.url}."
+    ]
 
 
 def _minute(time_ns: int) -> str:

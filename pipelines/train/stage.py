@@ -27,6 +27,7 @@ from pipelines.train.stage_setup import effective_augmentation, network_config
 from pipelines.workspace.artifacts import ENCODER, TrainingRecord
 from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.ledger import fingerprint
+from pipelines.workspace.replacement import result_of
 from pipelines.workspace.workspace import Workspace
 
 ALGORITHM_VERSION = 1
@@ -87,21 +88,23 @@ def train_encoder(
     network = network_config(config, sample)
     check_resources(config)
     _check_enough_events(config, len(sample))
-    workspace.claim("train", config, replace=replace)
     print(
         f"train: {len(sample)} of {sample.num_total} events, windows of {sample.num_samples} samples at "
         f"{sample.rate_hz:g} Hz, encoder {settings.encoder}, {max(1, settings.num_workers)} worker(s); "
         f"the windows take {len(sample) * 12 * sample.num_samples / 1e9:.2f} GB of memory."
     )
     began = time.perf_counter()
-    with stage_run(tracking, "train", stage_config(config, "train"), inputs={"events": inputs}) as run:
+    with (
+        stage_run(tracking, "train", stage_config(config, "train"), inputs={"events": inputs}) as run,
+        result_of(workspace, "train", config, replace=replace) as place,
+    ):
+        store = place.store
         run.set_tags({"firnline.fingerprint": mark, "firnline.events": len(sample)})
         run.log_text(yaml.safe_dump(augmentation.model_dump(mode="json"), sort_keys=False), "augmentation.yaml")
         fitting = TrainingInputs(
             store=store, config=config, augmentation=augmentation, sample=sample, network=network, mark=mark
         )
         encoder, resumed_from = fit_encoder(fitting, run)
-        store.write(ENCODER, encoder.to_bytes())
         scored = sample.spread(SCORE_WINDOWS)
         windows = read_sample(store, sample, scored)
         judge = judge_of(store, sample, labels, windows, settings.seed)
@@ -109,6 +112,7 @@ def train_encoder(
         run.log_metrics({**score, "train_seconds": time.perf_counter() - began}, step=settings.epochs)
         log_figures(run, encoder, windows, scored, fitting)
         model_uri, alias = register_encoder(run, tracking, config, encoder, windows, judge, score["score"])
+        store.write(ENCODER, encoder.to_bytes())
         TrainingRecord(
             fingerprint=mark,
             keys=keys,

@@ -67,10 +67,13 @@ class Store:
     Attributes:
         url: an absolute local path, or `s3://bucket/prefix`, without a trailing slash.
         anonymous: read a bucket without credentials.
+        beside: a folder of the store, in which the paths of `paths_beside` and all below them lie.
     """
 
     url: str
     anonymous: bool = field(default=False)
+    beside: str = ""
+    paths_beside: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -87,6 +90,8 @@ class Store:
         # A bucket's key may hold empty parts; of a path on a disk the first one would make it absolute.
         if ".." in parts or "\0" in path or (self.is_local and path and "" in parts):
             raise InputError(f"the path {path!r} leads outside {self.url}")
+        if any(path == known or path.startswith(f"{known}/") for known in self.paths_beside):
+            path = f"{self.beside}/{path}"
         return f"{self.url}/{path}" if path else self.url
 
     def child(self, path: str) -> "Store":
@@ -443,6 +448,41 @@ class Store:
         for some in _batched(self.walk(path), MAX_KEYS_PER_DELETE):
             self._remove_all([item.path for item in some])
 
+    def take_place(self, path: str, target: str, *, old: str) -> None:
+        """Let a folder or an object take the place of another one; after a kill it can be called again.
+
+        Args:
+            path: what takes the place. On a disk it is renamed, in a bucket copied, so that it stays.
+            target: whose place that is.
+            old: where the other one goes on a disk.
+        """
+        if self.is_local:
+            source, place, aside = Path(self.full(path)), Path(self.full(target)), Path(self.full(old))
+            with self._writing(target):
+                if not source.exists():
+                    return
+                aside.parent.mkdir(parents=True, exist_ok=True)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if place.exists():
+                    if aside.is_dir():
+                        self.remove_folder(old)
+                    place.rename(aside)
+                source.rename(place)
+                flush(place.parent)
+            return
+        items = list(self.walk(path)) or [self.stat(path)]
+        kept = {target + item.path.removeprefix(path) for item in items}
+
+        def copy(item: StoredObject) -> None:
+            source, place = self.full(item.path), self.full(target + item.path.removeprefix(path))
+            retry(lambda: filesystem(self.anonymous).cp_file(source, place), f"{place} cannot be written")
+
+        with self._writing(target), ThreadPoolExecutor(LISTING_THREADS) as pool:
+            list(pool.map(copy, items))
+        for item in list(self.walk(target)):
+            if item.path not in kept:
+                self.remove(item.path)
+
     def _remove_all(self, paths: list[str]) -> None:
         keys = [{"Key": self._key(path)} for path in paths]
         failing = f"{self.full(paths[0])} and {len(paths) - 1} more cannot be removed"
@@ -475,13 +515,16 @@ class Store:
             return list_folder(self.full(folder), folder, unreadable, inside)
         _, root = self._root
         prefix = f"{self._key(folder)}/" if folder else root
+        path_before = f"{folder}/" if folder else ""
         files, folders = [], []
         for page in self._pages(f"{self.full(folder)} cannot be listed", Prefix=prefix, Delimiter="/"):
-            folders += [str(entry["Prefix"])[len(root) : -1] for entry in page.get("CommonPrefixes", [])]
+            names = [str(entry["Prefix"])[len(prefix) : -1] for entry in page.get("CommonPrefixes", [])]
+            folders += [path_before + name for name in names]
             for entry in page.get("Contents", []):
-                path = str(entry["Key"])[len(root) :]
+                name = str(entry["Key"])[len(prefix) :]
+                path = path_before + name
                 # Some programs keep an empty object for each folder.
-                if not path.endswith("/") and path:
+                if not path.endswith("/") and name:
                     files.append(StoredObject(path, int(entry["Size"]), str(entry["ETag"]).strip('"')))
         return sorted(files, key=lambda item: item.path), sorted(folders), []
 

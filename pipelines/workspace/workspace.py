@@ -20,6 +20,9 @@ STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
     "label": ("embeddings", "labels", "clustering", "ledger/embed", "ledger/label"),
     "report": ("catalog", "report", "ledger/report"),
 }
+REPLACING = "replacing"
+"""Folder of the results that will replace others once they are complete."""
+
 DERIVED_STAGES: dict[str, tuple[str, ...]] = {
     "detect": ("train", "label", "report"),
     "train": ("label", "report"),
@@ -128,6 +131,7 @@ class Workspace:
         for name in (*reversed(DERIVED_STAGES.get(stage, ())), stage):
             for folder in sorted(STAGE_FOLDERS.get(name, ()), key=lambda folder: not folder.startswith("ledger/")):
                 self.store.remove_folder(folder)
+            self.store.remove_folder(f"{REPLACING}/{name}")
 
 
 def open_workspace(url: str, *, create: bool, write: bool = True) -> Workspace:

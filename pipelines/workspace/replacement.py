@@ -1,0 +1,121 @@
+"""A stage's new result is built beside the one that stands, and takes its place once it is complete.
+
+    replacing/<stage>/...            the new result, under the paths that it will have
+    replacing/<stage>/complete.json  which of these paths there are: from now on the new result holds
+
+A job that fails or is killed before leaves the old result whole, and with the same command it continues beside it. One
+that is killed while the new result takes its place leaves `complete.json`, and the next job that writes to the
+workspace finishes that first.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+
+from pydantic import Field
+
+from pipelines.config import Config
+from pipelines.runtime.errors import InputError
+from pipelines.workspace.artifacts import Artifact, read_json
+from pipelines.workspace.storage import Store
+from pipelines.workspace.workspace import REPLACING, STAGE_FOLDERS, Workspace
+
+
+class Complete(Artifact):
+    """`replacing/<stage>/complete.json`: a new result that is complete, and how far it has taken its place."""
+
+    paths: tuple[str, ...] = Field(max_length=100)
+    """What there is of it."""
+    switched: bool = False
+    """Whether all of it has taken its place, so that only the copies are left to be removed."""
+
+
+@contextlib.contextmanager
+def result_of(workspace: Workspace, stage: str, config: Config, *, replace: bool) -> Iterator[Workspace]:
+    """Yield the workspace to write a stage's result to; with `replace`, that lies beside the old one until the end.
+
+    What the stage reads of other stages is where it was. Errors inside leave the old result as it was.
+
+    Raises:
+        InputError: without `replace`, the stage has results made with another configuration.
+    """
+    store = workspace.store
+    finish_replacements(store)
+    if not replace:
+        store.remove_folder(f"{REPLACING}/{stage}")
+        workspace.claim(stage, config, replace=False)
+        yield workspace
+        return
+    workspace.migrate()
+    beside = Workspace(dataclasses.replace(store, beside=f"{REPLACING}/{stage}", paths_beside=_paths(stage)))
+    try:
+        beside.refuse_conflict(stage, config)
+    except InputError:
+        # Of an earlier attempt, with other settings.
+        store.remove_folder(f"{REPLACING}/{stage}")
+    beside.claim(stage, config, replace=False)
+    yield beside
+    there = tuple(path for path in _paths(stage) if next(_objects(beside.store, path), None) is not None)
+    _write(store, stage, Complete(paths=there))
+    _switch(store, stage, there)
+
+
+def finish_replacements(store: Store) -> None:
+    """Finish what jobs have left that were killed while a new result took the place of the old one."""
+    for stage in STAGE_FOLDERS:
+        try:
+            values = read_json(store, _complete_path(stage))
+        except FileNotFoundError:
+            continue
+        found = Complete.from_values(values, name=store.full(_complete_path(stage)))
+        if found.switched:
+            _clean(store, stage)
+        else:
+            _switch(store, stage, found.paths)
+
+
+def _switch(store: Store, stage: str, there: tuple[str, ...]) -> None:
+    """Let a complete result take its place; after a kill it is called again."""
+    for path in _paths(stage):
+        if path in there:
+            store.take_place(f"{REPLACING}/{stage}/{path}", path, old=f"{REPLACING}/{stage}/old/{path}")
+        elif path.startswith("config/"):
+            store.remove(path)
+        else:
+            store.remove_folder(path)
+    _write(store, stage, Complete(paths=there, switched=True))
+    _clean(store, stage)
+
+
+def _clean(store: Store, stage: str) -> None:
+    """Remove the copies of a result that has taken its place, and last of all the file that says so."""
+    for path in (*_paths(stage), "old"):
+        if path.startswith("config/"):
+            store.remove(f"{REPLACING}/{stage}/{path}")
+        else:
+            store.remove_folder(f"{REPLACING}/{stage}/{path}")
+    store.remove(_complete_path(stage))
+    store.remove_folder(f"{REPLACING}/{stage}")
+    if next(store.walk(REPLACING), None) is None:
+        store.remove_folder(REPLACING)
+
+
+def _write(store: Store, stage: str, complete: Complete) -> None:
+    store.write(_complete_path(stage), complete.model_dump_json().encode())
+
+
+def _complete_path(stage: str) -> str:
+    return f"{REPLACING}/{stage}/complete.json"
+
+
+def _paths(stage: str) -> tuple[str, ...]:
+    """Return what a stage's result consists of: its folders, and the configuration that it was made with."""
+    return (*STAGE_FOLDERS[stage], f"config/{stage}.yaml")
+
+
+def _objects(store: Store, path: str) -> Iterator[str]:
+    """Yield the objects at or below a path."""
+    if path.startswith("config/"):
+        yield from (path for _ in range(store.exists(path)))
+    else:
+        yield from (item.path for item in store.walk(path))
