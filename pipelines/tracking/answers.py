@@ -1,7 +1,7 @@
 """Every request to MLflow either gets an answer or ends, within a stated time, as one sentence.
 
 MLflow's client repeats a request that fails, and nothing else does: five times, after 0, 2, 4, 8 and 16 seconds. A
-server that refuses connections is given up after half a minute, one that stays silent after a minute and a half.
+server that refuses connections is given up after half a minute, one that stays silent after two and a half.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pipelines.runtime.redaction import scrub, without_secrets
 # MLflow reads them at every request; the user's own values hold.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 
 class TrackingFailed(StageFailed):
