@@ -78,12 +78,13 @@ def work(folder: Path, dim: int, k: int, iterations: int) -> None:
     with ray_session() as session:
         surveys = survey_embeddings(store, shards, settings)
         say(f"surveyed {sum(survey.num_rows for survey in surveys)} rows in {len(surveys)} files")
-        model, _ = fit_model(store, surveys, settings, num_workers=session.num_cpus)
+        model = fit_model(store, surveys, settings, num_workers=session.num_cpus).model
         say(f"fitted k = {k} in {len(model.inertia_history)} iterations, inertia {model.inertia:.6g}")
-        count = count_clusters(store, shards, model, {}, (), None)
+        count = count_clusters(store, shards, model, None, {}, (), None)
         say(f"counted {int(count.counts.sum())} events")
-        naming = Naming(numbers=numbers_by_size(count.counts), names={})
-        written = write_labels(store, shards, model, naming, {}, "benchmark", model_hash="")
+        numbers = numbers_by_size(count.counts)
+        naming = Naming(clustering="", numbers=numbers, names={}, far_distance=1.0, periods=count.periods)
+        written = write_labels(store, model, naming, {}, dict.fromkeys(shards, "benchmark"))
         say(f"wrote {written} files of labels")
 
 
@@ -108,8 +109,9 @@ def write_events(folder: Path, gigabytes: float, dim: int) -> None:
         constant = {"network": "AW", "station": "VNA1", "location": ""}
         onsets = pa.array((first + np.arange(size)) * 1_000_000_000, pa.timestamp("ns", tz="UTC"))
         events = {"event_id": ids} | {name: pa.array([value] * size) for name, value in constant.items()}
+        measures = dict.fromkeys(("peak_amplitude", "snr_db"), pa.array(np.ones(size, dtype=np.float32)))
         path = tables.shard_path("events", "AW", "VNA1", f"{number:05d}")
-        tables.write_table(store, path, pa.table(events | {"onset": onsets}))
+        tables.write_table(store, path, pa.table(events | {"onset": onsets} | measures))
 
 
 def main() -> None:

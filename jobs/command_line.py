@@ -49,9 +49,9 @@ REPLACES = {
     "fetch": "download again what the archive holds already",
     "detect": "remove the events and all that is derived from them first",
     "train": "make the encoder anew; the old one stays until then",
-    "label": "remove the labels and the report first",
+    "label": "label anew with other settings; the old labels stay until the new clustering is there",
     "report": "make report and catalogue anew; the old ones stay until then",
-    "run": "make the results of all stages anew",
+    "run": "make results of other settings anew, beginning at the first stage that differs",
 }
 """What --replace does, for the jobs that have it."""
 

@@ -3,7 +3,9 @@
     firnline run ARCHIVE WORKSPACE
     firnline run runs/demo-archive runs/demo --config configs/demo.yaml
 
-Each stage resumes where it stopped; a chain that is complete does nothing.
+Each stage resumes where it stopped; a chain that is complete does nothing. Where the archive has grown, only what is
+new is detected, embedded and labelled, unless `run.on_growth` is `retrain`. `--replace` begins at the first stage whose
+settings differ from those of its results.
 """
 
 import shlex
@@ -18,17 +20,27 @@ from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events
 from pipelines.detect.stage_archive import open_archive
 from pipelines.handlabels.table import read_label_table
-from pipelines.label.stage import check_events, check_gpus, check_labelling, label_events
+from pipelines.label.stage import check_events, check_gpus, check_labelling, label_embeds, label_events
 from pipelines.report.stage import PAGE_PATH, write_report
+from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import ray_session
 from pipelines.runtime.redaction import without_secrets
 from pipelines.tracking.server import Tracking, open_tracking
-from pipelines.train.stage import check_resources, check_training, train_encoder, where_it_runs
+from pipelines.train.stage import (
+    check_resources,
+    check_training,
+    train_encoder,
+    training_conflict,
+    where_it_runs,
+)
 from pipelines.tune.stage import check_search, tune_augmentations
+from pipelines.workspace.artifacts import BEST_AUGMENTATION, TrainingRecord
 from pipelines.workspace.tables import list_shards
 from pipelines.workspace.workspace import Workspace
 
 CHAIN = ("detect", "tune", "train", "label", "report")
+RESULTS = {"detect": "events", "train": "encoder", "label": "labels and clustering", "report": "report and catalogue"}
+"""What each stage leaves, in the order in which one is derived from the other."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,14 +55,18 @@ def run(arguments: Arguments) -> None:
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
     configs["detect"] = archive.config
     tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
-    check_chain(workspace, configs, tracking, replace=arguments.replace)
+    replaced = check_chain(workspace, configs, tracking, replace=arguments.replace)
+    on_growth = configs["detect"].run.on_growth
+    if "tune" in configs and on_growth == "keep" and _is_trained(workspace, configs["train"], replaced):
+        print("run: nothing is searched, since the encoder that is there is kept")
+        del configs["tune"]
     for stage, config in configs.items():
         print_config(config, stage, workspace)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
         check_resources(where_it_runs(configs["train"]))
         check_gpus(configs["label"])
-        workspace.claim("detect", configs["detect"], replace=arguments.replace)
+        workspace.claim("detect", configs["detect"], replace="detect" in replaced)
         detect_events(
             archive,
             workspace,
@@ -64,9 +80,9 @@ def run(arguments: Arguments) -> None:
         check_events(workspace.store, configs["label"])
         if "tune" in configs:
             tune_augmentations(workspace, configs["tune"], tracking)
-        train_encoder(workspace, configs["train"], tracking, replace=arguments.replace)
-        label_events(workspace, configs["label"], tracking, replace=arguments.replace)
-        write_report(workspace, configs["report"], tracking, replace=arguments.replace)
+        train_encoder(workspace, configs["train"], tracking, replace="train" in replaced, on_growth=on_growth)
+        label_events(workspace, configs["label"], tracking, replace="label" in replaced, on_growth=on_growth)
+        write_report(workspace, configs["report"], tracking, replace="report" in replaced)
     _say_how_to_look(workspace, tracking, seconds=time.monotonic() - began)
 
 
@@ -84,18 +100,59 @@ def stage_configs(arguments: Arguments, workspace: Workspace) -> dict[str, Confi
     return configs
 
 
-def check_chain(workspace: Workspace, configs: Mapping[str, Config], tracking: Tracking, *, replace: bool) -> None:
-    """Refuse before detection what a later stage would refuse hours later; raises the stages' InputErrors."""
+def check_chain(
+    workspace: Workspace, configs: Mapping[str, Config], tracking: Tracking, *, replace: bool
+) -> tuple[str, ...]:
+    """Refuse before detection what a later stage would refuse hours later; return the stages with other settings.
+
+    Raises:
+        InputError: of the stages; without `replace`, also settings that differ from those of a stage's results.
+    """
     window = configs["detect"].window
     for path in filter(None, {config.labels.path for config in configs.values()}):
         read_label_table(path)
     if "tune" in configs:
         check_search(configs["tune"])
-    check_training(workspace, configs["train"], window, replace=replace, tuned_before="tune" in configs)
+    conflicts = _conflicts(workspace, configs)
+    check_training(workspace, configs["train"], window, replace="train" in conflicts, tuned_before="tune" in configs)
     check_labelling(workspace.store, configs["label"], tracking, window)
-    for stage in ("detect", "label", "report"):
-        if not replace:
-            workspace.refuse_conflict(stage, configs[stage])
+    if not conflicts:
+        if replace:
+            print("run: --replace replaces nothing, since all results were made with these settings")
+        return ()
+    first = next(iter(conflicts))
+    begin = list(RESULTS).index(first)
+    anew, kept = list(RESULTS.values())[begin:], list(RESULTS.values())[:begin]
+    if first == "label" and not label_embeds(workspace, configs["label"]):
+        kept.append("embeddings")
+    goes = f"{', '.join(anew)} are made anew"
+    stays = f"{', '.join(kept)} stay" if kept else "nothing stays"
+    if not replace:
+        raise InputError(f"{conflicts[first]}; use another workspace, the stored value, or --replace ({goes}; {stays})")
+    print(f"run: {conflicts[first]}, so with --replace {goes}; {stays}")
+    return tuple(conflicts)
+
+
+def _conflicts(workspace: Workspace, configs: Mapping[str, Config]) -> dict[str, str]:
+    """Return what differs from the settings of each stage's results, in the order of the chain."""
+    tuned = "tune" in configs and configs["train"].train.augment_from == "tune"
+    found = {
+        stage: None
+        if stage == "train" and tuned
+        else training_conflict(workspace, configs[stage])
+        if stage == "train"
+        else workspace.conflict(stage, configs[stage])
+        for stage in RESULTS
+    }
+    return {stage: words for stage, words in found.items() if words is not None}
+
+
+def _is_trained(workspace: Workspace, config: Config, replaced: Sequence[str]) -> bool:
+    """Whether there is a finished training, with the augmentations that a search found."""
+    if {"detect", "train"} & set(replaced) or not workspace.store.exists(BEST_AUGMENTATION):
+        return False
+    trained = TrainingRecord.read(workspace.store) is not None
+    return trained and training_conflict(workspace, config) is None
 
 
 def _say_how_to_look(workspace: Workspace, tracking: Tracking, *, seconds: float) -> None:

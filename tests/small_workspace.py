@@ -24,6 +24,7 @@ LEAD_S = 1.5
 
 
 EVALUATION = {
+    "clustering": "0123456789abcdef",
     "clusters": [{"cluster": number, "events": 40, "name": name} for number, name in enumerate(CLASSES)],
     "scores": {"test.purity": 0.873, "test.purity.low": 0.81, "test.purity.high": 0.92, "validation.purity": 0.99},
     "protocol": {"test.purity": "accuracy on the test half", "validation.purity": "never for publication"},

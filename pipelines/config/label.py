@@ -16,7 +16,8 @@ class LabelSettings(Section):
 
     reference: str | None = None
     """Workspace (path or URL) whose cluster numbers are kept: each new cluster takes the number of the old one that it
-    shares most events with. Default: clusters are numbered by size, the largest is 0."""
+    shares most events with. Default: the numbers of this workspace's earlier clusters are kept so; the first ones are
+    numbered by size, the largest is 0."""
 
     sweep_k: tuple[int, ...] = operational(())
     """Numbers of clusters to compare, each in a child run with its scores; labels still use `kmeans.k` (counts)."""

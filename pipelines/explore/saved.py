@@ -13,6 +13,7 @@ from pipelines.handlabels import editing
 from pipelines.handlabels.cluster_names import read_cluster_names, write_cluster_names
 from pipelines.handlabels.label_text import check_typed_label
 from pipelines.runtime.errors import InputError
+from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.storage import Store, open_store
 
 
@@ -73,7 +74,9 @@ class SavedNames:
                 names[cluster] = check_typed_label(name)
             except ValueError as error:
                 raise BadRequest(str(error)) from None
-        self.store.write(self.name, write_cluster_names(names).encode())
+        summary = ClusteringSummary.read(self.store)
+        clustering = None if summary is None else summary.clustering or None
+        self.store.write(self.name, write_cluster_names(names, clustering).encode())
         return names
 
 

@@ -31,10 +31,19 @@ class HandLabels:
     """Name of the associated event that each labelled trigger belongs to, by event_id."""
     validation: dict[str, bool]
     """Whether it is in the validation half, by event_id."""
+    file_of: dict[str, str]
+    """The file of the events table that it lies in, by event_id."""
     num_rows: int
     num_unmatched: int
     num_ambiguous: int
     content_hash: str
+
+    def by_file(self) -> dict[str, dict[str, str]]:
+        """Return labels by event_id, by file of the events table."""
+        found: dict[str, dict[str, str]] = {}
+        for event_id, path in self.file_of.items():
+            found.setdefault(path, {})[event_id] = self.label_of[event_id]
+        return found
 
 
 def match_hand_labels(
@@ -58,8 +67,9 @@ def match_hand_labels(
         if len(rows):
             tasks.append((store, group, rows, settings.tolerance_seconds))
     results = run(_match_station, tasks)
-    label_of = {event_id: label for matched, _ in results for event_id, label, _ in matched}
-    onset_of = {event_id: onset for matched, _ in results for event_id, _, onset in matched}
+    label_of = {event_id: label for matched, _ in results for event_id, label, _, _ in matched}
+    onset_of = {event_id: onset for matched, _ in results for event_id, _, onset, _ in matched}
+    file_of = {event_id: path for matched, _ in results for event_id, _, _, path in matched}
     row_of = {event_id: row for _, rows in results for event_id, row in rows[0].items()}
     ambiguous = {row for _, rows in results for row in rows[1]}
     attributed = {row for _, rows in results for row in rows[2]}
@@ -76,6 +86,7 @@ def match_hand_labels(
         label_of=label_of,
         event_of=events,
         validation=halves,
+        file_of=file_of,
         num_rows=len(table),
         num_unmatched=len(table) - len(attributed),
         num_ambiguous=len(ambiguous),
@@ -108,8 +119,8 @@ Spans = Sequence[tuple[int, int]]
 
 def _read_triggers(
     store: Store, paths: Iterable[str], spans: Spans | None
-) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    """Return onsets (ns) and ids of the events of some files, of all or of those in some spans of time."""
+) -> tuple[NDArray[np.int64], NDArray[np.object_], NDArray[np.int64]]:
+    """Return onsets (ns), ids and numbers of the files of events, of all or of those in some spans of time."""
     columns = ["event_id", "onset"]
     parts = [
         tables.read_table(store, path, columns) if spans is None else tables.read_spans(store, path, columns, spans)
@@ -117,7 +128,8 @@ def _read_triggers(
     ]
     events = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
     onsets = np.asarray(events["onset"].dt.as_unit("ns").astype("int64"), dtype=np.int64)
-    return onsets, events["event_id"].to_numpy(dtype=object)
+    files = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
+    return onsets, events["event_id"].to_numpy(dtype=object), files
 
 
 def _spans_of(rows: pd.DataFrame, tolerance_seconds: float) -> Spans | None:
@@ -137,7 +149,7 @@ def _spans(days: NDArray[np.int64]) -> Spans:
 
 
 def _match_station(store: Store, paths: list[str], rows: pd.DataFrame, tolerance_seconds: float) -> Any:
-    onsets, event_ids = _read_triggers(store, paths, _spans_of(rows, tolerance_seconds))
+    onsets, event_ids, files = _read_triggers(store, paths, _spans_of(rows, tolerance_seconds))
     if "event_id" in rows:
         found = match_event_ids(event_ids.tolist(), rows["event_id"].tolist(), rows["label"].tolist())
     else:
@@ -151,7 +163,8 @@ def _match_station(store: Store, paths: list[str], rows: pd.DataFrame, tolerance
         )
     ids = event_ids[found.event_rows]
     numbers = rows.index.to_numpy()
-    matched = list(zip(ids.tolist(), found.labels.tolist(), onsets[found.event_rows].tolist(), strict=True))
+    matched_in = [paths[number] for number in files[found.event_rows].tolist()]
+    matched = list(zip(ids.tolist(), found.labels.tolist(), onsets[found.event_rows].tolist(), matched_in, strict=True))
     attributed = set(numbers.tolist()) - set(numbers[found.unmatched].tolist())
     return matched, (
         dict(zip(ids.tolist(), numbers[found.label_rows].tolist(), strict=True)),
@@ -174,4 +187,5 @@ def _associate_labelled(
 
 
 def _triggers_of_days(store: Store, paths: list[str], days: list[int]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    return _read_triggers(store, paths, _spans(np.asarray(days, dtype=np.int64)))
+    onsets, ids, _ = _read_triggers(store, paths, _spans(np.asarray(days, dtype=np.int64)))
+    return onsets, ids

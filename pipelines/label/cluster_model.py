@@ -24,11 +24,6 @@ class ClusterModel:
     inertia_history: tuple[float, ...]
     converged: bool
     restart_inertias: tuple[float, ...]
-    at_classes: NDArray[np.float64] | None = None
-    """Centroids of the same clustering at k = number of classes of the hand labels; None without labels, or where there
-    are fewer events, or fewer distinct embeddings, than classes."""
-    clusters_at_classes: NDArray[np.int32] | None = None
-    """Which of so many clusters each of these centroids belongs to."""
 
     def to_bytes(self) -> bytes:
         """Return the model as an npz archive without pickled objects."""
@@ -41,8 +36,6 @@ class ClusterModel:
         optional = {
             "mean": self.space.mean,
             "basis": self.space.basis,
-            "at_classes": self.at_classes,
-            "clusters_at_classes": self.clusters_at_classes,
         }
         arrays |= {name: array for name, array in optional.items() if array is not None}
         plain = {"normalize": self.space.normalize, "inertia": self.inertia, "converged": self.converged}
@@ -56,7 +49,7 @@ class ClusterModel:
         """Return the model that `to_bytes` wrote."""
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             plain = json.loads(arrays["plain"].tobytes())
-            optional = {name: arrays.get(name) for name in ("mean", "basis", "at_classes", "clusters_at_classes")}
+            optional = {name: arrays.get(name) for name in ("mean", "basis")}
             return ClusterModel(
                 space=Space(normalize=plain["normalize"], mean=optional["mean"], basis=optional["basis"]),
                 centroids=arrays["centroids"],
@@ -65,6 +58,4 @@ class ClusterModel:
                 inertia_history=tuple(arrays["inertia_history"].tolist()),
                 converged=plain["converged"],
                 restart_inertias=tuple(arrays["restart_inertias"].tolist()),
-                at_classes=optional["at_classes"],
-                clusters_at_classes=optional["clusters_at_classes"],
             )

@@ -1,4 +1,4 @@
-"""Numbers and names of clusters: by size or after a reference clustering; by the majority of hand labels."""
+"""Numbers and names of clusters: by size or after an earlier clustering; by the majority of hand labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -30,11 +30,11 @@ def numbers_by_size(counts: NDArray[np.int64]) -> NDArray[np.int32]:
     return numbers
 
 
-def numbers_by_reference(shared: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int32]:
+def numbers_by_reference(shared: NDArray[np.int64], counts: NDArray[np.int64], first_new: int = 0) -> NDArray[np.int32]:
     """Return the new number of each cluster, matched one to one to the reference clusters that share most events.
 
     `shared` (k, reference k) counts the events of each pair. Clusters left over, and those that share no event, take
-    the numbers after the reference's, by size.
+    the numbers after the reference's, none below `first_new`, by size.
     """
     rows, columns = linear_sum_assignment(shared, maximize=True)
     numbers = np.full(len(counts), -1, dtype=np.int32)
@@ -42,8 +42,51 @@ def numbers_by_reference(shared: NDArray[np.int64], counts: NDArray[np.int64]) -
         if shared[row, column] > 0:
             numbers[row] = column
     rest = np.flatnonzero(numbers < 0)
-    numbers[rest] = shared.shape[1] + numbers_by_size(counts[rest])
+    numbers[rest] = max(shared.shape[1], first_new) + numbers_by_size(counts[rest])
     return numbers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """Where the events of a cluster come from, or, without `number`, an earlier cluster that has no successor."""
+
+    number: int | None
+    """Of the new cluster."""
+    events: int
+    """In it; of an earlier cluster without a successor, those that it had."""
+    before: tuple[tuple[int, int], ...]
+    """Earlier numbers with the events from each, most first; for one without a successor, itself."""
+
+    def words(self) -> str:
+        """Return it as a line of a table."""
+        if self.number is None:
+            return f"cluster {self.before[0][0]:>3} has no successor; its {self.events} events are in other clusters"
+        parts = [f"{events} from {number}" for number, events in self.before]
+        known = sum(events for _, events in self.before)
+        others = [f"{self.events - known} that had none"] if self.events > known else []
+        state = "kept" if any(number == self.number for number, _ in self.before) else "new"
+        return f"cluster {self.number:>3} ({state}) {self.events:>9} events: {', '.join(parts + others) or 'none'}"
+
+
+def moves_of(shared: NDArray[np.int64], counts: NDArray[np.int64], numbers: NDArray[np.int32]) -> list[Move]:
+    """Return what moves where a clustering follows another: one row for each new cluster, then the old ones that end.
+
+    Args:
+        shared: (k, old numbers): events of each pair.
+        counts: (k,): events of each new cluster.
+        numbers: (k,): its number.
+    """
+    moves = []
+    for row in np.argsort(numbers, kind="stable").tolist():
+        columns = [column for column in np.argsort(-shared[row], kind="stable").tolist() if shared[row, column]]
+        before = tuple((column, int(shared[row, column])) for column in columns)
+        moves.append(Move(number=int(numbers[row]), events=int(counts[row]), before=before))
+    had = shared.sum(axis=0)
+    for column in np.flatnonzero(had).tolist():
+        if column not in numbers:
+            events = int(had[column])
+            moves.append(Move(number=None, events=events, before=((column, events),)))
+    return moves
 
 
 def names_by_majority(

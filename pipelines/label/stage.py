@@ -1,8 +1,11 @@
 """The labelling stage: embed every event, cluster the embeddings, name the clusters, write a label for every event.
 
 events/ -> embeddings/ -> clustering/<fingerprint>.npz -> labels/
+
+Where the archive has grown, the clustering of the earlier run labels the new events; all other files stay.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,17 +14,35 @@ from numpy.typing import NDArray
 
 from pipelines.config import Config, stage_config
 from pipelines.config.detection import WindowSettings
+from pipelines.config.label import LabelSettings
+from pipelines.config.run import OnGrowth
 from pipelines.handlabels.table import read_label_table
-from pipelines.label.cluster_model import ClusterModel
-from pipelines.label.naming import ClusterName, name_clusters, numbers_by_reference, numbers_by_size
+from pipelines.label.naming import ClusterName, name_clusters
 from pipelines.label.scores import LabelledRows, Scores, probe_sample, score_labelling
-from pipelines.label.stage_clustering import ALGORITHM_VERSION, find_clustering
-from pipelines.label.stage_count import Labelled, count_clusters
-from pipelines.label.stage_embed import embed_shards, unembedded_shards
+from pipelines.label.stage_clustering import (
+    ALGORITHM_VERSION,
+    Clustering,
+    clustering_file,
+    find_clustering,
+    read_record,
+    stays,
+)
+from pipelines.label.stage_count import Labelled
+from pipelines.label.stage_drift import cluster_sizes, drift_of, log_drift, print_drift, read_cells
+from pipelines.label.stage_embed import embed_shards, embedding_fingerprint, unembedded_shards
 from pipelines.label.stage_encoder import RegisteredEncoder, check_windows, load_encoder, refuse_other_windows
-from pipelines.label.stage_inputs import LabelInputs, lineage_of, match_on_ray, open_reference, read_cluster_names
+from pipelines.label.stage_identity import keep_clustering, known_clusterings, settle_clustering
+from pipelines.label.stage_inputs import (
+    LabelInputs,
+    lineage_of,
+    match_on_ray,
+    named_by,
+    open_reference,
+    read_cluster_names,
+    refuse_foreign_names,
+)
 from pipelines.label.stage_kmeans import check_enough_events
-from pipelines.label.stage_labels import Naming, write_labels
+from pipelines.label.stage_labels import Naming, label_marks, marker_of, write_labels
 from pipelines.label.stage_log import log_outcome
 from pipelines.label.stage_shards import EventShard, list_event_shards
 from pipelines.label.stage_summary import Outcome, print_outcome, summary_of
@@ -30,9 +51,9 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import ray_session
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tracking.server import Tracking
-from pipelines.workspace.artifacts import ClusteringSummary
+from pipelines.workspace.artifacts import ClusteringSummary, FittedClustering
 from pipelines.workspace.event_sample import events_fingerprint
-from pipelines.workspace.ledger import fingerprint, list_markers
+from pipelines.workspace.ledger import fingerprint, stage_fingerprint
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
@@ -56,9 +77,22 @@ class LabellingSummary:
 
 
 def label_events(
-    workspace: Workspace, config: Config, tracking: Tracking, *, replace: bool = False, address: str | None = None
+    workspace: Workspace,
+    config: Config,
+    tracking: Tracking,
+    *,
+    replace: bool = False,
+    address: str | None = None,
+    on_growth: OnGrowth = "keep",
 ) -> LabellingSummary:
     """Embed, cluster and label every event of a workspace, and log the run.
+
+    Args:
+        workspace, config, tracking: what is labelled, how, and where the run goes.
+        replace: label again with other settings, hand labels or names; what these do not touch stays, such as
+            embeddings where only the clustering differs. With the same ones, all is done again.
+        address: of the Ray cluster.
+        on_growth: `keep` labels new events by the clustering that is there; `retrain` clusters all events anew.
 
     Raises:
         InputError: what is wrong with the input or the configuration, before anything is written.
@@ -72,7 +106,17 @@ def label_events(
     reference = open_reference(config.label.reference, store)
     table = None if config.labels.path is None else read_label_table(config.labels.path)
     lineage = lineage_of(shards, registered, reference, table, names_hash)
-    whole = fingerprint(lineage | workspace.output_keys(config, "label") | {"algorithm_version": ALGORITHM_VERSION})
+    earlier = read_record(store, replace=replace)
+    names_from = named_by(config, table, names_hash)
+    other_names = earlier is not None and earlier.named_by != names_from
+    again = replace and not other_names and workspace.conflict("label", config) is None
+    kept = earlier if not again and stays(earlier, registered.encoder, config) else None
+    if kept is not None and on_growth == "retrain" and kept.events != lineage["events"]:
+        kept = None
+    file = clustering_file(shards, registered.encoder, config) if kept is None else kept.file
+    refuse_foreign_names(config.labels.names, user_names, known_clusterings(earlier, reference))
+    settings = workspace.output_keys(config, "label")
+    whole = fingerprint(lineage | settings | {"clustering": file, "algorithm_version": ALGORITHM_VERSION})
     done = None if replace else _already_labelled(store, shards, registered, config, whole)
     if done is not None:
         print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)
@@ -91,12 +135,28 @@ def label_events(
             registered=registered,
             hand=hand,
             user_names=user_names,
+            named_by=names_from,
             reference=reference,
+            events=lineage["events"],
             fingerprints=lineage | {"events": events_fingerprint(store)},
         )
-        workspace.claim("label", config, replace=replace)
+        _claim(workspace, config, replace=replace, again=again)
         with stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run:
-            return _label(store, inputs, config, run, whole, num_cpus=session.num_cpus)
+            return _label(workspace, inputs, config, run, whole, kept=kept, replace=replace, num_cpus=session.num_cpus)
+
+
+def _claim(workspace: Workspace, config: Config, *, replace: bool, again: bool) -> None:
+    """Store the configuration, and take away what is to be made `again`; labels stay until there are others."""
+    if not replace:
+        workspace.claim("label", config, replace=False)
+        return
+    workspace.accept("label", config)
+    if again:
+        for folder in ("ledger/label", "ledger/embed", "embeddings"):
+            workspace.store.remove_folder(folder)
+        for item in list(workspace.store.walk("clustering")):
+            if item.path.endswith(".npz"):
+                workspace.store.remove(item.path)
 
 
 def check_gpus(config: Config) -> None:
@@ -119,13 +179,21 @@ def check_labelling(store: Store, config: Config, tracking: Tracking, window: Wi
     Raises:
         InputError: a file, reference or encoder that cannot be read, or an encoder for other windows.
     """
-    read_cluster_names(config.labels.names)
-    open_reference(config.label.reference, store)
+    names, _ = read_cluster_names(config.labels.names)
+    reference = open_reference(config.label.reference, store)
+    refuse_foreign_names(config.labels.names, names, known_clusterings(read_record(store, replace=True), reference))
     model = config.label.model
     # Where its aliases will point is up to the training that comes before.
     if model is not None and not model.startswith(f"models:/{config.mlflow.model_name}@"):
         encoder = load_encoder(store, config, tracking).encoder
         refuse_other_windows(encoder, window.num_samples, window.rate_hz, window.lead_samples)
+
+
+def label_embeds(workspace: Workspace, config: Config) -> bool:
+    """Whether labelling with this configuration embeds all events again, as another encoder or arithmetic does."""
+    stored = workspace.stored_config("label").get("label", {})
+    was = LabelSettings.model_validate(stored)
+    return any(getattr(was, name) != getattr(config.label, name) for name in ("model", "precision", "use_gpu"))
 
 
 def check_events(store: Store, config: Config) -> list[EventShard]:
@@ -142,11 +210,9 @@ def _already_labelled(
     summary = ClusteringSummary.read(store)
     if summary is None:
         return None
-    current = {(shard.network, shard.station, shard.name) for shard in shards}
     if summary.fingerprint != whole or not set(config.label.sweep_k) <= set(summary.sweep_k):
         return None
-    marks = list(list_markers(store, "label"))
-    if {(mark.network, mark.station, mark.shard) for mark in marks if mark.fingerprint == summary.mark} != current:
+    if summary.mark != stage_fingerprint(store, "label"):
         return None
     if unembedded_shards(store, shards, registered.encoder, config.label):
         return None
@@ -162,9 +228,17 @@ def _already_labelled(
 
 
 def _label(
-    store: Store, inputs: LabelInputs, config: Config, run: StageRun, whole: str, *, num_cpus: int
+    workspace: Workspace,
+    inputs: LabelInputs,
+    config: Config,
+    run: StageRun,
+    whole: str,
+    *,
+    kept: FittedClustering | None,
+    replace: bool,
+    num_cpus: int,
 ) -> LabellingSummary:
-    encoder = inputs.registered.encoder
+    store, encoder = workspace.store, inputs.registered.encoder
     num_workers = config.label.num_workers or num_cpus
     num_embedders = min(num_workers, num_cpus)
     if config.label.use_gpu:
@@ -173,33 +247,65 @@ def _label(
     before = "" if num_embedded == len(inputs.shards) else "; the others were done before"
     print(f"label: embedded {num_embedded} of {len(inputs.shards)} shards{before}", flush=True)
 
-    model, model_hash = find_clustering(store, inputs, config, run, num_workers=num_workers, num_cpus=num_cpus)
+    clustering = find_clustering(store, inputs, config, run, kept=kept, num_workers=num_workers, num_cpus=num_cpus)
     label_of = inputs.hand.label_of if inputs.hand else {}
     probe_ids = probe_sample(label_of, seed=config.kmeans.seed)
-    count = count_clusters(store, inputs.shards, model, label_of, probe_ids, inputs.reference)
-    numbers = (
-        numbers_by_size(count.counts) if inputs.reference is None else numbers_by_reference(count.shared, count.counts)
-    )
+    fitted, count, moves = settle_clustering(workspace, inputs, config, clustering, label_of, probe_ids)
+    numbers = np.array(fitted.numbers, dtype=np.int32)
     named = _name_clusters(inputs, config, count.labelled, numbers)
+    if clustering.record is not None and clustering.record.named_by == inputs.named_by:
+        # Named before on the same ground: more events do not change a name.
+        known = dict(zip(fitted.numbers, fitted.names, strict=True))
+        named = {number: dataclasses.replace(entry, name=known[number]) for number, entry in named.items()}
     names = {number: entry.name for number, entry in named.items() if entry.name}
-    mark = fingerprint({"run": whole, "clustering": model_hash, "numbers": numbers.tolist(), "names": names})
-    naming = Naming(numbers=numbers, names=names)
+    fitted = fitted.model_copy(
+        update={"names": tuple(names.get(number) for number in fitted.numbers), "named_by": inputs.named_by}
+    )
+    keep_clustering(workspace, fitted, num_classes=len(set(label_of.values())))
+    naming = Naming(
+        clustering=clustering.id,
+        numbers=numbers,
+        names=names,
+        far_distance=fitted.far_distance,
+        periods={period.station: (period.first_ns, period.last_ns) for period in fitted.periods},
+    )
+    marks = label_marks(
+        inputs.shards,
+        naming,
+        {shard: embedding_fingerprint(shard, encoder, config.label) for shard in inputs.shards},
+        inputs.hand.by_file() if inputs.hand else {},
+    )
     # A run that is killed while it writes labels leaves no summary of earlier ones beside them.
     store.remove(ClusteringSummary.PATH)
-    num_written = write_labels(store, inputs.shards, model, naming, label_of, mark, model_hash=model_hash)
-    scores = _score(inputs, config, model, count.labelled, numbers)
-    outcome = Outcome(model=model, model_hash=model_hash, count=count, numbers=numbers, named=named, scores=scores)
+    if replace:
+        workspace.remove_stage("report")
+    num_written = write_labels(store, clustering.model, naming, label_of, marks)
+    cells = read_cells(store, [marker_of(shard, mark) for shard, mark in marks.items()])
+    drift = drift_of(cells, fitted)
+    drift.write(store)
+    outcome = Outcome(
+        clustering=clustering,
+        fitted=fitted,
+        count=count,
+        sizes=cluster_sizes(cells, fitted.numbers),
+        named=named,
+        scores=_score(inputs, config, clustering, count.labelled, numbers),
+        moves=moves,
+    )
     log_outcome(run, store, inputs, outcome)
+    log_drift(run, drift)
     # Last of all: a rerun that finds the summary has nothing to do, in MLflow either.
+    mark = stage_fingerprint(store, "label")
     summary_of(outcome, fingerprint=whole, mark=mark, sweep_k=config.label.sweep_k).write(store)
-    print_outcome(outcome)
+    print_outcome(outcome, grown=fitted.events != inputs.events)
+    print_drift(drift)
     return LabellingSummary(
-        num_events=int(count.counts.sum()),
+        num_events=sum(outcome.sizes.values()),
         num_embedded=num_embedded,
         num_written=num_written,
-        cluster_sizes=outcome.sizes,
+        cluster_sizes=dict(outcome.sizes),
         cluster_names=names,
-        scores=scores.metrics() if scores else {},
+        scores=outcome.scores.metrics() if outcome.scores else {},
         run_id=run.run_id,
     )
 
@@ -214,13 +320,14 @@ def _name_clusters(
         rows = np.array([inputs.hand.validation[event_id] for event_id in labelled.event_ids], dtype=bool)
         labels = [inputs.hand.label_of[event_id] for event_id in labelled.event_ids[rows]]
         clusters = numbers[labelled.clusters[rows]]
-    for number in sorted(inputs.user_names.keys() - set(numbers.tolist())):
+    given = inputs.user_names.names
+    for number in sorted(given.keys() - set(numbers.tolist())):
         print(f"labels.names names cluster {number}, which does not exist", flush=True)
-    return name_clusters(numbers, labels, clusters, inputs.user_names, min_purity=config.labels.min_purity)
+    return name_clusters(numbers, labels, clusters, given, min_purity=config.labels.min_purity)
 
 
 def _score(
-    inputs: LabelInputs, config: Config, model: ClusterModel, labelled: Labelled | None, numbers: NDArray[np.int32]
+    inputs: LabelInputs, config: Config, clustering: Clustering, labelled: Labelled | None, numbers: NDArray[np.int32]
 ) -> Scores | None:
     if inputs.hand is None or labelled is None:
         return None
@@ -228,7 +335,7 @@ def _score(
     rows = LabelledRows(
         labels=np.array([inputs.hand.label_of[event_id] for event_id in ids], dtype=object),
         clusters=numbers[labelled.clusters],
-        clusters_at_classes=None if model.at_classes is None else labelled.clusters_at_classes,
+        clusters_at_classes=None if clustering.at_classes is None else labelled.clusters_at_classes,
         probed=np.flatnonzero(labelled.probed),
         embeddings=labelled.embeddings,
         stations=labelled.stations,

@@ -1,7 +1,9 @@
-"""Which clustering labels the events: the stored one of the same inputs and settings, or a new one."""
+"""Which clustering labels the events: the one of an earlier run, if its settings are the same, or a new one."""
 
-from dataclasses import asdict
-from typing import Any
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeGuard
 
 import numpy as np
 import ray
@@ -9,16 +11,19 @@ from numpy.typing import NDArray
 
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
+from pipelines.encoders import Encoder
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.figures import draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
 from pipelines.label.stage_embed import embedding_fingerprint
 from pipelines.label.stage_inputs import LabelInputs
-from pipelines.label.stage_kmeans import fit_model
+from pipelines.label.stage_kmeans import Fit, fit_model
 from pipelines.label.stage_partitions import survey_embeddings
+from pipelines.label.stage_shards import EventShard
+from pipelines.runtime.errors import InputError
 from pipelines.runtime.progress import progress_bar
 from pipelines.tracking.runs import StageRun, stage_run
-from pipelines.workspace.artifacts import ClusteringSummary
+from pipelines.workspace.artifacts import FittedClustering
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.storage import Store, content_hash
 
@@ -26,32 +31,137 @@ ALGORITHM_VERSION = 3
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""
 
 
-def find_clustering(
-    store: Store, inputs: LabelInputs, config: Config, run: StageRun, *, num_workers: int, num_cpus: int
-) -> tuple[ClusterModel, str]:
-    """Return the clustering of the embeddings and its content hash: the stored one, else a new one, stored for a rerun.
+@dataclass(frozen=True, kw_only=True)
+class Clustering:
+    """The clustering that labels the events, before its clusters have numbers."""
 
-    With `label.sweep_k` it is fitted again, and the numbers of clusters are compared on a sample.
+    id: str
+    """Which one it is: the content hash of its file."""
+    file: str
+    """The name of its file, clustering/<file>.npz."""
+    model: ClusterModel
+    at_classes: ClusterModel | None
+    """The same events at k = number of classes of the hand labels; None without labels, or where there is none."""
+    record: FittedClustering | None
+    """What is known of it from an earlier run; None where it is new."""
+
+
+def clustering_settings(encoder: Encoder, config: Config) -> dict[str, Any]:
+    """Return what decides a clustering beside the events."""
+    return {
+        "encoder": encoder.content_hash,
+        "precision": config.label.precision,
+        "use_gpu": config.label.use_gpu,
+        "kmeans": config.kmeans.output_keys(),
+        "algorithm_version": ALGORITHM_VERSION,
+    }
+
+
+def clustering_file(shards: Sequence[EventShard], encoder: Encoder, config: Config) -> str:
+    """Return the name of the file of these events' clustering, fitted or not."""
+    embeddings = [
+        f"{shard.path('embeddings')}{embedding_fingerprint(shard, encoder, config.label)}" for shard in shards
+    ]
+    embedded = content_hash("".join(embeddings).encode())
+    return fingerprint(clustering_settings(encoder, config) | {"embeddings": embedded})
+
+
+def read_record(store: Store, *, replace: bool) -> FittedClustering | None:
+    """Return what is known of the clustering that labels the events; None without one.
+
+    Raises:
+        InputError: the file is damaged, unless all is replaced.
+    """
+    try:
+        return FittedClustering.read(store)
+    except InputError:
+        if not replace:
+            raise
+        return None
+
+
+def stays(record: FittedClustering | None, encoder: Encoder, config: Config) -> TypeGuard[FittedClustering]:
+    """Whether the clustering of an earlier run labels new events, too: the same encoder and settings made it."""
+    settings = json.loads(json.dumps(clustering_settings(encoder, config)))
+    return record is not None and record.settings == settings
+
+
+def find_clustering(
+    store: Store,
+    inputs: LabelInputs,
+    config: Config,
+    run: StageRun,
+    *,
+    kept: FittedClustering | None,
+    num_workers: int,
+    num_cpus: int,
+) -> Clustering:
+    """Return the clustering that was `kept`, else the one of all events: the stored one, or a new one.
+
+    A new one is stored. Numbers of clusters are compared on a sample where `label.sweep_k` asks for it.
+
+    Raises:
+        InputError, StageFailed: as for `fit_model`.
     """
     num_classes = len(set(inputs.hand.label_of.values())) if inputs.hand else 0
     encoder = inputs.registered.encoder
-    embeddings = [
-        f"{one.path('embeddings')}{embedding_fingerprint(one, encoder, config.label)}" for one in inputs.shards
-    ]
-    name = fingerprint(
-        {
-            "embeddings": content_hash("".join(embeddings).encode()),
-            "kmeans": config.kmeans.output_keys(),
-            "num_classes": num_classes,
-            "algorithm_version": ALGORITHM_VERSION,
-        }
-    )
-    path = f"clustering/{name}.npz"
-    sweep = config.label.sweep_k
-    if store.exists(path) and not sweep:
-        _remove_others(store, path)
-        content = store.read(path)
-        return ClusterModel.from_bytes(content), content_hash(content)
+    name = clustering_file(inputs.shards, encoder, config) if kept is None else kept.file
+    path, sweep = f"clustering/{name}.npz", config.label.sweep_k
+    content = _read_if_there(store, path)
+    if kept is not None and (content is None or content_hash(content) != kept.clustering):
+        # Its file is lost: the one of all events takes its place, and is the same where nothing has been added.
+        print(f"label: {store.full(path)} is missing or damaged, so the events are clustered again", flush=True)
+        return find_clustering(store, inputs, config, run, kept=None, num_workers=num_workers, num_cpus=num_cpus)
+    known = None if content is None else ClusterModel.from_bytes(content)
+    classes_path = f"clustering/{name}.{num_classes}-classes.npz"
+    at_classes = known if num_classes == config.kmeans.k else None
+    if num_classes > 1 and at_classes is None:
+        stored = _read_if_there(store, classes_path)
+        at_classes = None if stored is None else ClusterModel.from_bytes(stored)
+    missing = num_classes > 1 and at_classes is None
+    if known is None or missing or sweep:
+        fitted = _fit(store, inputs, config, known, num_classes if missing else None, num_workers, num_cpus)
+        if known is None:
+            content = fitted.model.to_bytes()
+            store.write(path, content)
+        if missing and fitted.at_classes is not None:
+            at_classes = fitted.at_classes
+            if at_classes is not fitted.model:
+                store.write(classes_path, at_classes.to_bytes())
+        known = fitted.model
+        if sweep:
+            _compare_k(run, inputs, config, fitted.keys, fitted.sample)
+    assert content is not None
+    digest = content_hash(content)
+    record = read_record(store, replace=True)
+    same = record is not None and (record.clustering, record.file) == (digest, name)
+    return Clustering(id=digest, file=name, model=known, at_classes=at_classes, record=record if same else None)
+
+
+def remove_other_clusterings(store: Store, file: str, num_classes: int) -> None:
+    """Remove the files of the clusterings of earlier inputs and settings."""
+    kept = {f"clustering/{file}{ending}.npz" for ending in ("", f".{num_classes}-classes")}
+    for item in list(store.walk("clustering")):
+        if item.path.endswith(".npz") and item.path not in kept:
+            store.remove(item.path)
+
+
+def _read_if_there(store: Store, path: str) -> bytes | None:
+    try:
+        return store.read(path)
+    except FileNotFoundError:
+        return None
+
+
+def _fit(
+    store: Store,
+    inputs: LabelInputs,
+    config: Config,
+    known: ClusterModel | None,
+    num_classes: int | None,
+    num_workers: int,
+    num_cpus: int,
+) -> Fit:
     surveys = survey_embeddings(store, inputs.shards, config.kmeans)
     with progress_bar("k-means", unit="iteration") as bar:
 
@@ -59,30 +169,18 @@ def find_clustering(
             bar.set_postfix(restart=restart + 1, inertia=f"{inertia:.6g}", refresh=False)
             bar.update()
 
-        model, (keys, sample) = fit_model(
+        return fit_model(
             store,
             surveys,
             config.kmeans,
             num_workers=num_workers,
             # More workers than CPUs share them; each that waited for a CPU of its own would wait for ever.
             cpus_per_worker=min(1.0, num_cpus / num_workers),
-            num_classes=num_classes if num_classes > 1 else None,
+            known=known,
+            num_classes=num_classes,
             progress=progress,
-            sample_events=config.label.sweep_events if sweep else 0,
+            sample_events=config.label.sweep_events if config.label.sweep_k else 0,
         )
-    content = model.to_bytes()
-    store.write(path, content)
-    _remove_others(store, path)
-    if sweep:
-        _compare_k(run, inputs, config, keys, sample)
-    return model, content_hash(content)
-
-
-def _remove_others(store: Store, path: str) -> None:
-    """Remove the clusterings of earlier inputs and settings."""
-    for item in store.walk("clustering"):
-        if item.path not in (path, ClusteringSummary.PATH):
-            store.remove(item.path)
 
 
 def _compare_k(

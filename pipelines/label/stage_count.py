@@ -1,5 +1,9 @@
-"""The first pass over all embeddings: sizes of clusters, hand-labelled events, events shared with a reference."""
+"""A pass over embeddings: sizes of clusters, hand-labelled events, events shared with an earlier clustering.
 
+Over all of them where the clustering is new; where it stays, over the files that have news.
+"""
+
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,11 +13,13 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from pipelines.label.cells import FINE_BINS, distance_bins
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
 from pipelines.label.space import to_space
 from pipelines.label.stage_shards import EventShard
+from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import task_results
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
@@ -31,7 +37,7 @@ class Labelled:
     clusters: NDArray[np.int32]
     """Before they get their final numbers."""
     clusters_at_classes: NDArray[np.int32]
-    """Equal to `clusters` where the model has no clustering at k = number of classes."""
+    """Equal to `clusters` where there is no other clustering at k = number of classes."""
     probed: NDArray[np.bool_]
     """Whether an event is among those that the probes use."""
     embeddings: NDArray[np.float32]
@@ -40,12 +46,16 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class Count:
-    """What all events say about the clusters, before these get their final numbers."""
+    """What events say about the clusters, before these get their final numbers."""
 
     counts: NDArray[np.int64]
     """(k,) events."""
     shared: NDArray[np.int64]
     """(k, clusters of the reference): events in both; no column without a reference."""
+    distances: Counter[int]
+    """Events by bin of the distance to their centroid, FINE_BINS to an octave."""
+    periods: Mapping[str, tuple[int, int]]
+    """First and last onset (ns since 1970, UTC) by network.station."""
     labelled: Labelled | None
     nearest: list[tuple[int, float, str, str]]
     """(cluster, distance, event_id, file of events) of the events nearest to their centroid."""
@@ -55,32 +65,63 @@ def count_clusters(
     store: Store,
     shards: Sequence[EventShard],
     model: ClusterModel,
+    at_classes: ClusterModel | None,
     label_of: Mapping[str, str],
     probe_ids: Collection[str],
     reference: Store | None,
 ) -> Count:
-    """Label every event without writing: sizes, hand-labelled events, and events shared with clusters of a reference.
+    """Label events without writing: sizes, hand-labelled events, and events shared with clusters of a reference.
 
-    Of the labelled events (`label_of`, by event_id) only those in `probe_ids` come back with their embeddings.
+    Args:
+        store, shards, model: which events, and their clustering.
+        at_classes: the clustering at k = number of classes.
+        label_of: hand labels by event_id.
+        probe_ids: of these, the events that come back with their embeddings.
+        reference: a labelled workspace, which may be the one that is labelled.
     """
     by_station: dict[tuple[str, str], list[EventShard]] = {}
     for shard in shards:
         by_station.setdefault((shard.network, shard.station), []).append(shard)
-    model_ref, labels_ref = ray.put(model), ray.put((frozenset(label_of), frozenset(probe_ids)))
+    models_ref, labels_ref = ray.put((model, at_classes)), ray.put((frozenset(label_of), frozenset(probe_ids)))
     tasks = [
-        _count.remote(store, group, model_ref, labels_ref, reference)
+        _count.remote(store, group, models_ref, labels_ref, reference)
         for station in by_station.values()
         for group in tables.by_task(station)
     ]
-    results = task_results(tasks)
-    width = max((shared.shape[1] for _, shared, _, _ in results), default=0)
-    widened = [np.pad(shared, ((0, 0), (0, width - shared.shape[1]))) for _, shared, _, _ in results]
+    results: list[_Part] = task_results(tasks)
+    num_clusters = int(model.clusters.max()) + 1
+    width = max((part.shared.shape[1] for part in results), default=0)
+    shared = np.zeros((num_clusters, width), dtype=np.int64)
+    counts = np.zeros(num_clusters, dtype=np.int64)
+    distances: Counter[int] = Counter()
+    periods: dict[str, tuple[int, int]] = {}
+    for part in results:
+        counts += part.counts
+        shared[:, : part.shared.shape[1]] += part.shared
+        distances.update(part.distances)
+        before = periods.get(part.station, part.period)
+        periods[part.station] = (min(before[0], part.period[0]), max(before[1], part.period[1]))
     return Count(
-        counts=np.sum([counts for counts, _, _, _ in results], axis=0),
-        shared=np.sum(widened, axis=0),
-        labelled=_join([labelled for _, _, labelled, _ in results if len(labelled.event_ids)]),
-        nearest=_nearest_of([nearest for _, _, _, nearest in results]),
+        counts=counts,
+        shared=shared,
+        distances=distances,
+        periods=dict(sorted(periods.items())),
+        labelled=_join([part.labelled for part in results if len(part.labelled.event_ids)]),
+        nearest=_nearest_of([part.nearest for part in results]),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """What a task finds in files of one station; fields as in `Count`."""
+
+    station: str
+    counts: NDArray[np.int64]
+    shared: NDArray[np.int64]
+    distances: Counter[int]
+    period: tuple[int, int]
+    labelled: Labelled
+    nearest: list[tuple[int, float, str, str]]
 
 
 def _join(parts: Sequence[Labelled]) -> Labelled | None:
@@ -105,22 +146,29 @@ def read_points(
 def _count(
     store: Store,
     shards: list[EventShard],
-    model: ClusterModel,
+    models: tuple[ClusterModel, ClusterModel | None],
     labelled: tuple[frozenset[str], frozenset[str]],
     reference: Store | None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64], Labelled, list[tuple[int, float, str, str]]]:
-    labelled_ids, probe_ids = labelled
+) -> _Part:
+    (model, at_classes), (labelled_ids, probe_ids) = models, labelled
     num_clusters = int(model.clusters.max()) + 1
     counts = np.zeros(num_clusters, dtype=np.int64)
-    known_keys, known_clusters = _reference_clusters(reference, shards[0])
+    known_keys, known_clusters = _reference_clusters(reference, shards[0], own=store)
     width = int(known_clusters.max()) + 1 if len(known_clusters) else 0
     shared = np.zeros((num_clusters, width), dtype=np.int64)
     found: dict[str, list[Any]] = {name: [] for name in Labelled.__dataclass_fields__}
     nearest = []
+    bins: Counter[int] = Counter()
+    first_ns, last_ns = int(np.iinfo(np.int64).max), int(np.iinfo(np.int64).min)
     for shard in shards:
+        onsets = tables.read_table(store, shard.path("events"), ["onset"]).column("onset").to_numpy()
+        if len(onsets):
+            times = onsets.astype("datetime64[ns]").astype(np.int64)
+            first_ns, last_ns = min(first_ns, int(times.min())), max(last_ns, int(times.max()))
         for batch, points in read_points(store, shard, model):
             clusters, distances, _ = label_rows(points, model.centroids, model.clusters)
             counts += np.bincount(clusters, minlength=num_clusters)
+            bins.update(distance_bins(distances, FINE_BINS).tolist())
             ids = batch.column("event_id")
             if width:
                 keys = event_keys(ids)
@@ -130,9 +178,9 @@ def _count(
             nearest.append(_nearest_in(ids, clusters, distances, shard.path("events")))
             if labelled_ids:
                 rows = np.flatnonzero([event_id in labelled_ids for event_id in ids.to_pylist()])
-                at_classes = clusters
-                if model.at_classes is not None:
-                    at_classes = label_rows(points, model.at_classes, model.clusters_at_classes)[0]
+                few = clusters
+                if at_classes is not None and at_classes is not model:
+                    few = label_rows(points, at_classes.centroids, at_classes.clusters)[0]
                 event_ids = [ids[int(row)].as_py() for row in rows]
                 probed = np.array([event_id in probe_ids for event_id in event_ids], dtype=bool)
                 found["event_ids"] += event_ids
@@ -140,7 +188,7 @@ def _count(
                 found["probed"] += probed.tolist()
                 found["embeddings"].append(tables.embeddings(batch.column("embedding"))[rows[probed]])
                 found["clusters"] += clusters[rows].tolist()
-                found["clusters_at_classes"] += at_classes[rows].tolist()
+                found["clusters_at_classes"] += few[rows].tolist()
     found_here = Labelled(
         event_ids=np.array(found["event_ids"], dtype=object),
         stations=np.array(found["stations"], dtype=object),
@@ -149,7 +197,15 @@ def _count(
         probed=np.array(found["probed"], dtype=bool),
         embeddings=np.concatenate(found["embeddings"] or [np.zeros((0, 0), dtype=np.float32)]),
     )
-    return counts, shared, found_here, _nearest_of(nearest)
+    return _Part(
+        station=f"{shards[0].network}.{shards[0].station}",
+        counts=counts,
+        shared=shared,
+        distances=bins,
+        period=(first_ns, last_ns),
+        labelled=found_here,
+        nearest=_nearest_of(nearest),
+    )
 
 
 def _nearest_in(
@@ -173,16 +229,26 @@ def _nearest_of(parts: Sequence[list[tuple[int, float, str, str]]]) -> list[tupl
     return kept
 
 
-def _reference_clusters(reference: Store | None, shard: EventShard) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
-    """Return the reference's clusters of one station by event key, sorted by key."""
+def _reference_clusters(
+    reference: Store | None, shard: EventShard, *, own: Store
+) -> tuple[NDArray[np.uint64], NDArray[np.int32]]:
+    """Return the reference's clusters of one station by event key, sorted by key.
+
+    A file of the workspace's own labels that is damaged is left out: these labels are about to be replaced.
+    """
     none = np.zeros(0, dtype=np.uint64), np.zeros(0, dtype=np.int32)
     if reference is None:
         return none
-    files = tables.list_shards(reference, f"labels/network={shard.network}/station={shard.station}")
-    if not files:
+    parts = []
+    for file in tables.list_shards(reference, f"labels/network={shard.network}/station={shard.station}"):
+        try:
+            parts.append(tables.read_table(reference, file.path, ["event_id", "cluster"]).replace_schema_metadata(None))
+        except InputError:
+            if reference.url != own.url:
+                raise
+    if not parts:
         return none
-    parts = [tables.read_table(reference, file.path, ["event_id", "cluster"]) for file in files]
-    table = pa.concat_tables([part.replace_schema_metadata(None) for part in parts])
+    table = pa.concat_tables(parts)
     keys = event_keys(table.column("event_id"))
     order = np.argsort(keys, kind="stable")
     return keys[order], table.column("cluster").to_numpy()[order].astype(np.int32)

@@ -1,13 +1,14 @@
 """What a labelling run reads: shards of events, the encoder, hand labels, cluster names, a reference clustering."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
-from pipelines.handlabels import cluster_names
+from pipelines.handlabels.cluster_names import NamesFile, read_names_file
 from pipelines.handlabels.matching import HandLabels, match_hand_labels
 from pipelines.handlabels.table import LabelTable
 from pipelines.label.stage_encoder import RegisteredEncoder
@@ -15,7 +16,7 @@ from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import task_results
 from pipelines.workspace import tables
-from pipelines.workspace.ledger import list_markers
+from pipelines.workspace.ledger import fingerprint, list_markers
 from pipelines.workspace.storage import Store, content_hash, read_file
 from pipelines.workspace.workspace import open_workspace
 
@@ -27,10 +28,14 @@ class LabelInputs:
     shards: Sequence[EventShard]
     registered: RegisteredEncoder
     hand: HandLabels | None
-    user_names: dict[int, str | None]
-    """Names of clusters that the user gives, by final number; None takes a name away."""
+    user_names: NamesFile
+    """Names of clusters that the user gives; None takes a name away."""
+    named_by: str
+    """Fingerprint of all that the names come from: hand labels, the user's names, settings."""
     reference: Store | None
     """A labelled workspace whose cluster numbers are kept."""
+    events: str
+    """Fingerprint of the events, which changes where the archive has grown."""
     fingerprints: Mapping[str, str]
     """Of everything that the run reads, as MLflow keeps them."""
 
@@ -40,16 +45,33 @@ def match_on_ray(store: Store, shards: Sequence[EventShard], settings: LabelsSet
     return match_hand_labels(store, [shard.path("events") for shard in shards], settings, known, _run_tasks)
 
 
-def read_cluster_names(path: str | None) -> tuple[dict[int, str | None], str]:
-    """Return the user's names of clusters and a hash of the file; ({}, "") where none is configured.
+def read_cluster_names(path: str | None) -> tuple[NamesFile, str]:
+    """Return the user's names of clusters and a hash of the file; no names and "" where none is configured.
 
     Raises:
         InputError: the file cannot be read or does not map numbers to names.
     """
     if path is None:
-        return {}, ""
+        return NamesFile(names={}), ""
     content = read_file(path, "labels.names")
-    return cluster_names.read_cluster_names(content, source=f"labels.names {path}"), content_hash(content)
+    return read_names_file(content, source=f"labels.names {path}"), content_hash(content)
+
+
+def refuse_foreign_names(path: str | None, names: NamesFile, known: Collection[str]) -> None:
+    """Raise InputError where names were given to a clustering whose numbers mean nothing here.
+
+    Args:
+        path: of the file.
+        names: its content.
+        known: the clusterings whose numbers live on here, and that of the reference.
+    """
+    if names.clustering is not None and names.clustering not in known:
+        here = f"the clustering here is {' or '.join(sorted(name[:12] for name in known))}"
+        raise InputError(
+            f"labels.names {path} names the clusters of clustering {names.clustering[:12]}, but "
+            f"{here if known else 'no event has a cluster here yet'}; give a file of names for that, or the workspace "
+            "that these names are of as label.reference"
+        )
 
 
 def _run_tasks(work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -79,6 +101,13 @@ def lineage_of(
         marks = [f"{mark.partition}{mark.shard}{mark.fingerprint}" for mark in list_markers(reference, "label")]
         lineage["reference"] = content_hash("".join(sorted(marks)).encode())
     return lineage
+
+
+def named_by(config: Config, table: LabelTable | None, names_hash: str) -> str:
+    """Return the fingerprint of all that the names of clusters come from, but for the events."""
+    settings = config.labels.output_keys()
+    names = {name: settings[name] for name in ("min_purity", "tolerance_seconds", "association_seconds")}
+    return fingerprint(names | {"labels": table.content_hash if table else "", "names": names_hash})
 
 
 def open_reference(url: str | None, store: Store) -> Store | None:

@@ -1,6 +1,7 @@
 """k-means over Ray: partitions are actors that keep their rows; the driver adds sums and keeps centroids only."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from pipelines.config.label import KMeansSettings
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.merging import fit_to_merge, merge
 from pipelines.label.partitions import Gather, sample_rows
-from pipelines.label.space import fit_space
+from pipelines.label.space import Space, enter_space, fit_space
 from pipelines.label.stage_partitions import ActorGather, Survey, fitted_rows, start_partitions, wait_for_actors
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
@@ -54,6 +55,19 @@ def check_enough_events(store: Store, shards: Sequence[EventShard], config: Conf
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """A clustering, and what else was asked of the same rows."""
+
+    model: ClusterModel
+    at_classes: ClusterModel | None
+    """The same events at k = number of classes of the hand labels; None where that is not asked for, or cannot be."""
+    keys: NDArray[np.uint64]
+    """(n,): event keys of the sample."""
+    sample: NDArray[Any]
+    """(n, d): its points."""
+
+
 def fit_model(
     store: Store,
     surveys: Sequence[Survey],
@@ -61,14 +75,20 @@ def fit_model(
     *,
     num_workers: int,
     cpus_per_worker: float = 1.0,
+    known: ClusterModel | None = None,
     num_classes: int | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     sample_events: int = 0,
-) -> tuple[ClusterModel, tuple[NDArray[np.uint64], NDArray[Any]]]:
+) -> Fit:
     """Fit the clustering over actors that hold the embeddings, or stream them where they do not fit.
 
-    Returns the model, and event keys (n,) with points (n, d) of about `sample_events` events drawn for a comparison
-    of numbers of clusters.
+    Args:
+        store, surveys, settings: which rows, and how they are clustered.
+        num_workers, cpus_per_worker: actors, and the CPUs of each.
+        known: a clustering that stands; it is not fitted again.
+        num_classes: fit another one with so many clusters.
+        progress: called with (restart, iteration, inertia).
+        sample_events: about how many events are drawn for a comparison of numbers of clusters.
 
     Raises:
         InputError: fewer events, or fewer distinct embeddings, than clusters, or all embeddings are the same.
@@ -78,7 +98,7 @@ def fit_model(
         actors = start_partitions(store, surveys, settings, num_workers, cpus_per_worker)
         try:
             wait_for_actors(actors)
-            return _fit(ActorGather(actors), surveys, settings, num_classes, progress, sample_events)
+            return _fit(ActorGather(actors), surveys, settings, known, num_classes, progress, sample_events)
         except RayActorError as error:
             if attempt + 1 == MAX_ATTEMPTS:
                 raise StageFailed(
@@ -100,20 +120,49 @@ def _fit(
     gather: Gather,
     surveys: Sequence[Survey],
     settings: KMeansSettings,
+    known: ClusterModel | None,
     num_classes: int | None,
     progress: Callable[[int, int, float], None] | None,
     sample_events: int,
-) -> tuple[ClusterModel, tuple[NDArray[np.uint64], NDArray[Any]]]:
-    space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
+) -> Fit:
     num_rows = sum(survey.num_fitted for survey in surveys)
-    fits = fit_to_merge(gather, settings.k, num_rows, settings, progress=progress)
-    chosen, clusters = next(merge(gather, fits, settings.k, settings.merge))
-    at_classes, clusters_at_classes = None, None
+    if known is None:
+        space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
+        model = _best_of(gather, space, settings, settings.k, num_rows, progress)
+    else:
+        model = known
+        gather(enter_space, known.space)
+    at_classes = None
     if num_classes == settings.k:
-        at_classes, clusters_at_classes = chosen.centroids, clusters
+        at_classes = model
     elif num_classes is not None:
-        at_classes, clusters_at_classes = _at_classes(gather, settings, num_classes, num_rows)
-    model = ClusterModel(
+        try:
+            at_classes = _best_of(gather, model.space, settings, num_classes, num_rows, None)
+        except ValueError as error:
+            print(
+                f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True
+            )
+    sampled = gather(sample_rows, settings.seed, sample_events / num_rows) if sample_events else []
+    return Fit(
+        model=model,
+        at_classes=at_classes,
+        keys=np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64),
+        sample=np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32),
+    )
+
+
+def _best_of(
+    gather: Gather,
+    space: Space,
+    settings: KMeansSettings,
+    k: int,
+    num_rows: int,
+    progress: Callable[[int, int, float], None] | None,
+) -> ClusterModel:
+    """Return the clustering into k of rows that are in its space; ValueError where there are too few of them."""
+    fits = fit_to_merge(gather, k, num_rows, settings, progress=progress)
+    chosen, clusters = next(merge(gather, fits, k, settings.merge))
+    return ClusterModel(
         space=space,
         centroids=chosen.centroids,
         clusters=clusters,
@@ -121,24 +170,4 @@ def _fit(
         inertia_history=chosen.inertia_history,
         converged=chosen.converged,
         restart_inertias=tuple(clustering.inertia for clustering in fits),
-        at_classes=at_classes,
-        clusters_at_classes=clusters_at_classes,
     )
-    share = sample_events / num_rows
-    sampled = gather(sample_rows, settings.seed, share) if sample_events else []
-    keys = np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64)
-    rows = np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32)
-    return model, (keys, rows)
-
-
-def _at_classes(
-    gather: Gather, settings: KMeansSettings, num_classes: int, num_rows: int
-) -> tuple[NDArray[np.float64], NDArray[np.int32]] | tuple[None, None]:
-    """Return centroids and their clusters at k = number of classes; where there can be none, say why."""
-    try:
-        fits = fit_to_merge(gather, num_classes, num_rows, settings)
-    except ValueError as error:
-        print(f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True)
-        return None, None
-    chosen, clusters = next(merge(gather, fits, num_classes, settings.merge))
-    return chosen.centroids, clusters

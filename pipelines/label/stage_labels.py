@@ -1,4 +1,4 @@
-"""The second pass over all embeddings: every event's cluster and label, written file by file as the events."""
+"""Every event's cluster and label, written file by file as the events; a file that holds already is left as it is."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import ray
 from numpy.typing import NDArray
 
 from pipelines import __version__
+from pipelines.label.cells import Cell, cells_of, noise_level_db
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.kmeans import label_rows
 from pipelines.label.stage_count import read_points
@@ -18,50 +19,93 @@ from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
 from pipelines.workspace import schemas, tables
-from pipelines.workspace.ledger import MarkerName, list_markers, remove_stale, write_marker
+from pipelines.workspace.ledger import MarkerName, fingerprint, remove_stale, work_left, write_marker
 from pipelines.workspace.storage import Store
 
+ALGORITHM_VERSION = 1
+"""Raised by hand when the same clustering, embeddings and hand labels give other rows or other counts."""
 TASK_MEMORY_BYTES = 1 << 29
 
 
 @dataclass(frozen=True, kw_only=True)
 class Naming:
-    """The final numbers and names of a model's clusters."""
+    """The final numbers and names of a clustering's clusters, and what its events are compared with later."""
 
+    clustering: str
+    """Which clustering it is: the content hash of its file."""
     numbers: NDArray[np.int32]
     """(k,): the final number of each cluster."""
     names: Mapping[int, str]
     """By final number."""
+    far_distance: float
+    """An event farther from its centroid is far."""
+    periods: Mapping[str, tuple[int, int]]
+    """First and last onset (ns since 1970, UTC) of the fitted events, by network.station."""
+
+
+def label_marks(
+    shards: Sequence[EventShard],
+    naming: Naming,
+    embedded: Mapping[EventShard, str],
+    hand_labels: Mapping[str, Mapping[str, str]],
+) -> dict[EventShard, str]:
+    """Return the fingerprint of each shard's labels: it changes with all that these depend on, and with nothing else.
+
+    Args:
+        shards, naming: what is written.
+        embedded: the fingerprint of each shard's embeddings.
+        hand_labels: labels by event_id, by file of events.
+    """
+    common = fingerprint(
+        {
+            "clustering": naming.clustering,
+            "numbers": naming.numbers.tolist(),
+            "names": sorted(naming.names.items()),
+            "algorithm_version": ALGORITHM_VERSION,
+        }
+    )
+    return {
+        shard: fingerprint(
+            {
+                "common": common,
+                "embeddings": embedded[shard],
+                "hand_labels": sorted(hand_labels.get(shard.path("events"), {}).items()),
+            }
+        )
+        for shard in shards
+    }
+
+
+def marker_of(shard: EventShard, mark: str) -> MarkerName:
+    """Return the name of the marker of a shard's labels."""
+    return MarkerName(shard.network, shard.station, shard.name, mark)
 
 
 def write_labels(
     store: Store,
-    shards: Sequence[EventShard],
     model: ClusterModel,
     naming: Naming,
     label_of: Mapping[str, str],
-    mark: str,
-    *,
-    model_hash: str,
+    marks: Mapping[EventShard, str],
 ) -> int:
     """Write the label files that have no marker yet and return how many; files without a shard are removed.
+
+    Args:
+        store, model, naming: which events, and how they are labelled.
+        label_of: hand labels by event_id.
+        marks: the fingerprint of each shard's labels.
 
     Raises:
         StageFailed: a file could not be written; the others are done and stay.
     """
-    marks = list(list_markers(store, "label"))
-    done = {(name.network, name.station, name.shard) for name in marks if name.fingerprint == mark}
-    left = [asdict(shard) for shard in shards if (shard.network, shard.station, shard.name) not in done]
-    current = {MarkerName(shard.network, shard.station, shard.name, mark) for shard in shards}
-    remove_stale(store, "labels", "label", (name for name in marks if name not in current), current)
+    work = work_left(store, "label", marks, lambda shard: marker_of(shard, marks[shard]))
+    left = [asdict(shard) | {"mark": marks[shard]} for shard in work.left]
+    remove_stale(store, "labels", "label", work.stale, work.current)
     if left:
         inputs = ray.put((model, naming, dict(label_of)))
         files: Any = ray.data.from_items(left, override_num_blocks=min(len(left), 2000))
         written = files.map(
-            _write_shard,
-            fn_kwargs={"store": store, "inputs": inputs, "mark": mark, "model_hash": model_hash},
-            num_cpus=1,
-            memory=TASK_MEMORY_BYTES,
+            _write_shard, fn_kwargs={"store": store, "inputs": inputs}, num_cpus=1, memory=TASK_MEMORY_BYTES
         )
         failed = []
         with progress_bar("label", unit="shard", total=len(left)) as bar:
@@ -74,26 +118,27 @@ def write_labels(
     return len(left)
 
 
-def _write_shard(row: dict[str, Any], store: Store, inputs: Any, mark: str, model_hash: str) -> dict[str, Any]:
+def _write_shard(row: dict[str, Any], store: Store, inputs: Any) -> dict[str, Any]:
     started = time.monotonic()
     model, naming, label_of = ray.get(inputs)
     shard = EventShard(**{name: row[name] for name in ("network", "station", "name", "source")})
     try:
-        table = _label_table(store, shard, model, naming, label_of)
-        tables.write_table(store, shard.path("labels"), table, {"clustering": model_hash})
+        table, cells = _label_table(store, shard, model, naming, label_of)
+        tables.write_table(store, shard.path("labels"), table, {"clustering": naming.clustering})
     except (InputError, ValueError, pa.ArrowException, OSError) as error:
         return row | {"error": " ".join(str(error).split()) or type(error).__name__}
     sources = table.column("label_source").drop_null().value_counts().to_pylist()
     write_marker(
         store,
         "label",
-        MarkerName(shard.network, shard.station, shard.name, mark),
+        marker_of(shard, row["mark"]),
         {
             "outcome": "done",
             "inputs": [{"path": shard.path("embeddings")}, {"path": shard.path("events")}],
-            "clustering": model_hash,
+            "clustering": naming.clustering,
             "num_events": table.num_rows,
             "num_labels": {source["values"]: source["counts"] for source in sources},
+            "cells": [cell.as_json() for cell in cells],
             "seconds": round(time.monotonic() - started, 3),
             "code_version": __version__,
         },
@@ -103,8 +148,9 @@ def _write_shard(row: dict[str, Any], store: Store, inputs: Any, mark: str, mode
 
 def _label_table(
     store: Store, shard: EventShard, model: ClusterModel, naming: Naming, label_of: Mapping[str, str]
-) -> pa.Table:
-    columns = ["event_id", "network", "station", "location", "onset"]
+) -> tuple[pa.Table, list[Cell]]:
+    """Return a shard's labels, and its events counted for what is watched."""
+    columns = ["event_id", "network", "station", "location", "onset", "peak_amplitude", "snr_db"]
     events = tables.read_table(store, shard.path("events"), columns).replace_schema_metadata(None)
     parts = []
     embedded: list[str] = []
@@ -130,4 +176,14 @@ def _label_table(
     }
     for name, values in added.items():
         events = events.append_column(name, values)
-    return events.select(schemas.labels_schema().names).cast(schemas.labels_schema())
+    station = f"{shard.network}.{shard.station}"
+    cells = cells_of(
+        station,
+        events.column("onset").to_numpy().astype("datetime64[ns]").astype(np.int64),
+        numbers,
+        distances,
+        noise_level_db(*(events.column(name).to_numpy() for name in ("peak_amplitude", "snr_db"))),
+        period_ns=naming.periods.get(station),
+        far_distance=naming.far_distance,
+    )
+    return events.select(schemas.labels_schema().names).cast(schemas.labels_schema()), cells

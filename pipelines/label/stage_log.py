@@ -3,9 +3,9 @@
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
+from pipelines.handlabels.cluster_names import write_cluster_names
 from pipelines.label.figures import draw_confusion, draw_gallery, draw_inertia
 from pipelines.label.scores import UNASSIGNED, describe_scores, protocol_of
 from pipelines.label.stage_inputs import LabelInputs
@@ -23,22 +23,21 @@ GALLERY_EVENTS_PER_CLUSTER = 3
 
 def log_outcome(run: StageRun, store: Store, inputs: LabelInputs, outcome: Outcome) -> None:
     """Log the clustering, its names and its scores to the run."""
-    model, count, named, scores = outcome.model, outcome.count, outcome.named, outcome.scores
-    sizes = outcome.sizes
+    model, named, scores, sizes = outcome.clustering.model, outcome.named, outcome.scores, outcome.sizes
     run.set_tags(
         {
             "firnline.model": inputs.registered.uri,
             "firnline.model_run": inputs.registered.run_id,
             "firnline.encoder": inputs.registered.encoder.content_hash,
-            "firnline.clustering": outcome.model_hash,
+            "firnline.clustering": outcome.clustering.id,
         }
     )
     run.log_metrics(
         {
-            "num_events": float(count.counts.sum()),
-            "num_clusters": float(len(count.counts)),
+            "num_events": float(sum(sizes.values())),
+            "num_clusters": float(len(sizes)),
             "inertia": model.inertia,
-            "inertia_per_event": model.inertia / max(int(count.counts.sum()), 1),
+            "inertia_per_event": model.inertia / max(outcome.fitted.num_events, 1),
             "iterations": float(len(model.inertia_history)),
             "converged": float(model.converged),
         }
@@ -55,14 +54,25 @@ def log_outcome(run: StageRun, store: Store, inputs: LabelInputs, outcome: Outco
         "clusters/clusters.json",
     )
     # The same form that labels.names reads, for the user to edit.
-    run.log_text(yaml.safe_dump({number: entry.name for number, entry in named.items()}), "clusters/names.yaml")
-    run.log_bytes(_gallery(store, inputs, outcome), "clusters/gallery.png")
+    names = {number: entry.name for number, entry in named.items()}
+    run.log_text(write_cluster_names(names, outcome.clustering.id), "clusters/names.yaml")
+    if outcome.moves:
+        columns: dict[str, list[Any]] = {
+            "cluster": [move.number for move in outcome.moves],
+            "events": [move.events for move in outcome.moves],
+            "before": [
+                ", ".join(f"{events} from {number}" for number, events in move.before) for move in outcome.moves
+            ],
+        }
+        run.log_table(columns, "clusters/moves.json")
+    if outcome.count.nearest:
+        run.log_bytes(_gallery(store, inputs, outcome), "clusters/gallery.png")
     if scores is None:
         return
     run.log_metrics(scores.metrics())
-    columns = (*scores.classes, UNASSIGNED)
+    given_names = (*scores.classes, UNASSIGNED)
     title = "test half of the hand labels; clusters named by the validation half"
-    run.log_bytes(draw_confusion(scores.matrix, scores.classes, columns, title), "scores/confusion.png")
+    run.log_bytes(draw_confusion(scores.matrix, scores.classes, given_names, title), "scores/confusion.png")
     given = {f"given {name}": scores.matrix[:, column].tolist() for column, name in enumerate(scores.classes)}
     run.log_table(
         {"hand label": list(scores.classes), **given, UNASSIGNED: scores.matrix[:, -1].tolist()},
@@ -75,8 +85,8 @@ def log_outcome(run: StageRun, store: Store, inputs: LabelInputs, outcome: Outco
 
 
 def _gallery(store: Store, inputs: LabelInputs, outcome: Outcome) -> bytes:
-    """Draw the events nearest to each centroid, of the largest clusters."""
-    count, numbers, named = outcome.count, outcome.numbers, outcome.named
+    """Draw the events nearest to each centroid, of the largest clusters, among those that the run went through."""
+    count, numbers, named = outcome.count, outcome.fitted.numbers, outcome.named
     shown = set(np.argsort(-count.counts, kind="stable")[:GALLERY_CLUSTERS].tolist())
     wanted: dict[str, list[tuple[int, float, str]]] = {}
     taken: dict[int, int] = {}

@@ -3,39 +3,29 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from pipelines.label.cluster_model import ClusterModel
-from pipelines.label.naming import ClusterName
+from pipelines.label.naming import ClusterName, Move
 from pipelines.label.scores import UNASSIGNED, Scores, protocol_of
+from pipelines.label.stage_clustering import Clustering
 from pipelines.label.stage_count import Count
-from pipelines.workspace.artifacts import ClusterEntry, ClusteringSummary, ConfusionMatrix
+from pipelines.workspace.artifacts import ClusterEntry, ClusteringSummary, ConfusionMatrix, FittedClustering
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """A clustering with its final numbers, names and scores."""
 
-    model: ClusterModel
-    model_hash: str
+    clustering: Clustering
+    fitted: FittedClustering
     count: Count
-    numbers: NDArray[np.int32]
-    """(k,): the final number of each of the model's clusters."""
+    """Of the events that this run went through."""
+    sizes: Mapping[int, int]
+    """Events by final cluster number, ascending; all events."""
     named: Mapping[int, ClusterName]
     """By final number, ascending."""
     scores: Scores | None
     """None without hand labels."""
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Events by final cluster number, ascending."""
-        return {int(number): int(size) for number, size in sorted(zip(self.numbers, self.count.counts, strict=True))}
-
-    @property
-    def names(self) -> dict[int, str]:
-        """Names by final cluster number, of the clusters that have one."""
-        return {number: entry.name for number, entry in self.named.items() if entry.name}
+    moves: Sequence[Move] = ()
+    """What moves, where this clustering follows another."""
 
 
 def summary_of(outcome: Outcome, *, fingerprint: str, mark: str, sweep_k: Sequence[int]) -> ClusteringSummary:
@@ -54,6 +44,7 @@ def summary_of(outcome: Outcome, *, fingerprint: str, mark: str, sweep_k: Sequen
     metrics = {} if scores is None else scores.metrics()
     return ClusteringSummary(
         clusters=clusters,
+        clustering=outcome.clustering.id,
         fingerprint=fingerprint,
         mark=mark,
         sweep_k=tuple(sweep_k),
@@ -71,9 +62,20 @@ def _confusion(scores: Scores) -> ConfusionMatrix:
     )
 
 
-def print_outcome(outcome: Outcome) -> None:
-    """Print the clusters with their sizes and names, and the main scores."""
+def print_outcome(outcome: Outcome, *, grown: bool) -> None:
+    """Print what moves, the clusters with their sizes and names, and the main scores.
+
+    Args:
+        outcome: what the run found.
+        grown: there are other events than the clustering was fitted on.
+    """
     sizes, scores = outcome.sizes, outcome.scores
+    if outcome.moves:
+        print("label: numbers follow the clusters before, matched one to one by the events that they share:")
+        for move in outcome.moves:
+            print(f"  {move.words()}")
+    if grown:
+        print(f"label: the clustering of {outcome.fitted.num_events} events, fitted before, labels the new ones")
     print(f"label: {sum(sizes.values())} events:")
     for number, size in sizes.items():
         entry = outcome.named[number]

@@ -75,6 +75,21 @@ class ConfusionTable:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DriftLine:
+    """The events of a station and month beside those that the clustering was fitted on."""
+
+    station: str
+    month: str
+    events: int
+    far: str
+    distance: str
+    balance: str
+    noise: str
+    reasons: tuple[str, ...]
+    """Why retraining is advised; empty where it is not."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Everything the page shows."""
 
@@ -94,6 +109,9 @@ class Page:
     activity_caption: str = ""
     coverage_svg: str = ""
     coverage_caption: str = ""
+    drift_words: tuple[str, ...] = ()
+    """What has changed since the clustering was fitted, and how that was found."""
+    drift: tuple[DriftLine, ...] = ()
     map_svg: str = ""
     map_caption: str = ""
     catalogue_words: str = ""

@@ -9,6 +9,7 @@ import pandas as pd
 
 from pipelines.config.report import CatalogSettings
 from pipelines.report import catalogue, quakeml
+from pipelines.report.stage_inputs import read_evaluation
 from pipelines.report.stage_reading import READ_THREADS
 from pipelines.report.stage_summary import LABEL_COLUMNS
 from pipelines.report.stage_tasks import map_tasks
@@ -37,6 +38,7 @@ def write_catalog(
     Files of months or formats that no longer exist are removed. Months are written by a task each where Ray runs.
     """
     store = workspace.store
+    clustering = read_evaluation(store).clustering
     method = f"sta-lta/{fingerprint(workspace.stored_config('detect'))}"
 
     def write(month: _Month) -> tuple[list[str], int]:
@@ -45,7 +47,7 @@ def write_catalog(
         events, picks = catalogue.associated_events(owned, within_seconds, settings.min_stations, settings.event_types)
         if not len(events):
             return [], 0
-        return _write_month(store, settings, month.name, events, picks, method), len(events)
+        return _write_month(store, settings, month.name, events, picks, method, clustering), len(events)
 
     results = list(map_tasks(write, _months(store, summary, within_seconds)))
     written = sorted(path for paths, _ in results for path in paths)
@@ -113,7 +115,13 @@ def _read_onsets(store: Store, files: Sequence[str], start_ns: int, end_ns: int)
 
 
 def _write_month(
-    store: Store, settings: CatalogSettings, month: str, events: pd.DataFrame, picks: pd.DataFrame, method: str
+    store: Store,
+    settings: CatalogSettings,
+    month: str,
+    events: pd.DataFrame,
+    picks: pd.DataFrame,
+    method: str,
+    clustering: str,
 ) -> list[str]:
     written = []
     if "quakeml" in settings.formats:
@@ -125,7 +133,9 @@ def _write_month(
         store.write(f"catalog/{month}.csv", catalogue.catalogue_csv(events).encode())
         written.append(f"catalog/{month}.csv")
     if "parquet" in settings.formats:
-        tables.write_table(store, f"catalog/{month}.parquet", catalogue.catalogue_table(events))
+        tables.write_table(
+            store, f"catalog/{month}.parquet", catalogue.catalogue_table(events), {"clustering": clustering}
+        )
         written.append(f"catalog/{month}.parquet")
     return written
 

@@ -13,6 +13,7 @@ from pipelines.report.clusters import cluster_cards, cluster_names
 from pipelines.report.coverage import coverage_figure
 from pipelines.report.page import ClusterCard, Page
 from pipelines.report.stage_coverage import read_coverage
+from pipelines.report.stage_drift import drift_section
 from pipelines.report.stage_gallery import band_words, gallery_items, shown_band
 from pipelines.report.stage_inputs import read_evaluation
 from pipelines.report.stage_lineage import lineage
@@ -52,6 +53,7 @@ def build_page(
         activity_svg = to_svg(activity_figure(summary.by_cluster, titles), "Detections of each cluster over time")
         coverage_svg = to_svg(coverage_figure(coverage, summary.by_site), "Coverage by station and day")
     map_svg, map_caption = draw_map(store, settings, summary.sample, titles)
+    drift_words, drift_lines = drift_section(store)
     total = int(summary.groups["events"].sum())
     sites = summary.groups.groupby("site")["events"].sum()
     first, last = (
@@ -85,6 +87,8 @@ def build_page(
         ),
         coverage_svg=coverage_svg,
         coverage_caption=f"Recorded part of each day by station, and detections over time. {coverage_words}",
+        drift_words=drift_words,
+        drift=drift_lines,
         map_svg=map_svg,
         map_caption=map_caption,
         catalogue_words=(

@@ -15,6 +15,7 @@ from pipelines import encoders
 from pipelines.config import Config, flatten, stage_config, with_keys
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.detection import WindowSettings
+from pipelines.config.run import OnGrowth
 from pipelines.handlabels.sampling import label_sample
 from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError
@@ -55,11 +56,17 @@ class TrainingSummary:
 
 
 def train_encoder(
-    workspace: Workspace, config: Config, tracking: Tracking, *, replace: bool = False
+    workspace: Workspace,
+    config: Config,
+    tracking: Tracking,
+    *,
+    replace: bool = False,
+    on_growth: OnGrowth = "retrain",
 ) -> TrainingSummary:
     """Train, store, score and register the configured encoder; an interrupted training resumes where it stopped.
 
-    With `train.num_workers` above 0 a Ray session must be open.
+    With `train.num_workers` above 0 a Ray session must be open. Where the archive has grown since a finished training,
+    `on_growth` says whether that is kept.
 
     Raises:
         InputError: too few events, a configuration that differs from the one trained here, too few CPUs.
@@ -73,8 +80,14 @@ def train_encoder(
     keys = _output_keys(config, augmentation)
     mark = fingerprint({"keys": keys, "events": inputs, "version": ALGORITHM_VERSION})
     done = None if replace else _finished_training(workspace, keys)
-    if done is not None and done.fingerprint == mark:
-        print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done.model_uri}).")
+    if done is not None and (done.fingerprint == mark or on_growth == "keep"):
+        if done.fingerprint == mark:
+            print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done.model_uri}).")
+        else:
+            print(
+                f"train: kept the encoder that was trained on {done.num_events} events before the archive grew "
+                f"({done.model_uri}); run.on_growth retrain learns from all events."
+            )
         return TrainingSummary(
             content_hash=done.content_hash,
             num_events=done.num_events,
@@ -219,16 +232,26 @@ def _output_keys(config: Config, augmentation: AugmentationSettings) -> dict[str
     return keys
 
 
-def _finished_training(workspace: Workspace, now: dict[str, Any]) -> TrainingRecord | None:
-    """Return what the finished training gave, None without one; InputError names a key that had another value."""
+def training_conflict(workspace: Workspace, config: Config) -> str | None:
+    """Return what differs from the finished training, naming the key; None where nothing does, or without one."""
     done = TrainingRecord.read(workspace.store)
     if done is None:
         return None
+    return _difference(workspace, done, _output_keys(config, effective_augmentation(workspace, config)))
+
+
+def _difference(workspace: Workspace, done: TrainingRecord, now: dict[str, Any]) -> str | None:
     was = done.keys
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
-            raise InputError(
-                f"{key} is {now.get(key)!r} but {workspace.url} holds an encoder trained with {was.get(key)!r}; "
-                "use another workspace, the stored value, or --replace"
-            )
+            return f"{key} is {now.get(key)!r} but {workspace.url} holds an encoder trained with {was.get(key)!r}"
+    return None
+
+
+def _finished_training(workspace: Workspace, now: dict[str, Any]) -> TrainingRecord | None:
+    """Return what the finished training gave, None without one; InputError names a key that had another value."""
+    done = TrainingRecord.read(workspace.store)
+    different = None if done is None else _difference(workspace, done, now)
+    if different is not None:
+        raise InputError(f"{different}; use another workspace, the stored value, or --replace")
     return done

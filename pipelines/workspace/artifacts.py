@@ -4,6 +4,8 @@
     ledger/detect/progress.json     DetectionProgress  what `firnline status` knows of a detection that runs
     train/training.json             TrainingRecord     what the finished training gave; present = done
     clustering/summary.json         ClusteringSummary  sizes, names and scores of the clusters; present = done
+    clustering/fitted.json          FittedClustering   the clustering that labels the events, and what it was fitted on
+    clustering/drift.json           DriftRecord        how later events differ from those that it was fitted on
     config/best-augmentation.yaml   an augmentation section that a search found (read_augmentation)
 
 A workspace may come from a stranger: what is read is bounded in size and depth, and every value has its type.
@@ -109,6 +111,8 @@ class WorkspaceState(Artifact):
     """The archive's layout."""
     experiment: str | None = None
     """Name of the experiment at an MLflow server if `mlflow.experiment` gives none; it stays when the folder moves."""
+    next_cluster: int | None = Field(default=None, ge=0, lt=2**31)
+    """The lowest cluster number that no clustering of this workspace has used."""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, name: str) -> Self:
@@ -224,10 +228,12 @@ class ClusteringSummary(Artifact):
     PATH = "clustering/summary.json"
 
     clusters: tuple[ClusterEntry, ...]
+    clustering: str = ""
+    """Which clustering it is: the content hash of its file."""
     fingerprint: str = ""
     """Of all that the labelling read; with the same one there is nothing to do."""
     mark: str = ""
-    """The fingerprint of the markers in ledger/label/."""
+    """One fingerprint of all markers in ledger/label/."""
     sweep_k: tuple[int, ...] = ()
     """The numbers of clusters that were compared."""
     scores: dict[str, float] = {}
@@ -235,6 +241,99 @@ class ClusteringSummary(Artifact):
     protocol: dict[str, str] = {}
     """How each score was computed, in words."""
     confusion: ConfusionMatrix | None = None
+
+
+class ReferencePeriod(BaseModel):
+    """The time of a station's events that a clustering was fitted on."""
+
+    model_config = Artifact.model_config
+
+    station: str
+    """Network and station, such as AW.VNA1."""
+    first_ns: int
+    """Onset of the first event (ns since 1970, UTC)."""
+    last_ns: int
+    """Onset of the last event (ns since 1970, UTC)."""
+
+
+class FittedClustering(Artifact):
+    """`clustering/fitted.json`: the clustering that labels the events, with the numbers and names of its clusters.
+
+    It is written when a clustering is fitted, before any event is labelled by it. It stays when the archive grows.
+    """
+
+    PATH = "clustering/fitted.json"
+
+    clustering: str
+    """Which one it is: the content hash of its file."""
+    file: str = Field(pattern="^[0-9a-f]{16}$")
+    """The name of its file, clustering/<file>.npz."""
+    settings: dict[str, Any]
+    """What decides a clustering beside the events: the encoder, its arithmetic, the keys of k-means."""
+    events: str
+    """Fingerprint of the events that it was fitted on."""
+    num_events: int = Field(ge=0)
+    """How many these were."""
+    numbers: tuple[int, ...]
+    """The number of each of its clusters. No other cluster of the workspace ever had or gets it."""
+    names: tuple[str | None, ...]
+    """The name of each of its clusters; None without one."""
+    named_by: str
+    """Fingerprint of the hand labels, names and settings that the names come from."""
+    before: tuple[str, ...] = ()
+    """Earlier clusterings, whose numbers live on in this one where clusters share events."""
+    far_distance: float = Field(ge=0, allow_inf_nan=False)
+    """The distance to the nearest centroid that 1 % of the fitted events exceed."""
+    periods: tuple[ReferencePeriod, ...]
+    """When the fitted events were, by station."""
+
+
+class DriftRow(BaseModel):
+    """The events of one station and month that are not of the reference period, compared with those that are."""
+
+    model_config = Artifact.model_config
+
+    station: str
+    """Network and station, such as AW.VNA1."""
+    month: str
+    """Such as 2020-01."""
+    events: int = Field(ge=0)
+    """Its events."""
+    reference_events: int = Field(ge=0)
+    """The events that it is compared with: the station's own, or of all stations where it has too few."""
+    own_reference: bool
+    """Whether these are the station's own."""
+    far_share: float
+    """Share of events farther from every centroid than 99 % of the fitted ones."""
+    reference_far_share: float
+    """The same in the reference."""
+    distance_ratio: float
+    """Median distance to the nearest centroid divided by the reference's."""
+    balance: float
+    """Share of events that would have to change cluster to give the reference's class balance (0 to 1)."""
+    noise_db: float | None
+    """Median noise level minus the reference's (dB); None where one of them is unknown."""
+    reasons: tuple[str, ...] = ()
+    """Why retraining is advised, in words; empty where it is not."""
+
+
+class DriftRecord(Artifact):
+    """`clustering/drift.json`: how events since the clustering was fitted differ from those that it was fitted on."""
+
+    PATH = "clustering/drift.json"
+
+    clustering: str
+    """Which clustering it is about."""
+    first_ns: int
+    """First onset of the reference period (ns since 1970, UTC)."""
+    last_ns: int
+    """Last onset of the reference period (ns since 1970, UTC)."""
+    reference_events: int = Field(ge=0)
+    """Events of the reference period."""
+    events: int = Field(ge=0)
+    """Events outside it."""
+    rows: tuple[DriftRow, ...] = ()
+    """By station and month."""
 
 
 def write_augmentation(store: Store, section: Mapping[str, Any]) -> str:

@@ -99,19 +99,26 @@ class Workspace:
         """Return the portable form of a path of layout 1: in the present folder, else in the workspace."""
         return self._portable(path) if "://" in path or Path(path).expanduser().exists() else path
 
-    def refuse_conflict(self, stage: str, config: configuration.Config) -> None:
-        """Raise InputError, naming the key, where the stage has results made with another configuration."""
+    def conflict(self, stage: str, config: configuration.Config) -> str | None:
+        """Return what differs from the configuration of the stage's results, naming the key; None where nothing does.
+
+        A clause such as `kmeans.k is 4 but runs/demo holds label results made with 3`.
+        """
         stored = self.stored_config(stage)
         if not stored or not stage_has_markers(self.store, stage):
-            return
+            return None
         was = self.output_keys(configuration.resolve(stored), stage)
         now = self.output_keys(config, stage)
         for key, value in now.items():
             if value != was.get(key):
-                raise InputError(
-                    f"{key} is {value!r} but {self.url} holds {stage} results made with {was.get(key)!r}; "
-                    "use another workspace, the stored value, or --replace"
-                )
+                return f"{key} is {value!r} but {self.url} holds {stage} results made with {was.get(key)!r}"
+        return None
+
+    def refuse_conflict(self, stage: str, config: configuration.Config) -> None:
+        """Raise InputError, naming the key, where the stage has results made with another configuration."""
+        found = self.conflict(stage, config)
+        if found is not None:
+            raise InputError(f"{found}; use another workspace, the stored value, or --replace")
 
     def claim(self, stage: str, config: configuration.Config, *, replace: bool) -> None:
         """Make the workspace ready for a stage: check for a conflicting configuration, then store the new one.
@@ -123,6 +130,10 @@ class Workspace:
             self.remove_stage(stage)
         else:
             self.refuse_conflict(stage, config)
+        self.accept(stage, config)
+
+    def accept(self, stage: str, config: configuration.Config) -> None:
+        """Store the configuration that a stage's results are made with from now on."""
         self.update_state(experiment=self.read_state().experiment or f"firnline {self.url}")
         self.store_config(stage, config)
 

@@ -30,7 +30,7 @@ def test_names_written_are_read_back(names: dict[int, str]) -> None:
 def test_labelling_and_the_explorer_read_the_same_names(tmp_path, text: str, names: dict[int, str | None]) -> None:
     (tmp_path / "cluster-names.yaml").write_text(text)
     assert read_cluster_names(text, source="x") == names
-    assert read_for_labelling(str(tmp_path / "cluster-names.yaml"))[0] == names
+    assert read_for_labelling(str(tmp_path / "cluster-names.yaml"))[0].names == names
     saved = SavedNames(open_store(str(tmp_path)))
     assert saved.read() == {number: name for number, name in names.items() if name}
 

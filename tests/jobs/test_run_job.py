@@ -9,11 +9,13 @@ import pytest
 
 from jobs import run as run_job
 from jobs import synthesize as synthesize_job
+from jobs.command_line import parse
 from pipelines import config as configuration
 from pipelines.runtime.redaction import SECRET_VARIABLES
 from pipelines.tracking.server import Tracking
+from pipelines.train.stage import _output_keys
 from pipelines.workspace import s3_requests, tables
-from pipelines.workspace.artifacts import TrainingRecord
+from pipelines.workspace.artifacts import BEST_AUGMENTATION, TrainingRecord
 from pipelines.workspace.ledger import MarkerName, write_marker
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import open_workspace
@@ -109,8 +111,57 @@ def test_settings_that_conflict_with_what_a_later_stage_has_done_are_said_before
     assert "holds an encoder trained with" in capsys.readouterr().err
     workspace.store.remove("train/training.json")
     assert run_job.main([tiny_archive, workspace.url, "--kmeans.k", "4"]) == 2
-    assert "kmeans.k is 4 but" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        f"firnline run: kmeans.k is 4 but {workspace.url} holds label results made with 3; use another workspace, the "
+        "stored value, or --replace (labels and clustering, report and catalogue are made anew; events, encoder, "
+        "embeddings stay)\n"
+    )
     assert {item.path for item in workspace.store.walk()} == before - {"train/training.json"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "replaced", "words"),
+    [
+        (
+            ["--kmeans.k", "4"],
+            ("label",),
+            "labels and clustering, report and catalogue are made anew; events, encoder, ",
+        ),
+        (["--label.precision", "bfloat16"], ("label",), "made anew; events, encoder stay"),
+        (["--train.dim", "16"], ("train",), "encoder, labels and clustering, report and catalogue are made anew; ev"),
+        (["--detection.on", "9", "--kmeans.k", "4"], ("detect", "label"), "are made anew; nothing stays"),
+        ([], (), "replaces nothing, since all results were made with these settings"),
+    ],
+)
+def test_replace_begins_at_the_first_stage_that_conflicts_and_says_what_goes(tmp_path, capsys, flags, replaced, words):
+    workspace = open_workspace(str(tmp_path / "workspace"), create=True)
+    trained = configuration.resolve({"train": {"dim": 8}})
+    name = MarkerName("XX", "A", "--.HH.2022-01-01.day", "abc")
+    for stage, config in (
+        ("detect", configuration.resolve({})),
+        ("label", configuration.resolve({"kmeans": {"k": 3}})),
+    ):
+        workspace.claim(stage, config, replace=False)
+        write_marker(workspace.store, stage, name, {})
+    workspace.claim("train", trained, replace=False)
+    TrainingRecord(
+        fingerprint="0123456789abcdef",
+        keys=_output_keys(trained, trained.augmentation),
+        content_hash="abc",
+        num_events=1,
+        model_uri="models:/firnline-encoder/1",
+        alias="champion",
+        run_id="def",
+        score={},
+    ).write(workspace.store)
+    arguments = parse("run", ["ARCHIVE", "WORKSPACE"], ["archive", workspace.url, "--replace", *flags], {})
+    configs = run_job.stage_configs(arguments, workspace)
+    assert run_job.check_chain(workspace, configs, Tracking(uri="", experiment=""), replace=True) == replaced
+    assert words in capsys.readouterr().out
+    # The encoder is kept where only the archive has grown.
+    assert run_job._is_trained(workspace, configs["train"], replaced) is False
+    workspace.store.write(BEST_AUGMENTATION, b"")
+    assert run_job._is_trained(workspace, configs["train"], replaced) is not bool({"detect", "train"} & set(replaced))
 
 
 @pytest.mark.timeout(900)

@@ -53,10 +53,11 @@ def fitted(embedded: tuple[Store, list[EventShard]], num_workers: int, progress=
     chosen = KMeansSettings(**({"k": 4, "restarts": 2, "whiten": True, "overcluster": 2} | settings))
     surveys = survey_embeddings(store, shards, chosen)
     share = min(1.0, 2 / num_workers)
-    model, _ = fit_model(
+    found = fit_model(
         store, surveys, chosen, num_workers=num_workers, cpus_per_worker=share, num_classes=3, progress=progress
     )
-    return model.to_bytes()
+    assert found.at_classes is not None
+    return found.model.to_bytes() + found.at_classes.to_bytes()
 
 
 def test_1_2_3_and_7_workers_give_the_same_bits_kept_or_streamed(embedded, ray_cluster):
@@ -126,7 +127,7 @@ def test_fewer_events_than_clusters_is_one_sentence(embedded, ray_cluster):
 def test_more_classes_than_events_cost_the_score_at_their_number_alone(embedded, ray_cluster, capsys):
     store, shards = embedded
     settings = KMeansSettings(k=4, restarts=1, overcluster=1)
-    model, _ = fit_model(store, survey_embeddings(store, shards, settings), settings, num_workers=1, num_classes=9001)
-    assert len(model.centroids) == 4
-    assert model.at_classes is None
+    found = fit_model(store, survey_embeddings(store, shards, settings), settings, num_workers=1, num_classes=9001)
+    assert len(found.model.centroids) == 4
+    assert found.at_classes is None
     assert "no clustering at k = number of classes (9001), so no score of it: there are 9000" in capsys.readouterr().out

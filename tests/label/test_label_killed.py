@@ -62,7 +62,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Example, dict
     assert process.wait(600) == 0, (folder / "log").read_text()[-3000:]
     seconds = time.monotonic() - began
     found = contents(folder / "workspace")
-    assert len(found) == NUM_SHARDS + NUM_SHARDS + 2
+    assert len(found) == NUM_SHARDS + NUM_SHARDS + 4
     return example, found, seconds
 
 

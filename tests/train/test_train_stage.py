@@ -24,7 +24,7 @@ from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_session import SPARE_CPUS
 from pipelines.tracking.models import alias_version, download_artifact
 from pipelines.tracking.server import Tracking, as_default
-from pipelines.train.stage import ENCODER, check_resources, train_encoder, where_it_runs
+from pipelines.train.stage import ENCODER, _output_keys, check_resources, train_encoder, where_it_runs
 from pipelines.train.stage_checkpoints import last_checkpoint
 from pipelines.train.stage_ray import interface_of
 from pipelines.workspace.artifacts import TrainingRecord
@@ -89,6 +89,27 @@ def test_a_finished_training_is_not_done_again(undisturbed, capsys):
     assert again.already_done
     assert again.content_hash == summary.content_hash
     assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_training_is_kept_when_the_archive_has_grown_where_that_is_wanted(tmp_path, capsys):
+    workspace = make_workspace(str(tmp_path / "grown"), count=12)
+    config = settings()
+    TrainingRecord(
+        fingerprint="of fewer events",
+        keys=_output_keys(config, config.augmentation),
+        content_hash="abc",
+        num_events=12,
+        model_uri="models:/firnline-encoder/1",
+        alias="champion",
+        run_id="def",
+        score={},
+    ).write(workspace.store)
+    kept = train_encoder(workspace, config, tracking_of(workspace), on_growth="keep")
+    assert (kept.already_done, kept.num_events, kept.content_hash) == (True, 12, "abc")
+    assert "kept the encoder that was trained on 12 events before the archive grew" in capsys.readouterr().out
+    with pytest.raises(InputError, match=r"train\.epochs is 4 .*3"):
+        train_encoder(workspace, settings(epochs=4), tracking_of(workspace), on_growth="keep")
+    assert not workspace.store.exists(ENCODER)
 
 
 def test_another_configuration_is_refused_by_name_unless_replaced(undisturbed):
