@@ -206,7 +206,8 @@ def _describe(section: Section, prefix: str) -> Iterator[tuple[str, str, str]]:
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for name, value in above.items():
-        if isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
+        # A space of the search replaces the stored one as a whole: its keys are what is searched.
+        if name != "space" and isinstance(value, Mapping) and isinstance(merged.get(name), Mapping):
             merged[name] = _merge(merged[name], value)
         else:
             merged[name] = value

@@ -1,17 +1,72 @@
-"""Section `tune`: the search over the augmentations."""
+"""Section `tune`: the search over the augmentations and, if asked, some keys of `train`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from pipelines.config.base import Section, operational
+
+Pair = tuple[float, float]
+
+
+class SearchRange(Section):
+    """The values that the search may give one key: exactly one of the kinds below."""
+
+    uniform: Pair | None = None
+    """Numbers between two ends."""
+    log_uniform: Pair | None = None
+    """The same, drawn uniformly in their logarithm."""
+    integer: tuple[int, int] | None = None
+    """Whole numbers between two ends, both included."""
+    choice: tuple[Any, ...] | None = None
+    """One of these values."""
+    symmetric: Pair | None = None
+    """For a key that is a pair: [-v, v], with v between two ends."""
+    reciprocal: Pair | None = None
+    """For a key that is a pair: [1/v, v], with v between two ends, drawn uniformly in its logarithm."""
+    on_off: Literal[True] | None = None
+    """For an augmentation as a whole: as configured, or not applied."""
+
+    @property
+    def kind(self) -> str:
+        """Which kind is given."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _one(self) -> "SearchRange":
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a range is one of {', '.join(type(self).model_fields)}, but {len(given)} are given")
+        value = getattr(self, given[0])
+        if given[0] == "choice" and len(value) < 2:
+            raise ValueError("choice has fewer than two values")
+        if given[0] not in ("choice", "on_off"):
+            if value[0] >= value[1]:
+                raise ValueError(f"{given[0]} is {list(value)}, write [smallest, largest]")
+            if given[0] in ("log_uniform", "reciprocal") and value[0] <= 0:
+                raise ValueError(f"{given[0]} is {list(value)}, both ends must be above 0")
+            if given[0] == "reciprocal" and value[0] < 1:
+                raise ValueError(f"reciprocal is {list(value)}, both ends must be 1 or above")
+        return self
 
 
 class TuneSettings(Section):
     """A search by Optuna, its trials stopped early by ASHA."""
 
     num_trials: int = Field(12, ge=1, le=100_000)
-    """Trials of the search (count)."""
+    """Trials of the search (count). With more than before, a search that is done goes on."""
+    space: dict[str, SearchRange] | None = None
+    """What is searched: keys of `augmentation`, `train.temperature`, `.learning_rate`, `.batch_size`, `.width` and
+    `.encoder`, each with a range, such as `augmentation.time_mask.probability: {uniform: [0, 0.8]}`. Default: strength
+    and frequency of each augmentation of `train.augmentation`."""
+    searcher: Literal["tpe", "random", "grid"] = "tpe"
+    """How points are proposed: `tpe` learns from the trials so far, `random` does not; `grid`: all combinations."""
+    grid_points: int = Field(3, ge=2, le=100)
+    """Values of each range that is not a choice, for `grid` (count)."""
+    as_configured_first: bool = True
+    """Make the configured settings the first trial."""
+    start: tuple[dict[str, Any], ...] = ()
+    """Settings that are known to be good, tried next: keys as in `space` with their values."""
     objective: Literal["auto", "stability", "validation"] = "auto"
     """What to maximise: `stability` of the clusters, which needs no labels; `validation`, the accuracy of nearest
     neighbours on hand labels; or `auto`: `validation` if `labels.path` is given, otherwise `stability`."""

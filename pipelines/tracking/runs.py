@@ -5,7 +5,7 @@ Stages call it from the driver or from rank 0 only.
 
 import contextlib
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -79,6 +79,7 @@ def stage_run(
     inputs: Mapping[str, str],
     parent: StageRun | None = None,
     name: str | None = None,
+    resume: str | None = None,
 ) -> Iterator[StageRun]:
     """Open a run for a stage, with its resolved configuration as parameters and its inputs' fingerprints as tags.
 
@@ -89,6 +90,7 @@ def stage_run(
         inputs: fingerprints of what the stage reads; logged as `firnline.input.<name>`, so lineage can be walked back.
         parent: the run that this one is nested in.
         name: the run's name; default: the stage's.
+        resume: the run of an earlier attempt, which goes on; a new one is made where it does not exist any more.
 
     The run ends FINISHED, FAILED where the body raised, KILLED where it was interrupted. If MLflow fails meanwhile, it
     stays RUNNING, as after a kill, until the next run of the stage in this workspace, which ends it as KILLED.
@@ -111,9 +113,16 @@ def stage_run(
     experiment_id = tracking.experiment_id()
     if parent is None:
         _end_runs_left(tracking, experiment_id, stage)
-    run = StageRun(tracking, client.create_run(experiment_id, tags=tags).info.run_id)
+    if resume is not None and _is_kept(tracking, experiment_id, resume):
+        run = StageRun(tracking, resume)
+        client.update_run(resume, status="RUNNING")
+        run.set_tags(tags)
+    else:
+        resume = None
+        run = StageRun(tracking, client.create_run(experiment_id, tags=tags).info.run_id)
     try:
-        run.log_params(dict(flatten(config)))
+        if resume is None:
+            run.log_params(dict(flatten(config)))
         yield run
     except TrackingFailed:
         # To say there that the run has failed would take as long again.
@@ -124,6 +133,40 @@ def stage_run(
         raise
     else:
         client.set_terminated(run.run_id, status="FINISHED")
+
+
+def nested_runs(parent: StageRun) -> list[str]:
+    """Return the children of a run, deleted ones left out."""
+    client = parent.tracking.client()
+    found: list[str] = []
+    token = None
+    while True:
+        page = client.search_runs(
+            [parent.tracking.experiment_id()],
+            filter_string=f"tags.`mlflow.parentRunId` = '{parent.run_id}'",
+            page_token=token,
+        )
+        found += [run.info.run_id for run in page]
+        token = page.token
+        if not token:
+            return found
+
+
+def delete_runs(tracking: Tracking, run_ids: Iterable[str]) -> None:
+    """Delete runs, as MLflow does: they can be restored there."""
+    for run_id in run_ids:
+        tracking.client().delete_run(run_id)
+
+
+def _is_kept(tracking: Tracking, experiment_id: str, run_id: str) -> bool:
+    """Return whether a run exists in the experiment and is not deleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        info = tracking.client().get_run(run_id).info
+    except MlflowException:
+        return False
+    return bool(info.lifecycle_stage == "active" and info.experiment_id == experiment_id)
 
 
 def _end_runs_left(tracking: Tracking, experiment_id: str, stage: str) -> None:

@@ -1,29 +1,38 @@
-"""Searches the augmentations by Ray Tune and writes the best section where `train` can take it from.
+"""Searches augmentations, and keys of `train` if asked, by Ray Tune; writes the best where `train` can take it from.
 
-Every trial trains the configured encoder in its own process on the same few windows and is judged after every epoch by
-a score that does not depend on its augmentations.
+Every trial trains an encoder in its own process on the same few windows and is judged after every epoch by a score that
+does not depend on its augmentations. Trials that have ended are kept: the same command goes on after them.
 """
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.config import Config, stage_config, with_keys
+from pipelines.config import Config, stage_config, stage_output_keys
+from pipelines.config.safe_yaml import to_yaml
 from pipelines.encoders import NETWORKS
 from pipelines.handlabels.sampling import label_sample
 from pipelines.runtime.errors import InputError, StageFailed
-from pipelines.tracking.runs import stage_run
+from pipelines.tracking.runs import StageRun, delete_runs, nested_runs, stage_run
 from pipelines.tracking.server import Tracking
-from pipelines.train.stage_setup import network_config, train_plan
-from pipelines.tune.stage_search import search
-from pipelines.tune.stage_trials import TrialTask, section_of
+from pipelines.tune.figures import draw_history, draw_importance, draw_parallel
+from pipelines.tune.proposals import fixed_points
+from pipelines.tune.space import configure, searched_sections, space_of
+from pipelines.tune.stage_records import FAILED, Records, TrialRecord, best_of, configured_score
+from pipelines.tune.stage_search import log_again, search
+from pipelines.tune.stage_trials import TrialTask, Windows
 from pipelines.workspace.artifacts import BEST_AUGMENTATION, write_augmentation
 from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.workspace import Workspace
 
 NO_LABELS = "tune.objective is validation, but labels.path gives no label in the validation half"
+
+TUNED = "config/tuned.yaml"
+"""The winner's settings as a configuration file: augmentations, and the keys of `train` that were searched."""
+
+ALGORITHM_VERSION = 1
+"""Raised by hand when the same settings give other proposals or scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,25 +42,26 @@ class TuneSummary:
     best_score: float
     """Of the best trial that ran to the end."""
     first_score: float | None
-    """Of the configured augmentations, the first trial; None where that trial did not run to its end."""
+    """Of the configured settings; None where they were no trial, or one that did not run to its end."""
     num_trials: int
-    """Trials, including those that were stopped early."""
+    """Trials, including those that were stopped early or failed."""
     path: str
     """Where the best augmentation section was written."""
 
 
 def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking) -> TuneSummary:
-    """Search, log a parent run with its trials nested, and write the best section to the workspace.
+    """Search, log a parent run with its trials nested, and write the best settings to the workspace.
 
-    A Ray session must be open. The configured augmentations are the first trial.
+    A Ray session must be open. A search that was killed goes on: trials that have ended are not repeated, and their
+    runs stay; the run of the search is the same.
 
     Raises:
-        InputError: no events, an encoder without augmentations, an objective without labels.
+        InputError: no events, a space that is none, an encoder without augmentations, an objective without labels.
         StageFailed: no trial ran to its end.
     """
     store = workspace.store
     settings = config.tune
-    check_search(config)
+    space = check_search(config)
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     labels = label_sample(store, sample, config.labels)
     objective = settings.objective
@@ -59,83 +69,53 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
         objective = "stability" if labels is None else "validation"
     if objective == "validation" and labels is None:
         raise InputError(NO_LABELS)
-    windows = read_sample(store, sample, range(len(sample)))
-    network = network_config(config, sample)
-    base = config.augmentation.model_dump(mode="json")
-    plan = train_plan(with_keys(config, {"train": {"epochs": settings.epochs}}))
     workspace.update_state()
     workspace.store_config("tune", config)
-    began = time.perf_counter()
     inputs = {"events": events_fingerprint(store)}
+    task = TrialTask(
+        config=config,
+        space=space,
+        windows=Windows(
+            read_sample(store, sample, range(len(sample))), sample.num_samples, sample.rate_hz, sample.lead_samples
+        ),
+        labels=labels,
+        objective=objective,
+    )
+    task.network(config)
+    keys = stage_output_keys(config, "tune")
+    del keys["tune.num_trials"]
+    hand = [] if labels is None else [labels.indices.tolist(), labels.labels.tolist(), labels.folds.tolist()]
+    records = Records(
+        store, fingerprint({"inputs": inputs, "labels": hand, "config": keys, "version": ALGORITHM_VERSION})
+    )
+    known = [record for record in records.read() if record.number < settings.num_trials]
     print(
         f"tune: {settings.num_trials} trials of at most {settings.epochs} epochs on {len(sample)} events, "
-        f"objective {objective}."
+        f"objective {objective}" + (f"; {len(known)} have ended before" if known else ""),
+        flush=True,
     )
-    with stage_run(tracking, "tune", stage_config(config, "tune"), inputs=inputs) as run:
-        run.set_tags({"firnline.fingerprint": fingerprint({"inputs": inputs, "config": stage_config(config, "tune")})})
-        task = TrialTask(
-            network=network,
-            plan=plan,
-            preset=config.train.augmentation,
-            base=base,
-            windows=windows,
-            labels=labels,
-            objective=objective,
-            num_clusters=settings.clusters,
-            whiten=config.train.whiten,
-        )
-        results = search(config, run, task)
-        failed = [str(result.error).strip().splitlines()[-1] for result in results if result.error]
-        if failed:
-            print(f"tune: {len(failed)} of {len(results)} trials failed, the first with {failed[0]}.")
-        finished = finished_trials(results, settings.epochs)
-        if not finished:
-            raise StageFailed(f"no trial of the search ran to its end: {failed[0] if failed else 'all were stopped'}")
-        best = max(finished, key=lambda result: float(result.metrics["score"]))
-        first = configured_score(finished)
-        section = section_of(base, best.config["point"])
-        run.log_text(write_augmentation(store, section), "best-augmentation.yaml")
-        run.log_metrics(
-            {
-                "best_score": float(best.metrics["score"]),
-                "num_trials": len(results),
-                "num_finished": len(finished),
-                "num_failed": len(failed),
-                "tune_seconds": time.perf_counter() - began,
-            }
-        )
-        if first is not None:
-            run.log_metrics({"first_score": first})
-        run.set_tags({"firnline.objective": objective})
-    summary = TuneSummary(
-        best_score=float(best.metrics["score"]),
-        first_score=first,
-        num_trials=len(results),
-        path=store.full(BEST_AUGMENTATION),
-    )
-    configured = "the trial as configured did not finish" if first is None else f"as configured {first:.3f}"
-    print(
-        f"tune: best {objective} {summary.best_score:.3f} ({configured}), written to {summary.path}; use it with "
-        "--train.augment_from tune."
-    )
+    began = time.perf_counter()
+    parent = records.parent()
+    with stage_run(tracking, "tune", stage_config(config, "tune"), inputs=inputs, resume=parent) as run:
+        records.keep_parent(run.run_id)
+        run.set_tags({"firnline.fingerprint": records.mark, "firnline.objective": objective})
+        known = _in_mlflow(run, task, records, known)
+        trials = search(run, task, records, known) if len(known) < settings.num_trials else known
+        summary = _conclude(workspace, run, task, trials, seconds=time.perf_counter() - began)
+    configured = "" if summary.first_score is None else f" (as configured {summary.first_score:.3f})"
+    if summary.first_score is None and settings.as_configured_first:
+        configured = " (the trial as configured did not finish)"
+    searched = any(key.startswith("train.") for key in space)
+    use = f"--config {store.full(TUNED)}" if searched else "--train.augment_from tune"
+    print(f"tune: best {objective} {summary.best_score:.3f}{configured}; train with {use}")
     return summary
 
 
-def finished_trials(results: Iterable[Any], epochs: int) -> list[Any]:
-    """Return the results of the trials that ran to their last epoch."""
-    return [result for result in results if result.metrics and result.metrics.get("training_iteration", 0) >= epochs]
-
-
-def configured_score(finished: Iterable[Any]) -> float | None:
-    """Return the score of the trial with the configured augmentations; None where it did not run to its end."""
-    return next((float(result.metrics["score"]) for result in finished if result.config["first"]), None)
-
-
-def check_search(config: Config) -> None:
-    """Refuse what a search would, as far as it can be known before there are events.
+def check_search(config: Config) -> Any:
+    """Refuse what a search would, as far as it can be known before there are events, and return its space.
 
     Raises:
-        InputError: an encoder without augmentations, an objective without labels.
+        InputError: an encoder without augmentations, a space that is none, an objective without labels.
     """
     if config.train.encoder not in NETWORKS:
         raise InputError(
@@ -144,3 +124,63 @@ def check_search(config: Config) -> None:
         )
     if config.labels.path is None and config.tune.objective == "validation":
         raise InputError(NO_LABELS)
+    space = space_of(config)
+    fixed_points(config.tune, space)
+    return space
+
+
+def _in_mlflow(run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord]) -> list[TrialRecord]:
+    """Make the children of the search those of the trials that have ended: others go, missing ones are logged again."""
+    children = set(nested_runs(run))
+    delete_runs(run.tracking, children - {record.run_id for record in known})
+    complete = []
+    for record in known:
+        if record.run_id not in children:
+            record = log_again(run, task, record)
+            records.write(record)
+        complete.append(record)
+    return complete
+
+
+def _conclude(
+    workspace: Workspace, run: StageRun, task: TrialTask, trials: list[TrialRecord], *, seconds: float
+) -> TuneSummary:
+    """Write and log the best settings.
+
+    Raises:
+        StageFailed: no trial ran to its end.
+    """
+    store = workspace.store
+    failed = [record for record in trials if record.ended == FAILED]
+    if failed:
+        print(f"tune: {len(failed)} of {len(trials)} trials failed; trial {failed[0].number}: {failed[0].reason}")
+    best = best_of(trials)
+    if best is None:
+        raise StageFailed(
+            f"no trial of the search ran to its end: {failed[0].reason if failed else 'all were stopped'}"
+        )
+    sections = searched_sections(configure(task.config, task.space, best.point), task.space)
+    run.log_text(write_augmentation(store, sections["augmentation"]), "best-augmentation.yaml")
+    tuned = to_yaml(sections)
+    store.write(TUNED, tuned.encode())
+    run.log_text(tuned, "tuned.yaml")
+    first = configured_score(trials)
+    run.log_metrics(
+        {
+            "best_score": best.score,
+            "num_trials": len(trials),
+            "num_finished": len([record for record in trials if record.ended == "done"]),
+            "num_failed": len(failed),
+            "num_epochs": sum(len(record.history) for record in trials),
+            "tune_seconds": seconds,
+        }
+    )
+    if first is not None:
+        run.log_metrics({"first_score": first})
+    for name, draw in (("history", draw_history), ("parallel", draw_parallel), ("importance", draw_importance)):
+        picture = draw(task.space, trials)
+        if picture is not None:
+            run.log_bytes(picture, f"search/{name}.png")
+    return TuneSummary(
+        best_score=best.score, first_score=first, num_trials=len(trials), path=store.full(BEST_AUGMENTATION)
+    )

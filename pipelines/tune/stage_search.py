@@ -1,165 +1,282 @@
-"""The search by Ray Tune: Optuna proposes points, ASHA stops bad trials, and each trial is a run in MLflow."""
+"""The search by Ray Tune: each trial's point is proposed, ASHA stops bad trials, and each trial is a run in MLflow."""
 
 import importlib
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from pipelines.config import Config
 from pipelines.runtime.errors import StageFailed
 from pipelines.runtime.ray_session import SPARE_CPUS
 from pipelines.tracking.runs import StageRun, stage_run
-from pipelines.tune.space import dimensions_of
-from pipelines.tune.stage_trials import METRICS, TrialTask, run_trial, section_of
+from pipelines.tune.proposals import propose
+from pipelines.tune.space import configure, searched_sections
+from pipelines.tune.stage_records import DONE, FAILED, STOPPED, Records, TrialRecord, best_of
+from pipelines.tune.stage_trials import METRICS, TrialTask, run_trial
 
 
-def search(config: Config, run: StageRun, task: TrialTask) -> Any:
-    """Run the trials and return Ray Tune's results; each trial is a child run of `run`.
+def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord]) -> list[TrialRecord]:
+    """Run the trials that are left, and return all; each is a child run of `run`. A Ray session must be open.
 
-    The first trial has the configured augmentations. A Ray session must be open.
+    Args:
+        run: of the search.
+        task: what the trials share.
+        records: where each trial is kept when it ends.
+        known: the trials that have ended in earlier attempts; they count, and ASHA and the proposals know them.
     """
     ray: Any = importlib.import_module("ray")
     tune: Any = importlib.import_module("ray.tune")
-    from optuna.distributions import FloatDistribution
     from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.optuna import OptunaSearch
 
-    settings = config.tune
-    dimensions = dimensions_of(task.preset)
+    settings = task.config.tune
     shared = ray.put(task)
 
     def trial(trial_config: dict[str, Any]) -> None:
-        run_trial(ray.get(shared), trial_config)
+        run_trial(ray.get(shared), trial_config["point"])
 
-    searcher = OptunaSearch(
-        space={name: FloatDistribution(one.low, one.high) for name, one in dimensions.items()},
+    scheduler = ASHAScheduler(
         metric="score",
         mode="max",
-        seed=settings.seed,
+        max_t=settings.epochs,
+        grace_period=settings.grace_epochs,
+        reduction_factor=settings.reduction,
     )
-    scheduler = ASHAScheduler(
-        max_t=settings.epochs, grace_period=settings.grace_epochs, reduction_factor=settings.reduction
-    )
+    for record in known:
+        _replay(scheduler, record)
     cpus = int(ray.cluster_resources().get("CPU", 1))
     at_once = settings.num_workers or max(1, cpus - SPARE_CPUS)
+    ended = {record.number for record in known}
+    left = [number for number in range(settings.num_trials) if number not in ended]
+    watch = Watch(run, task, records, known, left)
     folder = Path(tempfile.mkdtemp(prefix="firnline-tune-"))
     # Ray Tune's own handler would turn an interrupt into a search that ended, and stay after it.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
-    runs = _nested_runs(run, task.base)
     try:
         tuner = tune.Tuner(
             tune.with_resources(trial, {"CPU": 1}),
             tune_config=tune.TuneConfig(
-                metric="score",
-                mode="max",
-                search_alg=_first_as_configured(searcher),
+                search_alg=_searcher(watch),
                 scheduler=scheduler,
-                num_samples=settings.num_trials,
+                num_samples=len(left),
                 max_concurrent_trials=at_once,
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[runs]),
+            run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[_callback(watch)]),
         )
-        return tuner.fit()
+        watch.explain(tuner.fit())
     except BaseException as error:
-        runs.end_open(error)
+        watch.end_open(error)
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+    return sorted(watch.records, key=lambda record: record.number)
 
 
-def _first_as_configured(inner: Any) -> Any:
-    """Return a searcher whose first trial is the configuration as it stands and whose others are the inner one's."""
+def log_again(run: StageRun, task: TrialTask, record: TrialRecord) -> TrialRecord:
+    """Log a trial of an earlier attempt, whose run is gone, as a child of a new parent; return it with its new run."""
+    with ExitStack() as stack:
+        child = _child(stack, run, task, record.number, record.point)
+        for figures in record.history:
+            child.log_metrics(_logged(figures), step=int(figures["training_iteration"]))
+        child.set_tags(_tags(record))
+        if record.ended == FAILED:
+            _end(stack.pop_all(), StageFailed(record.reason))
+    return replace(record, run_id=child.run_id)
+
+
+class Watch:
+    """Follows the trials that run: gives them their points, keeps those that end, and writes their runs."""
+
+    def __init__(
+        self, run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord], left: list[int]
+    ) -> None:
+        self.run, self.task, self.store = run, task, records
+        self.records = list(known)
+        self.left: Iterator[int] = iter(left)
+        self.num_left = len(left)
+        self.number_of: dict[str, int] = {}
+        self.point_of: dict[str, dict[str, Any]] = {}
+        self.history: dict[str, dict[int, dict[str, float]]] = {}
+        self.open: dict[str, tuple[ExitStack, StageRun]] = {}
+        self.began = time.monotonic()
+
+    def propose(self, trial_id: str) -> dict[str, Any] | None:
+        """Return the next trial's number and point; None where there is none left."""
+        number = next(self.left, None)
+        if number is None:
+            return None
+        point = propose(self.task.config.tune, self.task.space, number, self.records)
+        if point is None:
+            return None
+        self.number_of[trial_id], self.point_of[trial_id] = number, point
+        return {"number": number, "point": point}
+
+    def begin(self, trial_id: str) -> None:
+        """Open a trial's run."""
+        if trial_id not in self.open:
+            stack = ExitStack()
+            number, point = self.number_of[trial_id], self.point_of[trial_id]
+            self.open[trial_id] = (stack, _child(stack, self.run, self.task, number, point))
+
+    def hear(self, trial_id: str, result: dict[str, Any] | None) -> None:
+        """Take up an epoch's figures; Ray tells the last one twice."""
+        if result is None or "score" not in result:
+            return
+        epoch = int(result["training_iteration"])
+        figures = {name: float(result[name]) for name in METRICS if name in result} | {"training_iteration": epoch}
+        if epoch not in self.history.setdefault(trial_id, {}):
+            self.history[trial_id][epoch] = figures
+            if trial_id in self.open:
+                self.open[trial_id][1].log_metrics(_logged(figures), step=epoch)
+
+    def keep(self, trial_id: str, *, failed: bool) -> None:
+        """Keep a trial that has ended, before its run is closed: what is kept is never repeated."""
+        history = tuple(figures for _, figures in sorted(self.history.get(trial_id, {}).items()))
+        whole = bool(history) and history[-1]["training_iteration"] >= self.task.config.tune.epochs
+        record = TrialRecord(
+            number=self.number_of[trial_id],
+            point=self.point_of[trial_id],
+            ended=FAILED if failed else DONE if whole else STOPPED,
+            history=history,
+            reason="it ended without a score" if failed or not history else "",
+            run_id=self.open[trial_id][1].run_id if trial_id in self.open else "",
+        )
+        self.records = [one for one in self.records if one.number != record.number] + [record]
+        self.store.write(record)
+
+    def close(self, trial_id: str) -> None:
+        """End a trial's run and say how the search stands."""
+        record = next(one for one in self.records if one.number == self.number_of[trial_id])
+        stack, child = self.open.pop(trial_id)
+        child.set_tags(_tags(record))
+        if record.ended == FAILED:
+            _end(stack, StageFailed(record.reason))
+        else:
+            stack.close()
+        self._say()
+
+    def explain(self, results: Iterable[Any]) -> None:
+        """Keep why trials have failed, which Ray tells at the end."""
+        by_number = {record.number: record for record in self.records}
+        for result in results:
+            record = by_number.get(result.config["number"]) if result.error and result.config else None
+            if record is not None and record.ended == FAILED:
+                cause = getattr(result.error, "cause", None) or result.error
+                last = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
+                record = replace(record, reason=last[0])
+                by_number[record.number] = record
+                self.store.write(record)
+                StageRun(self.run.tracking, record.run_id).set_tags(_tags(record))
+        self.records = list(by_number.values())
+
+    def _say(self) -> None:
+        num_trials = self.task.config.tune.num_trials
+        ended_now = self.num_left - (num_trials - len(self.records))
+        words = [f"{len(self.records)} of {num_trials} trials ended"]
+        words += [f"{count} {how}" for how in (STOPPED, FAILED) if (count := sum(r.ended == how for r in self.records))]
+        words.append(f"{len(self.open)} running")
+        best = best_of(self.records)
+        if best is not None:
+            words.append(f"best {best.score:.3f} (trial {best.number})")
+        if 0 < ended_now < self.num_left:
+            seconds = (time.monotonic() - self.began) / ended_now * (self.num_left - ended_now)
+            words.append(f"some {max(1, round(seconds / 60))} min left")
+        print(f"tune: {', '.join(words)}", flush=True)
+
+    def end_open(self, error: BaseException) -> None:
+        """End the runs of trials that the search did not end, as its own run ends."""
+        for stack, _ in self.open.values():
+            _end(stack, error)
+        self.open.clear()
+
+
+def _searcher(watch: Watch) -> Any:
     from ray.tune.search import Searcher
 
-    class FirstAsConfigured(Searcher):
-        """Wraps a point as {"first": ..., "point": ...}; the inner searcher does not see the first trial."""
+    class Proposals(Searcher):
+        """Ray Tune's side of the proposals."""
 
         def __init__(self) -> None:
             super().__init__(metric="score", mode="max")
-            self.first: str | None = None
 
         def set_search_properties(self, *args: Any, **kwargs: Any) -> bool:
             return True
 
         def suggest(self, trial_id: str) -> Any:
-            if self.first is None:
-                self.first = trial_id
-                return {"first": True, "point": {}}
-            point = inner.suggest(trial_id)
-            return None if point is None else {"first": False, "point": point}
+            proposed = watch.propose(trial_id)
+            return Searcher.FINISHED if proposed is None else proposed
 
         def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-            if trial_id != self.first:
-                inner.on_trial_result(trial_id, result)
+            watch.hear(trial_id, result)
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-            if trial_id != self.first:
-                inner.on_trial_complete(trial_id, result=result, error=error)
+            watch.hear(trial_id, result)
+            watch.keep(trial_id, failed=error)
 
         def save(self, checkpoint_path: str) -> None:
-            inner.save(checkpoint_path)
+            Path(checkpoint_path).write_bytes(b"")
 
         def restore(self, checkpoint_path: str) -> None:
-            inner.restore(checkpoint_path)
+            raise NotImplementedError("a search goes on by its own records")
 
-    return FirstAsConfigured()
+    return Proposals()
 
 
-def _nested_runs(parent: StageRun, base: dict[str, Any]) -> Any:
-    """Return a Tune callback that logs every trial as a child run of the parent; it runs in the driver."""
+def _callback(watch: Watch) -> Any:
     from ray.tune import Callback
 
-    class NestedRuns(Callback):
-        """One MLflow run per trial."""
-
-        def __init__(self) -> None:
-            self.open: dict[str, tuple[ExitStack, StageRun]] = {}
+    class Runs(Callback):
+        """Ray Tune's side of the runs; called in the driver."""
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            if trial.trial_id in self.open:
-                return
-            stack = ExitStack()
-            point = trial.config["point"]
-            child = stack.enter_context(
-                stage_run(
-                    parent.tracking,
-                    "tune-trial",
-                    {"augmentation": section_of(base, point)},
-                    inputs={},
-                    parent=parent,
-                    name="as configured" if trial.config["first"] else f"trial {trial.trial_id}",
-                )
-            )
-            self.open[trial.trial_id] = (stack, child)
-
-        def on_trial_result(
-            self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-        ) -> None:
-            _, child = self.open[trial.trial_id]
-            child.log_metrics(
-                {name: result[name] for name in METRICS if name in result}, step=int(result["training_iteration"])
-            )
+            watch.begin(trial.trial_id)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            stack, child = self.open.pop(trial.trial_id)
-            child.set_tags({"firnline.trial": trial.trial_id})
-            stack.close()
+            watch.close(trial.trial_id)
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            stack, child = self.open.pop(trial.trial_id)
-            child.set_tags({"firnline.trial": trial.trial_id})
-            _end(stack, StageFailed("the trial failed"))
+            watch.close(trial.trial_id)
 
-        def end_open(self, error: BaseException) -> None:
-            """End the runs of trials that the search did not end, as its own run ends."""
-            for stack, _ in self.open.values():
-                _end(stack, error)
-            self.open.clear()
+    return Runs()
 
-    return NestedRuns()
+
+def _replay(scheduler: Any, record: TrialRecord) -> None:
+    """Let ASHA know a trial of an earlier attempt."""
+    stand_in = SimpleNamespace(trial_id=f"known-{record.number}")
+    scheduler.on_trial_add(None, stand_in)
+    for figures in record.history:
+        scheduler.on_trial_result(None, stand_in, figures)
+
+
+def _child(stack: ExitStack, run: StageRun, task: TrialTask, number: int, point: dict[str, Any]) -> StageRun:
+    return stack.enter_context(
+        stage_run(
+            run.tracking,
+            "tune-trial",
+            searched_sections(configure(task.config, task.space, point), task.space),
+            inputs={},
+            parent=run,
+            name=f"trial {number}" if point else "as configured",
+        )
+    )
+
+
+def _logged(figures: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in figures.items() if name != "training_iteration"}
+
+
+def _tags(record: TrialRecord) -> dict[str, Any]:
+    return {
+        "firnline.trial": record.number,
+        "firnline.trial_ended": record.ended,
+        "firnline.trial_epochs": len(record.history),
+        **({"firnline.trial_reason": record.reason} if record.reason else {}),
+    }
 
 
 def _end(stack: ExitStack, error: BaseException) -> None:

@@ -3,51 +3,30 @@
 import os
 import signal
 import sys
-import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from pipelines import config as configuration
-from pipelines.config.augmentation import AugmentationSettings
-from pipelines.contrastive.augmentations import PRESETS, build_augmenter
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.server import Tracking
 from pipelines.train.stage_setup import effective_augmentation
-from pipelines.tune.space import DIMENSIONS, apply_point, dimensions_of
-from pipelines.tune.stage import configured_score, finished_trials, tune_augmentations
+from pipelines.tune import stage_search
+from pipelines.tune.stage import tune_augmentations
+from pipelines.tune.stage_records import Records
 from pipelines.workspace.artifacts import BEST_AUGMENTATION
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from training_events import make_workspace
 
+
+def records_of(workspace):
+    [folder] = {item.path.split("/")[1] for item in workspace.store.walk("tune")}
+    return Records(workspace.store, folder).read()
+
+
 SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16}
-BASE = AugmentationSettings().model_dump(mode="json")
-
-
-@pytest.mark.parametrize("preset", sorted(PRESETS))
-@pytest.mark.parametrize("end", ["low", "high"])
-def test_every_corner_of_the_space_is_a_valid_configuration(preset, end):
-    point = {name: getattr(one, end) for name, one in dimensions_of(preset).items()}
-    section = AugmentationSettings.model_validate(apply_point(BASE, point)).model_dump()
-    build_augmenter(preset, section, lead_samples=100)
-
-
-def test_a_preset_searches_its_own_families_alone():
-    amplitude, frequency = dimensions_of("amplitude"), dimensions_of("frequency")
-    assert "coloured_noise.probability" in amplitude
-    assert "coloured_noise.probability" not in frequency
-    assert "spectral_response.reach_db" in frequency
-    assert dimensions_of("both").keys() == DIMENSIONS.keys()
-
-
-def test_what_a_point_leaves_open_stays_as_configured():
-    assert apply_point(BASE, {}) == BASE
-    changed = apply_point(BASE, {"gain.reach_db": 3.0})
-    assert changed["gain"]["component_db"] == [-3.0, 3.0]
-    assert {**changed, "gain": None} == {**BASE, "gain": None}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +36,14 @@ def searched(ray_cluster, tmp_path_factory):
     config = configuration.resolve(
         {
             "train": SMALL,
-            "tune": {"num_trials": 4, "epochs": 2, "grace_epochs": 1, "max_events": 30, "clusters": 3},
+            "tune": {
+                "num_trials": 4,
+                "epochs": 2,
+                "grace_epochs": 1,
+                "max_events": 30,
+                "clusters": 3,
+                "num_workers": 1,
+            },
         }
     )
     tracking = Tracking(uri=f"sqlite:///{root}/mlflow.db", experiment="tune", artifact_location=root.as_uri())
@@ -88,45 +74,97 @@ def test_the_best_score_and_the_configured_one_are_those_of_trials_that_ran_to_t
     assert summary.first_score == pytest.approx(finished.get("as configured"))
 
 
-def test_a_configured_trial_that_failed_or_was_stopped_has_no_score():
-    def result(score, *, first=False, epochs=4):
-        metrics = None if score is None else {"score": score, "training_iteration": epochs}
-        return SimpleNamespace(metrics=metrics, config={"first": first})
+def test_the_parent_has_the_winners_settings_and_the_pictures(searched):
+    workspace, _, tracking, summary = searched
+    client = tracking.client()
+    [parent] = [
+        run for run in client.search_runs([tracking.experiment_id()]) if "mlflow.parentRunId" not in run.data.tags
+    ]
+    names = {item.path for item in client.list_artifacts(parent.info.run_id)}
+    assert {"best-augmentation.yaml", "tuned.yaml", "search"} <= names
+    assert {item.path for item in client.list_artifacts(parent.info.run_id, "search")} >= {"search/history.png"}
+    tuned = yaml.safe_load(workspace.store.read("config/tuned.yaml"))
+    assert tuned["augmentation"] == yaml.safe_load(Path(summary.path).read_text())["augmentation"]
 
-    others = [result(0.4), result(0.7), result(0.9, epochs=2)]
-    for first in (result(None, first=True), result(0.95, first=True, epochs=1)):
-        finished = finished_trials([first, *others], 4)
-        assert [one.metrics["score"] for one in finished] == [0.4, 0.7]
-        assert configured_score(finished) is None
-    assert configured_score(finished_trials([result(0.5, first=True), *others], 4)) == 0.5
 
-
-def test_an_interrupted_search_is_killed_in_mlflow_and_leaves_no_run_and_no_signal_handler(ray_cluster, tmp_path):
+def test_a_search_that_is_interrupted_goes_on_to_the_same_trials_and_the_same_winner(searched, tmp_path, monkeypatch):
+    undisturbed, config, _, summary = searched
     workspace = make_workspace(str(tmp_path / "workspace"), count=36)
-    config = configuration.resolve({"train": SMALL, "tune": {"num_trials": 3, "epochs": 200, "max_events": 30}})
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune", artifact_location=tmp_path.as_uri())
-    before, done = signal.getsignal(signal.SIGINT), threading.Event()
+    before, begin = signal.getsignal(signal.SIGINT), stage_search.Watch.begin
 
-    def interrupt_in_a_trial():
-        while not done.wait(0.2):
-            runs = tracking.client().search_runs([tracking.experiment_id()])
-            if any("loss" in run.data.metrics and "mlflow.parentRunId" in run.data.tags for run in runs):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
+    def interrupt_in_the_second_trial(watch, trial_id):
+        begin(watch, trial_id)
+        if watch.number_of[trial_id] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt_in_a_trial, daemon=True)
-    thread.start()
-    try:
+    with monkeypatch.context() as patched:
+        patched.setattr(stage_search.Watch, "begin", interrupt_in_the_second_trial)
         with pytest.raises(KeyboardInterrupt):
             tune_augmentations(workspace, config, tracking)
-    finally:
-        done.set()
-        thread.join()
     assert signal.getsignal(signal.SIGINT) == before
     runs = tracking.client().search_runs([tracking.experiment_id()])
-    assert len(runs) > 1
-    assert {run.info.status for run in runs} == {"KILLED"}
+    assert {run.info.run_name: run.info.status for run in runs} == {
+        "tune": "KILLED",
+        "as configured": "FINISHED",
+        "trial 1": "KILLED",
+    }
     assert not workspace.store.exists(BEST_AUGMENTATION)
+
+    resumed = tune_augmentations(workspace, config, tracking)
+    runs = tracking.client().search_runs([tracking.experiment_id()])
+    assert sorted(run.info.run_name for run in runs) == ["as configured", "trial 1", "trial 2", "trial 3", "tune"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert (resumed.best_score, resumed.first_score) == (summary.best_score, summary.first_score)
+    assert workspace.store.read(BEST_AUGMENTATION) == undisturbed.store.read(BEST_AUGMENTATION)
+    assert [(r.point, r.history) for r in records_of(workspace)] == [
+        (r.point, r.history) for r in records_of(undisturbed)
+    ]
+
+
+def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_again(searched):
+    workspace, config, tracking, summary = searched
+    client = tracking.client()
+    [parent] = [
+        run for run in client.search_runs([tracking.experiment_id()]) if "mlflow.parentRunId" not in run.data.tags
+    ]
+    before = records_of(workspace)
+    again = tune_augmentations(workspace, config, tracking)
+    assert (again.best_score, again.num_trials) == (summary.best_score, summary.num_trials)
+    assert records_of(workspace) == before
+    client.delete_run(parent.info.run_id)
+    for record in before:
+        client.delete_run(record.run_id)
+    tune_augmentations(workspace, config, tracking)
+    runs = client.search_runs([tracking.experiment_id()])
+    assert len(runs) == 1 + summary.num_trials
+    assert sorted(run.data.metrics["score"] for run in runs if "score" in run.data.metrics) == pytest.approx(
+        sorted(record.score for record in before)
+    )
+
+
+def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_search_goes_on(ray_cluster, tmp_path):
+    workspace = make_workspace(str(tmp_path / "workspace"), count=36)
+    config = configuration.resolve(
+        {
+            "train": SMALL | {"weight_decay": 1000.0},
+            "tune": {
+                **{"num_trials": 2, "epochs": 2, "grace_epochs": 2, "max_events": 30, "clusters": 3},
+                "space": {"train.learning_rate": {"choice": [1e-4, 1000.0]}},
+                **{"searcher": "grid", "as_configured_first": False},
+            },
+        }
+    )
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune", artifact_location=tmp_path.as_uri())
+    summary = tune_augmentations(workspace, config, tracking)
+    good, failed = records_of(workspace)
+    assert (good.ended, failed.ended) == ("done", "failed")
+    assert "the loss is nan in epoch 2" in failed.reason
+    assert summary.best_score == good.score
+    assert yaml.safe_load(workspace.store.read("config/tuned.yaml"))["train"] == {"learning_rate": 1e-4}
+    runs = {run.info.run_name: run for run in tracking.client().search_runs([tracking.experiment_id()])}
+    assert runs["trial 1"].info.status == "FAILED"
+    assert runs["trial 1"].data.tags["firnline.trial_reason"] == failed.reason
 
 
 def test_training_takes_the_best_section_up(searched):
@@ -155,6 +193,6 @@ def test_an_encoder_without_augmentations_is_refused(tmp_path):
 def test_an_objective_without_labels_is_refused(tmp_path):
     workspace = make_workspace(str(tmp_path / "unlabelled"), count=12)
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune")
-    config = configuration.resolve({"train": SMALL, "tune": {"objective": "validation"}})
+    config = configuration.resolve({"train": SMALL | {"weight_decay": 1000.0}, "tune": {"objective": "validation"}})
     with pytest.raises(InputError, match=r"tune\.objective is validation"):
         tune_augmentations(workspace, config, tracking)
