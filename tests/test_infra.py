@@ -14,7 +14,8 @@ import yaml
 from pipelines.runtime.ray_token import private_ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent
-MANIFESTS = sorted((ROOT / "infra").rglob("*.yaml"))
+SKYPILOT = ROOT / "infra" / "skypilot.yaml"
+MANIFESTS = sorted(path for path in (ROOT / "infra").rglob("*.yaml") if path != SKYPILOT)
 LOCK = (ROOT / "requirements.lock").read_text()
 RAY_VERSION = re.search(r"^ray==(\S+)$", LOCK, re.MULTILINE)[1]  # type: ignore[index]
 
@@ -222,6 +223,19 @@ def test_a_retried_ray_job_gets_a_new_cluster_and_a_finished_one_goes_away():
     words = job["spec"]["entrypoint"].split()
     config = words[words.index("--config") + 1]
     assert (ROOT / Path(config).relative_to("/opt/firnline")).is_file()
+
+
+def test_the_skypilot_task_runs_the_job_on_a_spot_machine_and_resumes():
+    task = yaml.safe_load(SKYPILOT.read_text())
+    assert set(task) <= {"name", "resources", "envs", "workdir", "setup", "run"}
+    assert task["resources"]["use_spot"] is True
+    assert task["resources"]["job_recovery"]["max_restarts_on_errors"] >= 1
+    assert "firnline run " in task["run"]
+    assert set(re.findall(r"\$([A-Z]+)", task["run"])) <= set(task["envs"])
+    assert (ROOT / task["envs"]["CONFIG"]).is_file()
+    # What its machine installs is in the folder that is sent.
+    assert task["workdir"] == "."
+    assert "-c requirements.lock ." in task["setup"]
 
 
 def test_the_mlflow_server_names_its_hosts_and_keeps_its_password_out_of_the_arguments():

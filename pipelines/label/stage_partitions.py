@@ -21,6 +21,9 @@ from pipelines.workspace.storage import Store
 T = TypeVar("T")
 _FRACTION_SALT = -3
 
+ROWS_OF_A_WORKER = 1_000_000
+"""Rows for which a worker is worth a node that is not there yet; an iteration over them takes a core about a second."""
+
 REPORT_SECONDS = 60.0
 """How often a wait for workers is reported."""
 
@@ -107,7 +110,11 @@ def start_partitions(
     """
     num_rows = sum(survey.num_fitted for survey in surveys)
     size = block_rows(num_rows)
-    edges, needed, keep = plan_partitions(num_rows, surveys[0].dim, settings.memory_gb, num_workers, _cluster_memory())
+    there = int(_cluster("CPU", 0) / cpus_per_worker)
+    count = useful_workers(num_workers, num_rows, there)
+    edges, needed, keep = plan_partitions(
+        num_rows, surveys[0].dim, settings.memory_gb, count, _cluster("memory", np.inf)
+    )
     actor: Any = ray.remote(PartitionActor)
     return [
         actor.options(num_cpus=cpus_per_worker, memory=memory).remote(
@@ -130,6 +137,14 @@ def wait_for_actors(actors: Sequence[Any], *, report_seconds: float = REPORT_SEC
             f"{free().get('CPU', 0):g} free CPUs and {free().get('memory', 0) / 1e9:.1f} GB of free memory",
             flush=True,
         )
+
+
+def useful_workers(num_workers: int, num_rows: int, there: int) -> int:
+    """Return how many of `num_workers` take part: those with room in the cluster as it is, or more where rows are many.
+
+    All wait for the last one, so that none is started that needs a node for a few rows.
+    """
+    return min(num_workers, max(there, -(-num_rows // ROWS_OF_A_WORKER), 1))
 
 
 def plan_partitions(
@@ -162,10 +177,10 @@ def _actor_bytes(edge: tuple[int, int], dim: int, *, keep: bool) -> int:
     return num_rows * 16 + (2 * num_rows * dim * 4 if keep else 0) + (1 << 28)
 
 
-def _cluster_memory() -> float:
-    """Return the memory that Ray hands out, in bytes."""
+def _cluster(resource: str, default: float) -> float:
+    """Return how much of a resource the cluster has now."""
     resources: Any = ray.cluster_resources
-    return float(resources().get("memory", np.inf))
+    return float(resources().get(resource, default))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pipelines.label.stage_partitions import (
     plan_partitions,
     start_partitions,
     survey_embeddings,
+    useful_workers,
     wait_for_actors,
 )
 from pipelines.label.stage_shards import EventShard
@@ -83,6 +84,14 @@ def test_fewer_workers_share_the_rows_where_memory_is_short_for_many():
     assert len(plan_partitions(20_000, 64, 1.0, 16, 30e9)[0]) == 16
     with pytest.raises(StageFailed, match=r"over 20000 events needs 0\.3 GB of memory in a worker, Ray has 0\.1 GB"):
         plan_partitions(20_000, 64, 1.0, 16, 1e8)
+
+
+def test_a_cluster_that_may_grow_is_not_asked_for_nodes_for_a_few_rows():
+    assert useful_workers(512, 10_000_000, 16) == 16
+    assert useful_workers(512, 10_000_000, 0) == 10
+    assert useful_workers(512, 100_000_001, 16) == 101
+    assert useful_workers(512, 9000, 0) == 1
+    assert useful_workers(4, 10_000_000, 16) == 4
 
 
 def test_a_wait_for_workers_says_what_is_missing(embedded, ray_cluster, capsys):
