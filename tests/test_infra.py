@@ -257,6 +257,16 @@ def test_every_mlflow_server_with_artifacts_in_a_bucket_has_boto3(path: str):
     assert re.search(r"^boto3==", LOCK, re.MULTILINE)
 
 
+def test_whoever_starts_machines_at_aws_has_boto3():
+    # Ray's node provider needs it: on the machine of `ray up`, and on the head.
+    from ray.autoscaler._private.aws import utils
+
+    assert "import boto3" in Path(utils.__file__).read_text()
+    guide = (ROOT / "docs" / "operations.md").read_text()
+    assert 0 < guide.index("pip install -c requirements.lock boto3") < guide.index("ray up cluster.yaml\n")
+    assert re.search(r"pip install .* \. boto3", (ROOT / "infra" / "Dockerfile").read_text())
+
+
 def test_the_docs_install_boto3_where_they_start_a_server_on_a_bucket():
     page = (ROOT / "docs" / "operations.md").read_text()
     assert page.index("pip install boto3") < page.index("--artifacts-destination s3://")
