@@ -11,10 +11,6 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-STUCK_EPOCHS, STUCK_STEPS = 5, 100
-STUCK_SHARE = 0.999
-"""A loss above this share of ln(candidates) means that the network does not tell windows apart."""
-
 
 class _GatherRows(torch.autograd.Function):
     """Join the rows of all ranks; each rank's gradient sums what all ranks contribute for its rows."""
@@ -80,15 +76,3 @@ def nt_xent(first_BD: Tensor, second_BD: Tensor, temperature: float) -> Tensor:
 def num_candidates(global_batch_size: int) -> int:
     """Return how many windows an anchor is compared with: the other view of it and both of all others."""
     return 2 * global_batch_size - 1
-
-
-def is_stuck(losses: list[float], global_batch_size: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0) -> bool:
-    """Whether the loss of the last epochs lies at ln(candidates): positives are not told from negatives.
-
-    It looks at the last five epochs, or at as many as hold 100 steps, since every training starts at that level.
-    Epochs in which the learning rate still rises do not count.
-    """
-    losses = losses[math.ceil(warmup_epochs) :]
-    patience = max(STUCK_EPOCHS, -(-STUCK_STEPS // steps_per_epoch))
-    level = STUCK_SHARE * math.log(num_candidates(global_batch_size))
-    return len(losses) >= patience and all(not loss < level for loss in losses[-patience:])

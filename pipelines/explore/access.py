@@ -1,4 +1,4 @@
-"""Who may use the explorer: the token, the host names, and the headers that every answer carries.
+"""Who may use the explorer: which requests are refused, the token, the host names, the headers of every answer.
 
 There is no cookie. Browsers keep cookies by host and not by port, so a cookie for 127.0.0.1 goes to every server on
 this machine, and any of them could use it. The token stands in the fragment of the printed address, which a browser
@@ -7,7 +7,7 @@ never sends; the page keeps it in the storage of its own origin (scheme, host an
 
 import hmac
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
@@ -33,6 +33,21 @@ class Access:
         self.hosts = {f"{_in_address(name)}:{port}".lower() for name in own}
         for name in allowed_hosts:
             self.hosts |= {name.lower(), f"{name}:{port}".lower()}
+
+    def refusal(self, path: str, headers: Mapping[str, str]) -> str:
+        """Return why a request is refused; "" where it is answered.
+
+        The page itself holds no data and needs no token, since a browser cannot send one before it has the page.
+        """
+        if not self.allows_host(headers.get("host", "")):
+            return "this host name is not allowed; see explore.allowed_hosts"
+        if not path.startswith("/api/"):
+            return ""
+        if not self.allows_token(headers.get("authorization", "")):
+            return "open the address with the token that firnline explore has printed"
+        if not self.allows_origin(headers.get("origin")):
+            return "only the explorer's own page may use it"
+        return ""
 
     def allows_host(self, host: str) -> bool:
         """Whether a request's Host header names this server, so that a name which points here does not help."""

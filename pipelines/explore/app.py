@@ -84,21 +84,9 @@ class _Guard:
                 MutableHeaders(scope=message).update(SECURITY_HEADERS)
             await send(message)
 
-        reason = self._refusal(scope)
+        reason = self.access.refusal(scope["path"], Headers(scope=scope))
         app = PlainTextResponse(f"{reason}\n", 403) if reason else self.app
         await app(scope, receive, send_guarded)
-
-    def _refusal(self, scope: Scope) -> str:
-        headers = Headers(scope=scope)
-        if not self.access.allows_host(headers.get("host", "")):
-            return "this host name is not allowed; see explore.allowed_hosts"
-        if not scope["path"].startswith("/api/"):
-            return ""
-        if not self.access.allows_token(headers.get("authorization", "")):
-            return "open the address with the token that firnline explore has printed"
-        if not self.access.allows_origin(headers.get("origin")):
-            return "only the explorer's own page may use it"
-        return ""
 
 
 def _asset(name: str, kind: str) -> Callable[[Request], Response]:

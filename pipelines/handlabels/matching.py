@@ -1,6 +1,6 @@
 """Hand labels matched to the whole events table, each in the validation or the test half, the same for every stage."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pipelines.config.label import LabelsSettings
+from pipelines.handlabels.halves import given_halves, in_validation
 from pipelines.handlabels.table import LabelTable
-from pipelines.metrics.association import NANOSECONDS, event_names, in_validation, match_event_ids, match_times
+from pipelines.metrics.association import NANOSECONDS, event_names, match_event_ids, match_times
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
@@ -81,7 +82,7 @@ def match_hand_labels(
     events = _associate_labelled(store, paths, onset_of, settings.association_seconds, run)
     halves = dict(zip(events, in_validation(list(events.values())).tolist(), strict=True))
     if "split" in table:
-        halves |= _given_halves(events, {event_id: table["split"].get(row) for event_id, row in row_of.items()})
+        halves |= given_halves(events, {event_id: table["split"].get(row) for event_id, row in row_of.items()})
     return HandLabels(
         label_of=label_of,
         event_of=events,
@@ -92,25 +93,6 @@ def match_hand_labels(
         num_ambiguous=len(ambiguous),
         content_hash=known.content_hash,
     )
-
-
-def _given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) -> dict[str, bool]:
-    """Return whether each trigger is in the validation half, for the events whose rows name one half.
-
-    All triggers of an event are in one half; if its rows name both, this is reported, and a hash decides.
-    """
-    named: dict[str, set[str]] = {}
-    for event_id, split in split_of.items():
-        if isinstance(split, str) and split:
-            named.setdefault(event_of[event_id], set()).add(split)
-    both = sum(len(splits) > 1 for splits in named.values())
-    if both:
-        print(
-            f"hand labels: {both} events have labels in both validation and test; a hash of the event's name decides",
-            flush=True,
-        )
-    clear = {event: splits == {"validation"} for event, splits in named.items() if len(splits) == 1}
-    return {event_id: clear[event] for event_id, event in event_of.items() if event in clear}
 
 
 Spans = Sequence[tuple[int, int]]

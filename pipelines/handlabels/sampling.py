@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.label import LabelsSettings
+from pipelines.handlabels.halves import in_validation
 from pipelines.handlabels.matching import HandLabels, match_hand_labels
 from pipelines.handlabels.table import read_label_table
-from pipelines.metrics.association import in_validation
 from pipelines.metrics.evaluation import balanced_accuracy, knn_predict, linear_predict
 from pipelines.workspace.event_sample import READERS, EventSample
 from pipelines.workspace.storage import Store

@@ -4,7 +4,6 @@ Times are integer nanoseconds since 1970-01-01 UTC. Splits, coincidence and cata
 mean the same thing by "event": the triggers of one or more stations that lie within a stated time of the first of them.
 """
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -68,11 +67,6 @@ def event_names(
     order = np.lexsort((np.argsort(np.argsort(ids)), onset_ns))
     _, first = np.unique(events[order], return_index=True)
     return np.asarray(ids[order[first]][events], dtype=object)
-
-
-def in_validation(names: Sequence[str] | NDArray[Any]) -> NDArray[np.bool_]:
-    """Tell whether each event falls into the validation half (else: test), by a hash of its name alone."""
-    return np.array([hashlib.blake2b(str(name).encode(), digest_size=1).digest()[0] % 2 == 0 for name in names], bool)
 
 
 @dataclass(frozen=True, kw_only=True)

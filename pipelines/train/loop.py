@@ -1,5 +1,6 @@
 """A whole training from plan to last epoch, as one rank runs it: it takes a checkpoint and hands one out per epoch."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.contrastive.augmentations import build_augmenter
 from pipelines.contrastive.checkpoint import read_facts, restore_state, state_to_bytes
-from pipelines.contrastive.loss import is_stuck
+from pipelines.contrastive.loss import num_candidates
 from pipelines.contrastive.step import (
     DivergedLoss,
     TrainPlan,
@@ -21,6 +22,10 @@ from pipelines.contrastive.step import (
 )
 from pipelines.encoders import NetworkConfig
 from pipelines.runtime.allocator import keep_freed_memory
+
+STUCK_EPOCHS, STUCK_STEPS = 5, 100
+STUCK_SHARE = 0.999
+"""A loss above this share of ln(candidates) means that the network does not tell windows apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,3 +108,15 @@ def train_rank(
         content = state_to_bytes(state, facts) if rank == 0 else None
         after_epoch(state.epochs_done, content, figures)
     return state_to_bytes(state, facts)
+
+
+def is_stuck(losses: list[float], global_batch_size: int, steps_per_epoch: int, *, warmup_epochs: float = 0.0) -> bool:
+    """Whether the loss of the last epochs lies at ln(candidates): positives are not told from negatives.
+
+    It looks at the last five epochs, or at as many as hold 100 steps, since every training starts at that level.
+    Epochs in which the learning rate still rises do not count.
+    """
+    losses = losses[math.ceil(warmup_epochs) :]
+    patience = max(STUCK_EPOCHS, -(-STUCK_STEPS // steps_per_epoch))
+    level = STUCK_SHARE * math.log(num_candidates(global_batch_size))
+    return len(losses) >= patience and all(not loss < level for loss in losses[-patience:])

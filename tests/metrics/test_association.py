@@ -3,12 +3,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.handlabels.halves import in_validation
 from pipelines.metrics.association import (
     NANOSECONDS,
     associate,
     coincident,
     event_names,
-    in_validation,
     match_event_ids,
     match_times,
 )

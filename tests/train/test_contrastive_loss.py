@@ -16,9 +16,10 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from pipelines.contrastive.augmentations import augmentation_seed
-from pipelines.contrastive.loss import is_stuck, nt_xent, num_candidates
+from pipelines.contrastive.loss import nt_xent, num_candidates
 from pipelines.contrastive.step import Learner, TrainPlan
 from pipelines.encoders import NETWORKS, NetworkConfig
+from pipelines.train.loop import is_stuck
 
 PLAN = TrainPlan(
     epochs=1, batch_size=8, temperature=0.3, learning_rate=1e-3, weight_decay=0.0, warmup_epochs=0.0, seed=0
