@@ -132,6 +132,14 @@ def test_rays_metrics_which_ask_for_no_token_are_off_on_every_node(cluster: dict
         assert f" {name}={value} " in (ROOT / "infra" / "Dockerfile").read_text()
 
 
+def test_every_command_of_the_cluster_is_one_that_a_shell_reads(cluster: dict[str, Any]):
+    kinds = ("setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
+    commands = [command for kind in kinds for command in cluster[kind]]
+    assert len(commands) == 8
+    for command in commands:
+        assert subprocess.run(["bash", "-n", "-c", command], capture_output=True, check=False).stderr == b"", command
+
+
 def test_nodes_without_a_gpu_get_torchs_build_for_cpus(cluster: dict[str, Any]):
     setup = cluster["setup_commands"]
     [on_cpus] = [i for i, command in enumerate(setup) if "whl/cpu" in command]
