@@ -47,11 +47,11 @@ JOBS = {
 REPLACES = {
     "synthesize": "remove an archive that has other settings first",
     "fetch": "download again what the archive holds already",
-    "detect": "remove the events and all that is derived from them first",
-    "train": "make the encoder anew; the old one stays until then",
-    "label": "label anew with other settings; the old labels stay until the new clustering is there",
-    "report": "make report and catalogue anew; the old ones stay until then",
-    "run": "make results of other settings anew, beginning at the first stage that differs",
+    "detect": "remove the events and everything derived from them first",
+    "train": "train again; the old encoder stays until the new one is ready",
+    "label": "label again with other settings; the old labels stay until the new clustering is ready",
+    "report": "write report and catalogue again; the old ones stay until the new ones are ready",
+    "run": "make the results of other settings again, from the first stage whose settings differ",
 }
 """What --replace does, for the jobs that have it."""
 

@@ -19,7 +19,7 @@ from jobs.command_line import Arguments, leave, run_job
 from pipelines.detect.stage_status import DetectionStatus, read_status
 from pipelines.report.coverage import coverage_plot
 from pipelines.report.time_bins import BinnedCounts
-from pipelines.runtime.text import printable
+from pipelines.runtime.text import counted, printable
 
 PLOT_PATH = "report/coverage.png"
 MAX_LINES = 40
@@ -77,13 +77,13 @@ def describe(found: DetectionStatus) -> str:
         f"shards: {found.done} done, {found.running} running, {found.failed} failed, of {planned}{left}",
         f"events: {found.num_events}; gaps: {found.gaps}; "
         f"blanked after gaps: {_duration(found.blanked_seconds)} in all channels",
-        f"quarantined: {len(found.quarantined)} files",
+        f"quarantined: {counted(len(found.quarantined), 'file')}",
     ]
     sentence = found.totals.sentence()
     lines[2:2] = [f"recordings: {sentence}"] if sentence is not None else []
     lines += [printable(f"    {key}: {reasons[0]}") for key, reasons in sorted(found.quarantined.items())[:10]]
     if found.renamed:
-        lines.append(f"used under the codes of their paths, not of their headers: {len(found.renamed)} files")
+        lines.append(f"used under the codes of the path, not of the headers: {counted(len(found.renamed), 'file')}")
         differences = sorted(found.renamed.items())[:10]
         lines += [printable(f"    {key}: headers say {was}, used as {used}") for key, (was, used) in differences]
     lines += [printable(f"failed: {shard}: {reason}") for shard, reason in found.failures[:10]]
@@ -96,7 +96,7 @@ def describe(found: DetectionStatus) -> str:
     lines += ["", f"{'station':<12} {'day':<10}  covered"] if rows else []
     lines += rows[:MAX_LINES]
     if len(rows) > MAX_LINES:
-        lines.append(f"and {len(rows) - MAX_LINES} more station-days; --plot draws all")
+        lines.append(f"and {counted(len(rows) - MAX_LINES, 'more station-day')}; --plot draws all")
     return "\n".join(lines)
 
 

@@ -16,10 +16,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Literal, Self
+from http.server import BaseHTTPRequestHandler
+from typing import Literal
 from urllib.parse import urlsplit
+
+from local_server import LocalServer
 
 Kind = Literal["throttle", "error", "deny", "reset", "reset_in_body", "end_early", "stall", "delay", "lose_answer"]
 """What goes wrong:
@@ -68,7 +69,7 @@ class Request:
     fault: str
 
 
-class FaultProxy:
+class FaultProxy(LocalServer):
     """A proxy in front of `upstream` (http://host:port), from `with` to the end of its block."""
 
     def __init__(self, upstream: str, *, seed: int = 0) -> None:
@@ -80,26 +81,7 @@ class FaultProxy:
         self._faults: list[Fault] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        proxy = self
-
-        class Handler(_Handler):
-            owner = proxy
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+        super().__init__(type("Handler", (_Handler,), {"owner": self}))
 
     def add(self, *faults: Fault) -> None:
         """Let these faults strike from now on, the first that matches a request first."""

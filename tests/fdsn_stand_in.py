@@ -2,13 +2,11 @@
 
 import fnmatch
 import io
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qs, urlsplit
 
+from local_server import LocalServer
 from obspy import Inventory, Stream, UTCDateTime
 
 _PARAMETERS = {
@@ -33,7 +31,7 @@ class Instead:
     """How many times the content comes."""
 
 
-class FdsnStandIn:
+class FdsnStandIn(LocalServer):
     """A data centre that has `stream` and `inventory`, from `with` to the end of its block."""
 
     def __init__(self, stream: Stream, inventory: Inventory) -> None:
@@ -45,26 +43,7 @@ class FdsnStandIn:
         """By station code, the answer to every request for its waveforms."""
         self.instead_of_stations: dict[str, Instead] = {}
         """By level (channel, response), the answer to every request for station metadata."""
-        stand_in = self
-
-        class Handler(_Handler):
-            owner = stand_in
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(5)
+        super().__init__(type("Handler", (_Handler,), {"owner": self}))
 
     def wadl(self, service: str) -> bytes:
         """Return a service's description of itself."""

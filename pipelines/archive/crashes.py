@@ -57,7 +57,7 @@ def decode_file_part(
             return decoded
         offset = options.get("offset", 0)
         decoded = Decoded(damaged_bytes=len(content))
-        decoded.report(f"bytes {offset} to {offset + len(content)}: the process that decodes them dies")
+        decoded.report(f"bytes {offset} to {offset + len(content)}: the decoder crashes on them")
         return decoded
     with _noted(folder, mark):
         return decode(content, wanted=wanted, **options)

@@ -32,6 +32,7 @@ from pipelines.archive.layouts import DAY_NS
 from pipelines.archive.stationxml import read_stationxml
 from pipelines.config.fetch import FetchSettings
 from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.text import counted, printable
 from pipelines.workspace.storage import Store
 
 STATION_XML = "stations.xml"
@@ -150,16 +151,19 @@ def fetch_recordings(
         summary.num_failures += block.num_failures
         summary.failures += block.failures[: MAX_FAILURES_KEPT - len(summary.failures)]
         tell(
-            f"{first:%Y-%m-%d} to {last - timedelta(days=1):%Y-%m-%d}: {block.num_written} channel-days written "
-            f"({block.num_bytes / 1e6:.1f} MB), {block.num_there} there already, {block.num_without_data} without data"
+            f"{first:%Y-%m-%d} to {last - timedelta(days=1):%Y-%m-%d}: {counted(block.num_written, 'channel-day')} "
+            f"written ({block.num_bytes / 1e6:.1f} MB), {block.num_there} there already, {block.num_without_data} "
+            "without data"
         )
         first = last
     if summary.num_unasked:
-        tell(f"{summary.num_unasked} records were not kept: their codes or days were not asked for")
+        tell(
+            f"{counted(summary.num_unasked, 'record was', 'records were')} not kept: other codes or days than asked for"
+        )
     if summary.num_failures:
         raise StageFailed(
-            f"fetch: {summary.num_failures} requests to {settings.provider} failed, the first: {summary.failures[0]}; "
-            "the same command asks for what is missing"
+            f"fetch: {counted(summary.num_failures, 'request')} to {settings.provider} failed, the first: "
+            f"{summary.failures[0]}; the same command asks for what is missing"
         )
     if summary.num_written + summary.num_there == 0:
         raise InputError(_nothing(settings))
@@ -281,17 +285,13 @@ def _connect(settings: FetchSettings) -> _Client:
 def _reason(error: BaseException) -> str:
     """Return what went wrong, with what a service says of it, on one line of printable characters."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return _printable(re.sub(r"^Unknown Error \(\w+\): ", "", text))[:MAX_REASON_CHARACTERS]
-
-
-def _printable(text: str) -> str:
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+    return printable(re.sub(r"^Unknown Error \(\w+\): ", "", text))[:MAX_REASON_CHARACTERS]
 
 
 def _shown(content: bytes) -> str:
     """Return the beginning of an answer, to be shown."""
     text = " ".join(content[: 4 * _SHOWN_CHARACTERS].decode("utf-8", "replace").split())
-    return f"'{_printable(text)[:_SHOWN_CHARACTERS]}'"
+    return f"'{printable(text)[:_SHOWN_CHARACTERS]}'"
 
 
 def _announced(client: _Client, settings: FetchSettings, summary: FetchSummary) -> list[_Channel]:
@@ -535,7 +535,7 @@ def _stored_inventory(store: Store) -> Inventory:
     try:
         return read_stationxml(store.read(STATION_XML))
     except ValueError as error:
-        raise InputError(f"fetch: {store.full(STATION_XML)} cannot be read: {error}; remove it or mend it") from None
+        raise InputError(f"fetch: {store.full(STATION_XML)} cannot be read: {error}; repair or remove it") from None
 
 
 def _merged_xml(inventory: Inventory) -> bytes:

@@ -26,6 +26,7 @@ from pipelines.archive.reading import spans
 from pipelines.archive.records import Channel, decode
 from pipelines.config.archive import ArchiveSettings
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import counted
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import StoredObject
@@ -194,7 +195,7 @@ def _read(workspace: Store) -> pa.Table | None:
             table = file.read()
     except InputError as error:
         where = workspace.full(MANIFEST_PATH)
-        print(f"{where} is damaged and is made again from the archive: {error}", flush=True)
+        print(f"{where} is damaged and is rebuilt from the archive: {error}", flush=True)
         return None
     if table.schema.names != SCHEMA.names:
         return None
@@ -267,7 +268,7 @@ def _named(archive: Store, objects: Iterable[StoredObject], layout: str, setting
     manifest.table = pa.concat_tables(parts).combine_chunks()
     if not manifest.num_usable:
         raise InputError(
-            f"the archive {archive.url} holds nothing to read: of {manifest.num_listed} files "
+            f"the archive {archive.url} holds nothing to read: of {counted(manifest.num_listed, 'file')} "
             f"{manifest.table.num_rows} do not fit archive.layout {layout!r} and the others are not selected"
         )
     return manifest

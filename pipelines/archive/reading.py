@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.archive.crashes import decode_file_part
 from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, record_boundary
 from pipelines.archive.sample_counts import Drop, SampleCounts
+from pipelines.runtime.text import counted
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import ObjectChanged, StoredObject
 
@@ -160,7 +161,9 @@ class FileReader:
             told.report(f"{error}; the rest is not read")
         if num_strays:
             told.problems.insert(
-                0, f"{num_strays} samples lie more than archive.spill_seconds from the time in its name"
+                0,
+                f"{counted(num_strays, 'sample lies', 'samples lie')} more than archive.spill_seconds from the time in "
+                "its name",
             )
             told.num_problems += 1
         self._pieces, self._kept_from, self._problems = pieces, _EVER, told

@@ -40,6 +40,7 @@ from pipelines.archive.headers import (
 )
 from pipelines.archive.rates import are_valid, nominal_rates
 from pipelines.archive.sample_counts import Drop, SampleCounts
+from pipelines.runtime.text import counted
 
 Array = np.ndarray[Any, Any]
 
@@ -333,8 +334,8 @@ def _decode_records(
     decoded: Decoded,
 ) -> None:
     """Decode the records whose headers were read: add runs, counts and problems."""
-    counted = found.fields[:, COUNT] > 0
-    fields, rates_hz = found.fields[counted], found.rates_hz[counted]
+    holding = found.fields[:, COUNT] > 0
+    fields, rates_hz = found.fields[holding], found.rates_hz[holding]
     if not len(fields):
         return
     names, inverse = np.unique(np.ascontiguousarray(found.codes).view("V64").ravel(), return_inverse=True)
@@ -351,7 +352,8 @@ def _decode_records(
     for drop, codes, first, num_records, num_samples in _dropped(fields, number, channels, reasons):
         name = "an unknown channel" if codes is None else ".".join(codes)
         decoded.report(
-            f"{name}: {num_records} records ({num_samples} samples, first at byte {offset + first}): {_REPORTED[drop]}"
+            f"{name}: {counted(num_records, 'record')} ({counted(num_samples, 'sample')}, first at byte "
+            f"{offset + first}): {_REPORTED[drop]}"
         )
     for run in _runs(content, fields[order], rates_hz[order], number[order], channels, blocks, positions, good):
         part: Run | None = run

@@ -19,14 +19,14 @@ class _Ranged(Section):
         for name in type(self).model_fields:
             value = getattr(self, name)
             if isinstance(value, tuple) and value[0] > value[1]:
-                raise ValueError(f"{name} is {list(value)}, write [smallest, largest]")
+                raise ValueError(f"{name} is {list(value)}; write [smallest, largest]")
         return self
 
 
 def _above_zero(settings: S, name: str) -> S:
     value = getattr(settings, name)
     if value[0] <= 0:
-        raise ValueError(f"{name} is {list(value)}, both ends must be above 0")
+        raise ValueError(f"{name} is {list(value)}; both ends must be above 0")
     return settings
 
 

@@ -51,7 +51,7 @@ class LabelSettings(Section):
     @classmethod
     def _clusters(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if any(not 2 <= k <= 100_000 for k in value):
-            raise ValueError(f"label.sweep_k is {list(value)}, every number of clusters must be from 2 to 100000")
+            raise ValueError(f"label.sweep_k is {list(value)}; every number of clusters must be from 2 to 100000")
         return tuple(sorted(set(value)))
 
 

@@ -38,14 +38,14 @@ class ReportSettings(Section):
     @classmethod
     def _not_negative(cls, value: int) -> int:
         if value < 0:
-            raise ValueError(f"a number of gallery events is {value}, it must be 0 or more")
+            raise ValueError(f"a number of gallery events is {value}; it must be 0 or more")
         return value
 
     @field_validator("map_events")
     @classmethod
     def _bounded(cls, value: int) -> int:
         if not 10 <= value <= 20_000:
-            raise ValueError(f"report.map_events is {value}, it must lie between 10 and 20000")
+            raise ValueError(f"report.map_events is {value}; it must lie between 10 and 20000")
         return value
 
 
@@ -71,7 +71,7 @@ class CatalogSettings(Section):
     @classmethod
     def _at_least_one(cls, value: int) -> int:
         if value < 1:
-            raise ValueError(f"catalog.min_stations is {value}, it must be 1 or more")
+            raise ValueError(f"catalog.min_stations is {value}; it must be 1 or more")
         return value
 
     @field_validator("authority")
@@ -80,7 +80,7 @@ class CatalogSettings(Section):
         allowed = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")
         if len(value) < 3 or not set(value) <= allowed or not value[0].isalnum():
             raise ValueError(
-                f"catalog.authority is {value!r}, it must be three or more letters, digits, '-', '.' or '_', "
+                f"catalog.authority is {value!r}; it must be three or more letters, digits, '-', '.' or '_', "
                 "the first a letter or digit, as in 'org.example'"
             )
         return value
@@ -89,7 +89,7 @@ class CatalogSettings(Section):
     @classmethod
     def _short(cls, value: str | None) -> str | None:
         if value is not None and not 1 <= len(value) <= 64:
-            raise ValueError(f"catalog.agency has {len(value)} characters, QuakeML allows 1 to 64")
+            raise ValueError(f"catalog.agency has {len(value)} characters; QuakeML allows 1 to 64")
         return value
 
     @field_validator("event_types")
@@ -101,7 +101,7 @@ class CatalogSettings(Section):
         for label, event_type in value.items():
             if event_type not in known:
                 raise ValueError(
-                    f"catalog.event_types maps {label!r} to {event_type!r}, it must be a QuakeML event type "
+                    f"catalog.event_types maps {label!r} to {event_type!r}; it must be a QuakeML event type "
                     'such as "ice quake", "earthquake" or "other event"'
                 )
         return value

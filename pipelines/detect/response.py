@@ -229,7 +229,9 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
         raise ValueError("archive.stationxml has no input units for this channel")
     motions = [ground_motion(unit) for unit in given]
     if motions[0] is None:
-        raise ValueError(f"archive.stationxml has this channel in {given[0]}, which is not ground motion")
+        raise ValueError(
+            f"archive.stationxml gives this channel the unit {given[0]}, which is not one of ground motion"
+        )
     if any(motion != motions[0] for motion in motions):
         raise ValueError(
             f"archive.stationxml has this channel's sensitivity in {given[0]} and its first stage in {given[1]}"
@@ -241,8 +243,8 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
     if not window.remove_response:
         if motion != "velocity":
             raise ValueError(
-                f"archive.stationxml has this channel in {given[0]}, and a sensitivity does not make m/s of {motion}: "
-                "window.remove_response does"
+                f"archive.stationxml gives this channel the unit {given[0]}: a sensitivity does not turn {motion} into "
+                "m/s, but window.remove_response does"
             )
         return Epoch(start_ns, end_ns, value, metres)
     if not stages:

@@ -21,7 +21,7 @@ from pipelines.detect.stage_summary import (
     read_summary,
 )
 from pipelines.runtime.errors import StageFailed
-from pipelines.runtime.text import printable
+from pipelines.runtime.text import counted, printable
 from pipelines.tracking.server import Tracking
 from pipelines.workspace.ledger import remove_stale
 from pipelines.workspace.workspace import Workspace
@@ -55,8 +55,8 @@ def detect_events(
     remove_stale(workspace.store, table, ledger, plan.stale, to_do, beside=["availability"])
     done = plan.num_shards - len(plan.pending)
     print(
-        f"detect: {manifest.num_usable} files ({printable(manifest.layout)}); "
-        f"{plan.num_shards} {plan.interval} shards, {done} done"
+        f"detect: {counted(manifest.num_usable, 'file')} ({printable(manifest.layout)}); "
+        f"{counted(plan.num_shards, f'{plan.interval} shard')}, {done} done"
     )
     print_listing(manifest)
     summary = DetectionSummary()
@@ -86,9 +86,9 @@ def detect_events(
         raise StageFailed(f"shard {shard}{more} failed after {MAX_ATTEMPTS} attempts: {reason}")
     if empty and not config.archive.allow_empty_stations:
         station, num_files = next(iter(empty.items()))
-        more = f" and {len(empty) - 1} more stations" if len(empty) > 1 else ""
+        more = f" and {counted(len(empty) - 1, 'more station')}" if len(empty) > 1 else ""
         raise StageFailed(
-            f"station {station}{more}: nothing in {num_files} files can be used; the lines above say why "
+            f"station {station}{more}: nothing in {counted(num_files, 'file')} can be used; the lines above say why "
             "(archive.allow_empty_stations true accepts that)"
         )
     return summary

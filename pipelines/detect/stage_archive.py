@@ -12,7 +12,7 @@ from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import component_row
 from pipelines.detect.response import Epoch, Responses
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.text import printable
+from pipelines.runtime.text import counted, printable
 from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
 from pipelines.workspace.workspace import Workspace
 
@@ -79,7 +79,7 @@ def _check_rates(detection: DetectionSettings, rates: set[float]) -> None:
         if num_sta >= num_lta:
             raise InputError(
                 f"detection.sta_seconds {detection.sta_seconds:g} and detection.lta_seconds {detection.lta_seconds:g} "
-                f"are {num_sta} and {num_lta} samples at {rate_hz:g} samples/s: the first must be the shorter"
+                f"are {num_sta} and {num_lta} samples at {rate_hz:g} samples/s: the STA must be shorter than the LTA"
             )
 
 
@@ -159,7 +159,10 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise InputError(f"archive.stationxml {archive.stationxml} converts no recording to m/s: {lines[0]}{more}")
     if lines:
-        print(f"detect: archive.stationxml cannot convert {len(lines)} channels to m/s for some or all of the time")
+        print(
+            f"detect: archive.stationxml cannot convert {counted(len(lines), 'channel')} to m/s for some or all of the "
+            "time"
+        )
         for line in lines[:MAX_PRINTED_LINES]:
             print(printable(f"    {line}"))
         if len(lines) > MAX_PRINTED_LINES:

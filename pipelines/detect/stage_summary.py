@@ -15,7 +15,7 @@ from pipelines.config import Config, stage_config
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.account import Totals, gives_samples
 from pipelines.detect.stage_plan import Plan
-from pipelines.runtime.text import printable
+from pipelines.runtime.text import counted, printable
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
@@ -206,20 +206,20 @@ def print_listing(manifest: Manifest) -> None:
     if manifest.doubt is not None:
         print(f"detect: {printable(manifest.doubt)}")
     for key, count in sorted(manifest.not_selected.items()):
-        print(f"detect: {count} files are not selected by {key}")
+        print(f"detect: {counted(count, 'file is', 'files are')} not selected by {key}")
     unusable = manifest.unusable()
     beside = [key for key, _ in unusable if PurePosixPath(key).suffix in BESIDE_RECORDINGS]
     if beside:
         suffixes = ", ".join(sorted({PurePosixPath(key).suffix for key in beside}))
-        print(f"detect: {len(beside)} files beside the recordings are not read ({suffixes})")
+        print(f"detect: {counted(len(beside), 'file')} beside the recordings not read ({suffixes})")
     lines = [f"{key}: {reason}" for key, reason in unusable if PurePosixPath(key).suffix not in BESIDE_RECORDINGS]
-    _print_some(lines, f"{len(lines)} files cannot be used", where=MANIFEST_PATH)
+    _print_some(lines, f"{counted(len(lines), 'file')} cannot be used", where=MANIFEST_PATH)
 
 
 def print_empty_stations(empty: Mapping[str, int]) -> None:
     """Print the stations that have files and give nothing."""
-    lines = [f"{station}: {num_files} files" for station, num_files in empty.items()]
-    _print_some(lines, f"{len(empty)} stations have files, but no sample that can be used")
+    lines = [f"{station}: {counted(num_files, 'file')}" for station, num_files in empty.items()]
+    _print_some(lines, f"{counted(len(empty), 'station has', 'stations have')} files, but no sample that can be used")
 
 
 def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> None:
@@ -227,25 +227,32 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
     stations = ", ".join(f"{printable(name)} {count}" for name, count in sorted(summary.by_station.items())[:20])
     days = summary.covered_seconds / 86400
     kind = "trigger" if detection.coincidence_stations > 1 else "event"
-    found = f"{summary.events} {kind}s" if summary.events else f"no {kind} found"
+    found = counted(summary.events, kind) if summary.events else f"no {kind} found"
     print(
-        f"detect: {found} in {summary.shards} shards ({days:.2f} channel-days)" + (f": {stations}" if stations else "")
+        f"detect: {found} in {counted(summary.shards, 'shard')} ({days:.2f} channel-days)"
+        + (f": {stations}" if stations else "")
     )
     if summary.chosen is not None:
         print(
-            f"detect: {summary.chosen or 'no'} events of at least {detection.coincidence_stations} stations within "
+            f"detect: {counted(summary.chosen, 'event')} of at least {detection.coincidence_stations} stations within "
             f"{detection.coincidence_seconds:g} s"
         )
     quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
-    _print_some(quarantined, f"{summary.num_quarantined} files quarantined, in whole or in part")
+    _print_some(quarantined, f"{counted(summary.num_quarantined, 'file')} quarantined, in whole or in part")
     renamed = [f"{key}: {difference}" for key, difference in sorted(summary.renamed.items())]
-    _print_some(renamed, f"{summary.num_renamed} files are used under the codes of their paths, not of their headers")
+    _print_some(
+        renamed,
+        f"{counted(summary.num_renamed, 'file is', 'files are')} used under the codes of the path, not of the headers",
+    )
     sentence = summary.totals.sentence()
-    _print_some(sorted(summary.skipped), f"{len(summary.skipped)} channel groups or channels skipped")
+    _print_some(
+        sorted(summary.skipped),
+        f"{counted(len(summary.skipped), 'channel group or channel', 'channel groups or channels')} skipped",
+    )
     if summary.num_without_response:
         print(
-            f"detect: {summary.num_without_response} triggers dropped: archive.stationxml has no epoch for them at "
-            "that time"
+            f"detect: {counted(summary.num_without_response, 'trigger')} dropped: archive.stationxml has no epoch for "
+            "the channel at that time"
         )
     if sentence is not None:
         print(f"detect: {sentence}")

@@ -53,13 +53,13 @@ def read_filter(query: Mapping[str, list[str]]) -> Filter:
             time = pd.Timestamp(text)
             return int((time.tz_localize("UTC") if time.tzinfo is None else time).as_unit("ns").value)
         except (ValueError, OverflowError, TypeError):
-            raise BadRequest(f"{name} is {text[:40]!r}, it must be a UTC time such as 2009-01-21T04:00") from None
+            raise BadRequest(f"{name} is {text[:40]!r}; it must be a UTC time such as 2009-01-21T04:00") from None
 
     cluster, order, label = value("cluster"), value("order") or "time", query.get("label", [None])[-1]
     if cluster is not None and not (cluster.isascii() and cluster.isdigit() and len(cluster) < 10):
-        raise BadRequest(f"cluster is {cluster[:40]!r}, it must be a number")
+        raise BadRequest(f"cluster is {cluster[:40]!r}; it must be a number")
     if order not in ORDERS:
-        raise BadRequest(f"order is {order[:40]!r}, it must be one of {', '.join(ORDERS)}")
+        raise BadRequest(f"order is {order[:40]!r}; it must be one of {', '.join(ORDERS)}")
     return Filter(
         cluster=None if cluster is None else int(cluster),
         site=value("site"),
@@ -97,7 +97,7 @@ def read_label_changes(body: Mapping[str, Any]) -> dict[str, str | None]:
     if not isinstance(event_ids, list) or not all(isinstance(event_id, str) for event_id in event_ids):
         raise BadRequest("event_ids must be a list of event ids")
     if not 1 <= len(event_ids) <= MAX_LABELLED:
-        raise BadRequest(f"the request has {len(event_ids)} events, 1 to {MAX_LABELLED} can be labelled at once")
+        raise BadRequest(f"the request has {len(event_ids)} events; 1 to {MAX_LABELLED} can be labelled at once")
     if not (label is None or isinstance(label, str)):
         raise BadRequest("label must be text, or null to remove it")
     return dict.fromkeys(event_ids, label)

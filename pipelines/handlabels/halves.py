@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.runtime.text import counted
+
 
 def in_validation(names: Sequence[str] | NDArray[Any]) -> NDArray[np.bool_]:
     """Tell whether each event falls into the validation half (else: test), by a hash of its name alone."""
@@ -25,7 +27,8 @@ def given_halves(event_of: Mapping[str, str], split_of: Mapping[str, object]) ->
     both = sum(len(splits) > 1 for splits in named.values())
     if both:
         print(
-            f"hand labels: {both} events have labels in both validation and test; a hash of the event's name decides",
+            f"hand labels: {counted(both, 'event has', 'events have')} labels in both validation and test; a hash of "
+            "the event's name decides",
             flush=True,
         )
     clear = {event: splits == {"validation"} for event, splits in named.items() if len(splits) == 1}

@@ -21,6 +21,7 @@ from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.capacity import missing_gpus, say_waits
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.text import counted
 from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, WorkLeft, fingerprint, remove_stale, work_left, write_marker
 from pipelines.workspace.storage import Store
@@ -78,7 +79,9 @@ def embed_shards(
     if left:
         failed = [f"{row['name']}: {row['error']}" for row in _embed(store, left, encoder, settings, num_workers)]
         if failed:
-            raise StageFailed(f"{len(failed)} of {len(left)} shards could not be embedded, first {failed[0]}")
+            raise StageFailed(
+                f"{len(failed)} of {counted(len(left), 'shard')} could not be embedded, first {failed[0]}"
+            )
     return len(left)
 
 

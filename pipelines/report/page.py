@@ -6,7 +6,8 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
-from pipelines.report.words import fit_text, percent, thousands
+from pipelines.report.words import percent, thousands
+from pipelines.runtime.text import fit_for_xml
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        finalize=lambda value: fit_text(value) if type(value) is str else value,
+        finalize=lambda value: fit_for_xml(value) if type(value) is str else value,
     )
     environment.filters["count"] = thousands
     environment.filters["percent"] = percent

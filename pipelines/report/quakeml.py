@@ -12,7 +12,7 @@ from xml.sax.saxutils import escape, quoteattr
 import pandas as pd
 
 from pipelines.report.catalogue import iso_times
-from pipelines.report.words import fit_text
+from pipelines.runtime.text import fit_for_xml
 
 _HEAD = """<?xml version="1.0" encoding="utf-8"?>
 <q:quakeml xmlns="http://quakeml.org/xmlns/bed/1.2" xmlns:q="http://quakeml.org/xmlns/quakeml/1.2">
@@ -92,8 +92,8 @@ def _identifier(name: str) -> str:
 
 
 def _text(words: str | None) -> str:
-    return escape(fit_text(words or ""))
+    return escape(fit_for_xml(words or ""))
 
 
 def _attribute(words: str) -> str:
-    return quoteattr(fit_text(words))
+    return quoteattr(fit_for_xml(words))

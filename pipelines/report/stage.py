@@ -19,8 +19,9 @@ from pipelines.report.stage_page import build_page
 from pipelines.report.stage_summary import summarise_labels
 from pipelines.report.stage_unlabelled import count_unlabelled, earlier_encoder_words, unlabelled_words
 from pipelines.report.summary import SummarySize
-from pipelines.report.words import count_words, fit_text, percent
+from pipelines.report.words import count_words, percent
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import printable
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
@@ -80,7 +81,7 @@ def _write(workspace: Workspace, config: Config, tracking: Tracking | None, file
     before = list(list_markers(store, "report"))
     if marker in before and store.exists(PAGE_PATH):
         content = read_marker(store, "report", marker)
-        print("report: made from the same tables before; nothing to do")
+        print("report: nothing to do, the report of these tables is up to date")
         return content
     unlabelled = count_unlabelled(store)
     detected = {item.path.removeprefix("events/") for item in tables.list_shards(store, "events")}
@@ -152,7 +153,7 @@ def _words(page: Page) -> list[str]:
         name = f" ({card.name})" if card.name else ""
         words.append(f"  cluster {card.number}{name}: {count_words(card.events, 'detection')}, {percent(card.share)}")
     words += [f"  {statement.title}: {statement.value}" for statement in page.statements]
-    return [fit_text(line) for line in words]
+    return [printable(line) for line in words]
 
 
 def _say(store: Store, content: Mapping[str, Any]) -> ReportResult:

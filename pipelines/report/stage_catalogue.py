@@ -10,7 +10,7 @@ import pandas as pd
 from pipelines.config.report import CatalogSettings
 from pipelines.report import catalogue, quakeml
 from pipelines.report.stage_inputs import read_evaluation
-from pipelines.report.stage_reading import READ_THREADS
+from pipelines.report.stage_reading import EVENT_COLUMNS, READ_THREADS
 from pipelines.report.stage_summary import LABEL_COLUMNS
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.summary import LabelSummary
@@ -18,16 +18,6 @@ from pipelines.workspace import tables
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
-
-EVENT_COLUMNS = (
-    "event_id",
-    "duration_s",
-    "peak_ratio",
-    "snr_db",
-    "peak_amplitude",
-    "units",
-    "trigger_channel",
-)
 
 
 def write_catalog(

@@ -12,27 +12,14 @@ from pipelines.config.report import ReportSettings
 from pipelines.report.event_figure import event_figure
 from pipelines.report.gallery import choose_gallery
 from pipelines.report.page import GalleryItem
-from pipelines.report.stage_reading import read_events
+from pipelines.report.stage_reading import EVENT_COLUMNS, read_events
 from pipelines.report.style import cluster_colour, drawing, to_svg
 from pipelines.report.summary import LabelSummary
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
-GALLERY_COLUMNS = (
-    "event_id",
-    "duration_s",
-    "peak_ratio",
-    "snr_db",
-    "peak_amplitude",
-    "units",
-    "trigger_channel",
-    "channels",
-    "onset",
-    "window_start",
-    "sampling_rate",
-    "waveform",
-)
+GALLERY_COLUMNS = (*EVENT_COLUMNS, "channels", "onset", "window_start", "sampling_rate", "waveform")
 
 
 def shown_band(workspace: Workspace, settings: ReportSettings) -> tuple[float, float] | None:

@@ -11,6 +11,17 @@ from pipelines.workspace.storage import Store
 
 READ_THREADS = 8
 
+EVENT_COLUMNS = (
+    "event_id",
+    "duration_s",
+    "peak_ratio",
+    "snr_db",
+    "peak_amplitude",
+    "units",
+    "trigger_channel",
+)
+"""What the catalogue and the gallery tell of an event."""
+
 
 def read_events(store: Store, table: str, chosen: pd.DataFrame, columns: Sequence[str]) -> list[pa.Table]:
     """Read the chosen events (`file`, `event_id`) of a table: one Arrow table for each file, in order."""

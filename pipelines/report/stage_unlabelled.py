@@ -79,14 +79,16 @@ def unlabelled_words(found: Unlabelled, workspace_url: str) -> list[str]:
     if found.first_ns is not None and found.last_ns is not None:
         first, last = _minute(found.first_ns), _minute(found.last_ns)
         words.append(
-            f"{thousands(found.without_label)} of {count_words(found.events, 'event')} have no label and are not in "
-            f"this report. They were detected after the last labelling, with onsets from {first} to {last} UTC. "
-            f"To include them, run firnline label {workspace_url}, then firnline report {workspace_url}."
+            f"{thousands(found.without_label)} of {count_words(found.events, 'event')} "
+            f"{'has no label and is' if found.without_label == 1 else 'have no label and are'} not in this report: "
+            f"detected after the last labelling, with onsets from {first} to {last} UTC. For a complete report, "
+            f"run firnline label {workspace_url}, then firnline report {workspace_url}."
         )
     if found.without_event:
         words.append(
-            f"{count_words(found.without_event, 'label')} belong to events that are no longer in events/ and are left "
-            f"out of the catalogue. Run firnline label {workspace_url} again."
+            f"{count_words(found.without_event, 'label')} whose event is no longer in events/ "
+            f"{'is' if found.without_event == 1 else 'are'} left out of the catalogue. "
+            f"Run firnline label {workspace_url} again."
         )
     return words
 

@@ -19,7 +19,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from pipelines.report.words import fit_text
+from pipelines.runtime.text import fit_for_xml
 
 INK = "#1b2a38"
 MUTED = "#5b6b7a"
@@ -127,7 +127,7 @@ def to_svg(figure: Figure, description: str, dpi: int = 150) -> str:
     """
     FigureCanvasSVG(figure)
     for element in figure.findobj(Text):
-        element.set_text(fit_text(element.get_text()))
+        element.set_text(fit_for_xml(element.get_text()))
     stream = io.StringIO()
     with warnings.catch_warnings():
         # The browser draws the text, with the fonts that it has.
@@ -143,7 +143,7 @@ def to_svg(figure: Figure, description: str, dpi: int = 150) -> str:
     text = re.sub(r"<[^>]*>", lambda tag: _slim_tag(tag.group()), text)
     head_end = text.index(">")
     head = re.sub(r' (width|height)="[^"]*"', "", text[:head_end])
-    head += f' role="img" aria-label="{escape(fit_text(description), quote=True)}"'
+    head += f' role="img" aria-label="{escape(fit_for_xml(description), quote=True)}"'
     head += f' style="width:100%;height:auto;max-width:{96 * 1.3 * figure.get_figwidth():.0f}px"'
     return head + text[head_end:].strip()
 

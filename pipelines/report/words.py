@@ -1,25 +1,12 @@
 """Numbers and names as they stand in a sentence."""
 
-import re
-
 import numpy as np
 import pandas as pd
 
-# All that XML 1.0 cannot hold, the other control characters, and what turns the direction of the text that follows.
-_UNFIT = re.compile(
-    "[^\t\n\x20-\x7e\xa0-\u2029\u202f-\u2065\u206a-\ud7ff\ue000-\ufdcf\ufdf0-\ufffd\U00010000-\U0010ffff]"
-)
+from pipelines.runtime.text import counted
+
 MAX_SHORT_NAME = 28
 """Characters of a name in a figure."""
-
-
-def fit_text(text: str) -> str:
-    """Return a text with U+FFFD for each character that XML, a page or a terminal must not get.
-
-    >>> fit_text("bell\\x07 <b> $x$")
-    'bell\ufffd <b> $x$'
-    """
-    return _UNFIT.sub("\ufffd", text)
 
 
 def short_name(name: str) -> str:
@@ -49,7 +36,7 @@ def count_words(count: int, noun: str) -> str:
     >>> count_words(1, "file"), count_words(1575, "event")
     ('1 file', '1\u202f575 events')
     """
-    return f"{thousands(count)} {noun}{'' if count == 1 else 's'}"
+    return f"{thousands(count)} {counted(count, noun).partition(' ')[2]}"
 
 
 def thousands(count: int) -> str:

@@ -154,5 +154,5 @@ def _checked(path: Path, name: str) -> Path:
     if status.st_uid == os.getuid() and status.st_mode & 0o077:
         path.chmod(0o600)
     elif status.st_mode & 0o022:
-        raise InputError(f"{name} is {path}, which other users may write; {advice}")
+        raise InputError(f"{name} is {path}, which other users can write to; {advice}")
     return path

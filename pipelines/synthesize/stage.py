@@ -100,7 +100,9 @@ def check_archive(store: Store, settings: SynthesizeSettings, *, replace: bool =
             "choose another folder or give --replace"
         )
     if present is None and next(iter(store.walk()), None) is not None:
-        raise InputError(f"{store.url} holds other files than a synthetic archive; choose a new or empty folder")
+        raise InputError(
+            f"{store.url} holds files that are not part of a synthetic archive; choose a new or empty folder"
+        )
 
 
 def synthesize_archive(store: Store, settings: SynthesizeSettings, *, replace: bool = False) -> SyntheticSummary:

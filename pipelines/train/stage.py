@@ -20,6 +20,7 @@ from pipelines.handlabels.sampling import label_sample
 from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import on_cluster
+from pipelines.runtime.text import counted
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.train.stage_fit import TrainingInputs, fit_encoder
@@ -103,7 +104,7 @@ def train_encoder(
     _check_enough_events(config, len(sample))
     print(
         f"train: {len(sample)} of {sample.num_total} events, windows of {sample.num_samples} samples at "
-        f"{sample.rate_hz:g} Hz, encoder {settings.encoder}, {max(1, settings.num_workers)} worker(s); "
+        f"{sample.rate_hz:g} Hz, encoder {settings.encoder}, {counted(max(1, settings.num_workers), 'worker')}; "
         f"the windows take {len(sample) * 12 * sample.num_samples / 1e9:.2f} GB of memory."
     )
     began = time.perf_counter()

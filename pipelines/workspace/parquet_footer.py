@@ -96,7 +96,7 @@ def parse_footer(content: bytes) -> Footer:
     except (IndexError, KeyError, TypeError, AttributeError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError("its footer is damaged") from error
     if sum(rows) != num_rows or min(rows, default=0) < 0:
-        raise ValueError("the rows of its row groups are not as many as it states")
+        raise ValueError("its row groups do not add up to the rows that it states")
     schemas = [value for key, value in pairs if key == SCHEMA_KEY]
     # Wherever else the key occurs, another reader could find it there.
     if len(schemas) > 1 or content.count(SCHEMA_KEY) > len(schemas):
@@ -124,7 +124,7 @@ def _top_names(elements: list[dict[int, Any]]) -> Iterator[str]:
 
 def _chunks(columns: list[dict[int, Any]], lengths: list[int]) -> tuple[Chunk, ...]:
     if len(columns) != len(lengths):
-        raise ValueError("a row group has not as many columns as the schema")
+        raise ValueError("a row group has another number of columns than the schema")
     chunks = []
     for column, length in zip(columns, lengths, strict=True):
         known = column[3]

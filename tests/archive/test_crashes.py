@@ -50,7 +50,7 @@ def test_a_file_over_which_every_process_dies_is_damaged_and_the_others_are_read
     for _ in range(2):
         found = part("the file", died)
         assert (found.runs, found.damaged_bytes) == ([], len(GOOD))
-        assert found.problems == [f"bytes 512 to {512 + len(GOOD)}: the process that decodes them dies"]
+        assert found.problems == [f"bytes 512 to {512 + len(GOOD)}: the decoder crashes on them"]
     assert len(part("another file", died).runs) == 1
 
 

@@ -107,7 +107,7 @@ def test_a_damaged_manifest_is_made_anew(archive, tmp_path, capsys):
     for damaged in (content[:-100], b"", b"PAR1" + bytes(2000) + content[2004:]):
         workspace.write(MANIFEST_PATH, damaged)
         assert read_manifest(workspace) is None
-        assert f"{MANIFEST_PATH} is damaged and is made again from the archive" in capsys.readouterr().out
+        assert f"{MANIFEST_PATH} is damaged and is rebuilt from the archive" in capsys.readouterr().out
 
 
 def test_a_file_is_no_archive(archive):

@@ -269,7 +269,7 @@ def test_text_between_samples_is_counted_and_costs_nothing_else():
     assert (counts.stated, counts.returned, dict(counts.dropped)) == (212, 200, {Drop.TEXT: 12})
     assert counts.balances
     assert found.problems == [
-        f"XX.A..HHZ: 1 records (12 samples, first at byte {len(first)}): the samples are text",
+        f"XX.A..HHZ: 1 record (12 samples, first at byte {len(first)}): the samples are text",
     ]
 
 

@@ -178,11 +178,11 @@ def test_an_acceleration_with_a_gap_in_its_window_is_absent_and_a_velocity_is_in
 @pytest.mark.parametrize(
     ("response", "right"),
     [
-        (only_sensitivity("M/S**2", 4e6), "in M/S**2, and a sensitivity does not make m/s of acceleration"),
-        (only_sensitivity("M", 4e6), "in M, and a sensitivity does not make m/s of displacement"),
-        (only_sensitivity("PA", 4e6), "in PA, which is not ground motion"),
-        (only_sensitivity("V", 4e6), "in V, which is not ground motion"),
-        (only_sensitivity("COUNTS", 4e6), "in COUNTS, which is not ground motion"),
+        (only_sensitivity("M/S**2", 4e6), "the unit M/S**2: a sensitivity does not turn acceleration into m/s"),
+        (only_sensitivity("M", 4e6), "the unit M: a sensitivity does not turn displacement into m/s"),
+        (only_sensitivity("PA", 4e6), "the unit PA, which is not one of ground motion"),
+        (only_sensitivity("V", 4e6), "the unit V, which is not one of ground motion"),
+        (only_sensitivity("COUNTS", 4e6), "the unit COUNTS, which is not one of ground motion"),
         (only_sensitivity(None, 4e6), "no input units"),
         (only_sensitivity("M/S", 4e6, "V"), "to V, not to counts"),
         (only_sensitivity("M/S", 0.0), "the sensitivity 0"),
@@ -343,7 +343,7 @@ def test_what_stationxml_cannot_convert_is_named_before_detection_and_the_rest_g
     opened = open_archive(str(archive), Workspace(open_store(str(tmp_path / "w"))), config)
     assert opened.responses.of_group("XX", "0101", "").problem("HHZ") == ""
     told = capsys.readouterr().out
-    assert re.search(r"XX\.0101\.\.HHE: archive\.stationxml has this channel in M/S\*\*2", told)
+    assert re.search(r"XX\.0101\.\.HHE: archive\.stationxml gives this channel the unit M/S\*\*2", told)
 
 
 @pytest.mark.parametrize(

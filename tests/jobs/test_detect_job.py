@@ -124,7 +124,7 @@ def test_detection_resumes_grows_and_quarantines(archive, tmp_path, ray_cluster,
     assert sum(told["samples"].values()) == DAYS * 86400 * 20
     assert told["seconds"]["unreadable"] == 86400
     assert told["events"] == events
-    assert "1 files quarantined" in output
+    assert "1 file quarantined" in output
     assert "XX.0101..HHZ.D.2022.004: " in output
     after = {(name.shard, name.fingerprint) for name in list_markers(store, "detect")}
     kept = {shard for shard, _ in before & after}
@@ -386,6 +386,6 @@ def test_a_station_that_has_files_and_gives_nothing_is_an_error_unless_allowed(a
         assert detect_job.main([str(mine), workspace, *FLAGS]) == 1
         said = capsys.readouterr()
         assert "2 stations have files, but no sample that can be used" in said.out
-        assert "XX.0102: 1 files" in said.out
-        assert "station XX.0102 and 1 more stations: nothing in 1 files can be used" in said.err
+        assert "XX.0102: 1 file\n" in said.out
+        assert "station XX.0102 and 1 more station: nothing in 1 file can be used" in said.err
     assert detect_job.main([str(mine), workspace, "--archive.allow_empty_stations", "true"]) == 0

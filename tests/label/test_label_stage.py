@@ -173,7 +173,7 @@ def test_a_split_column_puts_an_event_with_all_its_triggers_into_one_half(labell
     assert given[:3] == given[3:]
     assert given[0] == (other == "validation")
     assert given[1:3] == [bare.validation[event_id] for event_id in rows["event_id"][1:3]]
-    assert "hand labels: 1 events have labels in both validation and test" in capsys.readouterr().out
+    assert "hand labels: 1 event has labels in both validation and test" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("form", ["times", "ids with splits"])

@@ -20,7 +20,8 @@ from pipelines.handlabels.csv_cells import csv_cell
 from pipelines.report import activity, catalogue, embedding_map, quakeml, style
 from pipelines.report.page import ClusterCard, Page, render
 from pipelines.report.time_bins import add_onsets, no_counts
-from pipelines.report.words import fit_text, short_name
+from pipelines.report.words import short_name
+from pipelines.runtime.text import fit_for_xml
 
 ODD = (
     "$x$",
@@ -63,7 +64,7 @@ def test_every_figure_shows_any_name_as_it_is(name: str) -> None:
             style.to_svg(activity.activity_figure(binned, {0: name}), "activity"),
         ]
     for text in drawn:
-        assert "".join(fit_text(short_name(name)).split()) in "".join(svg_words(text).split())
+        assert "".join(fit_for_xml(short_name(name)).split()) in "".join(svg_words(text).split())
 
 
 @settings(max_examples=15, deadline=None)
@@ -73,7 +74,7 @@ def test_quakeml_with_any_label_and_any_code_is_well_formed_and_keeps_the_label(
     assert XML_LETTER.fullmatch(text)
     root = ElementTree.fromstring(text.encode())
     comments = [element.text or "" for element in root.iter("{http://quakeml.org/xmlns/bed/1.2}text")]
-    assert any(fit_text(name) in comment for comment in comments)
+    assert any(fit_for_xml(name) in comment for comment in comments)
 
 
 @pytest.mark.parametrize("name", ODD)
@@ -83,7 +84,7 @@ def test_quakeml_with_an_odd_label_passes_obspys_schema(name: str, tmp_path: Pat
     file.write_text(text, encoding="utf-8")
     assert _validate(str(file), verbose=True)
     (event,) = obspy.read_events(str(file))
-    assert fit_text(name) in event.comments[0].text
+    assert fit_for_xml(name) in event.comments[0].text
     assert len({pick.resource_id.id for pick in event.picks}) == 2
 
 
@@ -143,7 +144,7 @@ def test_the_page_escapes_any_name_and_drops_what_no_page_may_hold(name: str) ->
     )
     html = render(Page(title=name, lede=name, facts=(), clusters=(card,), gallery=(), band_words="", notes=(name,)))
     assert XML_LETTER.fullmatch(html)
-    escaped = fit_text(name)
+    escaped = fit_for_xml(name)
     for letter, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("'", "&#39;"), ('"', "&#34;")):
         escaped = escaped.replace(letter, entity)
     assert f'<p class="warning">{escaped}</p>' in html

@@ -242,7 +242,7 @@ def test_events_detected_after_the_labelling_are_counted_in_the_page_and_on_the_
         assert "26 of 63 events have no label and are not in this report" in text
         assert f"with onsets from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC" in text
         assert f"run firnline label {workspace.url}, then firnline report {workspace.url}" in text
-        assert "9 labels belong to events that are no longer in events/" in text
+        assert "9 labels whose event is no longer in events/ are left out" in text
     # Said again where there is nothing to do, and no more once every event has its label.
     make_report(workspace)
     assert "26 of 63 events have no label" in capsys.readouterr().out

@@ -157,7 +157,7 @@ def test_replace_removes_the_old_archive_and_nothing_else(tmp_path: Path) -> Non
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(InputError, match="holds other files than a synthetic archive"):
+    with pytest.raises(InputError, match="holds files that are not part of a synthetic archive"):
         check_archive(open_store(str(tmp_path)), CLEAN, replace=True)
 
 
