@@ -41,7 +41,7 @@ class Tracking:
         return AnsweringClient(MlflowClient(tracking_uri=self.uri, registry_uri=self.uri), self.uri)
 
     def experiment_id(self) -> str:
-        """Return the experiment's id; it is created if it does not exist, or made anew if it was deleted."""
+        """Return the experiment's id; it is created if it does not exist, or made again if it was deleted."""
         from mlflow.exceptions import MlflowException
 
         client = self.client()
