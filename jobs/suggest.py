@@ -12,6 +12,7 @@ from jobs.command_line import Arguments, leave, run_job
 from pipelines import config as configuration
 from pipelines.label.stage_suggest import COLUMNS, suggest_events, suggestions_csv
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import counted
 from pipelines.workspace.storage import open_parent, said_of
 from pipelines.workspace.storage_errors import reason_of, storage_errors
 
@@ -37,7 +38,7 @@ def suggest(arguments: Arguments) -> None:
         store.write(name, suggestions_csv(rows).encode())
     except storage_errors() as error:
         raise InputError(f"OUT.csv {out} cannot be written: {reason_of(error)}") from None
-    print(f"suggest: {len(rows)} events to label next are in {out}")
+    print(f"suggest: {counted(len(rows), 'event to label next is', 'events to label next are')} in {out}")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from pipelines.label.stage_summary import Outcome, print_outcome, summary_of
 from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import ray_session
+from pipelines.runtime.text import counted
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace.artifacts import ClusteringSummary, FittedClustering
@@ -126,8 +127,9 @@ def label_events(
         hand = None if table is None else match_on_ray(store, shards, config.labels, table)
         if hand is not None:
             print(
-                f"hand labels: {len(hand.label_of)} events from {hand.num_rows} rows of {config.labels.path}; "
-                f"{hand.num_unmatched} rows without an event, {hand.num_ambiguous} ambiguous",
+                f"hand labels: {counted(len(hand.label_of), 'event')} from {counted(hand.num_rows, 'row')} of "
+                f"{config.labels.path}; {counted(hand.num_unmatched, 'row')} without an event, {hand.num_ambiguous} "
+                "ambiguous",
                 flush=True,
             )
         inputs = LabelInputs(
@@ -245,7 +247,7 @@ def _label(
         num_embedders = config.label.num_workers or int(capacity().gpus)
     num_embedded = embed_shards(store, inputs.shards, encoder, config.label, num_workers=num_embedders)
     before = "" if num_embedded == len(inputs.shards) else "; the others were done before"
-    print(f"label: embedded {num_embedded} of {len(inputs.shards)} shards{before}", flush=True)
+    print(f"label: embedded {num_embedded} of {counted(len(inputs.shards), 'shard')}{before}", flush=True)
 
     clustering = find_clustering(store, inputs, config, run, kept=kept, num_workers=num_workers, num_cpus=num_cpus)
     label_of = inputs.hand.label_of if inputs.hand else {}

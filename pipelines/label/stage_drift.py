@@ -10,6 +10,7 @@ import ray
 from pipelines.label.cells import Cell, add_cells
 from pipelines.label.drift import compare_cells
 from pipelines.runtime.ray_session import task_results
+from pipelines.runtime.text import counted
 from pipelines.tracking.runs import StageRun
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import DriftRecord, DriftRow, FittedClustering
@@ -83,7 +84,7 @@ def log_drift(run: StageRun, drift: DriftRecord) -> None:
 def drift_words(drift: DriftRecord) -> list[str]:
     """Return why retraining is advised, a line for each station and month, those with most reasons first."""
     alarms = sorted((row for row in drift.rows if row.reasons), key=lambda row: (-len(row.reasons), -row.far_share))
-    return [f"{row.station} {row.month}, {row.events} events: {'; '.join(row.reasons)}" for row in alarms]
+    return [f"{row.station} {row.month}, {counted(row.events, 'event')}: {'; '.join(row.reasons)}" for row in alarms]
 
 
 def print_drift(drift: DriftRecord) -> None:
@@ -92,7 +93,10 @@ def print_drift(drift: DriftRecord) -> None:
     if not drift.events:
         return
     if not words:
-        print(f"label: {drift.events} events are later than the clustering and like those that it was fitted on")
+        print(
+            f"label: {counted(drift.events, 'event is', 'events are')} later than the clustering and like those that "
+            "it was fitted on"
+        )
         return
     print("label: retraining is advised (--run.on_growth retrain of `firnline run`), since events have changed:")
     for line in words[:SHOWN]:

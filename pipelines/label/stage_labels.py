@@ -18,6 +18,7 @@ from pipelines.label.stage_count import read_points
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
+from pipelines.runtime.text import counted
 from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, remove_stale, work_left, write_marker
 from pipelines.workspace.storage import Store
@@ -114,7 +115,9 @@ def write_labels(
                 if row["error"]:
                     failed.append(f"{row['name']}: {row['error']}")
         if failed:
-            raise StageFailed(f"{len(failed)} of {len(left)} shards could not be labelled, first {failed[0]}")
+            raise StageFailed(
+                f"{len(failed)} of {counted(len(left), 'shard')} could not be labelled, first {failed[0]}"
+            )
     return len(left)
 
 

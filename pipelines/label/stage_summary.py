@@ -7,6 +7,7 @@ from pipelines.label.naming import ClusterName, Move
 from pipelines.label.scores import UNASSIGNED, Scores, protocol_of
 from pipelines.label.stage_clustering import Clustering
 from pipelines.label.stage_count import Count
+from pipelines.runtime.text import counted
 from pipelines.workspace.artifacts import ClusterEntry, ClusteringSummary, ConfusionMatrix, FittedClustering
 
 
@@ -76,7 +77,7 @@ def print_outcome(outcome: Outcome, *, grown: bool) -> None:
             print(f"  {move.words()}")
     if grown:
         print(f"label: the clustering of {outcome.fitted.num_events} events, fitted before, labels the new ones")
-    print(f"label: {sum(sizes.values())} events:")
+    print(f"label: {counted(sum(sizes.values()), 'event')}:")
     for number, size in sizes.items():
         entry = outcome.named[number]
         ground = f" (purity {entry.purity:.2f} of {entry.num_labels} hand labels)" if entry.num_labels else ""
