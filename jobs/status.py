@@ -63,7 +63,7 @@ def totals(found: DetectionStatus) -> dict[str, Any]:
         "seconds": {outcome: round(seconds, 6) for outcome, seconds in found.totals.seconds.items()},
         "files": dict(found.totals.files) | {"cannot be used": found.unusable, "not selected": found.not_selected},
         "quarantined": found.quarantined,
-        "renamed": {key: {"headers": was, "used": used} for key, (was, used) in found.renamed.items()},
+        "renamed": found.renamed,
     }
 
 
@@ -85,7 +85,11 @@ def describe(found: DetectionStatus) -> str:
     if found.renamed:
         lines.append(f"used under the codes of the path, not of the headers: {counted(len(found.renamed), 'file')}")
         differences = sorted(found.renamed.items())[:10]
-        lines += [printable(f"    {key}: headers say {was}, used as {used}") for key, (was, used) in differences]
+        lines += [
+            printable(f"    {key}: headers say {was}, used as {used}")
+            for key, codes in differences
+            for was, used in codes.items()
+        ]
     lines += [printable(f"failed: {shard}: {reason}") for shard, reason in found.failures[:10]]
     rows = [
         f"{printable(station):<12} {day}  {100 * found.share_covered(station, day):6.2f} %  "

@@ -111,6 +111,17 @@ def joined(clocks: Sequence[Clock], begins: Sequence[int]) -> Clock:
     return whole
 
 
+def bounds_of(clocks: Sequence[Clock], num_samples: Sequence[int]) -> tuple[Array, Array]:
+    """Return the times of the first sample and of one sample interval after the last, of many: (n,) int64 each."""
+    starts = np.array([clock.starts_ns[0] for clock in clocks], np.int64)
+    before = np.array([clock.anchors[0] for clock in clocks], np.int64)
+    rates = np.array([clock.rates_hz[0] for clock in clocks], np.float64)
+    lasts = np.array([clock.starts_ns[-1] for clock in clocks], np.int64)
+    after = np.array(num_samples, np.int64) - np.array([clock.anchors[-1] for clock in clocks], np.int64)
+    last_rates = np.array([clock.rates_hz[-1] for clock in clocks], np.float64)
+    return sample_times(starts, -before, rates), sample_times(lasts, after, last_rates)
+
+
 def sample_time(start_ns: int, index: int, rate_hz: float) -> int:
     """Return `start_ns + index / rate_hz` in whole nanoseconds, without the rounding of large floats."""
     seconds, rest = divmod(index, rate_hz)

@@ -86,6 +86,11 @@ def is_station(found: str, path: str) -> bool:
     return found == path or (len(found) == MINISEED2_STATION_LETTERS and path.startswith(found))
 
 
+def group_of(codes: Channel) -> tuple[str, str, str, str]:
+    """Return a channel's group: network, station, location, band and instrument code."""
+    return codes.network, codes.station, codes.location, codes.channel[:2]
+
+
 def show(codes: Channel) -> str:
     """Return codes as people write them, `NET.STA.LOC.CHA`."""
     return ".".join(codes)

@@ -21,12 +21,20 @@ from typing import Any
 from pipelines.archive.records import Channel, Decoded, decode
 from pipelines.archive.sample_counts import Drop
 
-MAX_SECONDS = 300
+MIN_SECONDS = 10.0
+MIN_BYTES_PER_SECOND = 2**20
+"""A process that decodes a part of a file apart may compute for `MIN_SECONDS` and so long. The slowest files that we
+know, records of one sample each, take a fifteenth of that."""
+MAX_SLOWNESS = 10
+"""On a busy machine it may take so many times longer."""
 _NAME_BYTES = 64
 _CHILD = """
-import pickle, sys
+import math, pickle, resource, sys
 from pipelines.archive.records import decode
-content, options = pickle.load(sys.stdin.buffer)
+content, options, seconds = pickle.load(sys.stdin.buffer)
+limit = math.ceil(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) + seconds)
+resource.setrlimit(resource.RLIMIT_CPU, (limit, limit))
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 pickle.dump(decode(content, **options), sys.stdout.buffer)
 """
 _here = threading.local()
@@ -65,14 +73,15 @@ def decode_file_part(
 
 def _decode_apart(content: bytes, wanted: Callable[[Channel], bool], options: dict[str, Any]) -> Decoded | None:
     """Decode in a process of its own; None where that dies or does not end."""
+    seconds = MIN_SECONDS + len(content) / MIN_BYTES_PER_SECOND
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
             [sys.executable, "-c", _CHILD],
-            input=pickle.dumps((content, options)),
+            input=pickle.dumps((content, options, seconds)),
             capture_output=True,
             check=True,
-            timeout=MAX_SECONDS,
+            timeout=MAX_SLOWNESS * seconds,
             env=environment,
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired):

@@ -30,7 +30,7 @@ def choose_layout(archive: Store, listed: Sequence[StoredObject], spill_ns: int)
     num_read = num_confirmed = 0
     doubt = "none of the files that were opened can be read"
     for item, info in fitting[::step][:MAX_TRIED]:
-        runs = decode(archive.read(item.path, 0, CHECKED_BYTES)).runs
+        runs = decode(archive.read(item.path, 0, CHECKED_BYTES), payloads=False).runs
         if not runs:
             continue
         num_read += 1

@@ -19,15 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.archive.codes import name_channels
+from pipelines.archive.codes import group_of, name_channels
 from pipelines.archive.layout_choice import choose_layout
 from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, folder_filter, is_indexed, path_parser
 from pipelines.archive.reading import spans
-from pipelines.archive.records import Channel, decode
+from pipelines.archive.records import MAX_TIME_NS, MIN_TIME_NS, Channel, decode
+from pipelines.archive.sample_counts import SampleCounts
 from pipelines.config.archive import ArchiveSettings
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.text import counted
 from pipelines.workspace import tables
+from pipelines.workspace.outcomes import Outcome
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import StoredObject
 
@@ -35,6 +37,8 @@ MANIFEST_PATH = "plan/manifest.parquet"
 LAYOUT_KEY = b"firnline.layout"
 LISTING_KEY = b"firnline.listing"
 NUM_INDEX_THREADS = 4
+MAX_GROUPS_PER_FILE = 4096
+"""Each channel group reads the whole file."""
 MAX_PROBES = 64
 LAYOUT_SAMPLE = 10_000
 MAX_LISTED_AT_A_TIME = 50_000
@@ -55,6 +59,7 @@ SCHEMA = pa.schema(
         ("start_ns", pa.int64()),
         ("end_ns", pa.int64()),
         ("reason", pa.string()),
+        ("dropped", pa.map_(pa.string(), pa.int64())),
     ]
 )
 
@@ -67,8 +72,8 @@ class Manifest:
         layout: the layout that was used, never `auto`.
         table: rows as in SCHEMA; `location` and `band` are `*` where the path does not say, `reason` tells why a file
             or folder cannot be used (its other columns are then empty, but for what its path says of network and
-            station), `channels` the codes that the headers hold
-            (null in layouts that name the channel).
+            station), `dropped` how many samples such a file holds by outcome, where its headers were read, `channels`
+            the codes that the headers hold (null in layouts that name the channel).
         num_listed: objects that were listed: those that can be used, those that cannot, and those not selected.
         not_selected: of those, how many each configuration key leaves out.
         doubt: why a layout that the paths fit was not believed.
@@ -92,6 +97,14 @@ class Manifest:
     def num_unusable(self) -> int:
         """Return the number of files and folders that cannot."""
         return int(self.table.num_rows) - int(self.table["reason"].null_count)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Return by outcome the samples of files that cannot be used, as far as their headers tell."""
+        total: Counter[str] = Counter()
+        for entries in self.table["dropped"].drop_null().to_pylist():
+            total.update(dict(entries))
+        return total
 
     def usable(self) -> pa.Table:
         """Return the rows of files that can be used."""
@@ -161,7 +174,7 @@ def probe(archive: Store, table: pa.Table, *, enough: Callable[[set[float]], boo
         item = StoredObject(*(table[name][row].as_py() for name in ("key", "size", "etag")))
         # The beginning tells enough.
         try:
-            decoded = decode(archive.read(item.path, 0, PROBE_BYTES))
+            decoded = decode(archive.read(item.path, 0, PROBE_BYTES), payloads=False)
         except FileNotFoundError:
             problem = problem or f"{item.path}: it was removed after it was listed"
             continue
@@ -202,13 +215,13 @@ def _read(workspace: Store) -> pa.Table | None:
     return table
 
 
-def read_listing(workspace: Store) -> tuple[int, dict[str, int]]:
-    """Return how many files of the last listing cannot be used, and how many each configuration key leaves out."""
+def read_listing(workspace: Store) -> Manifest:
+    """Return the last listing; an empty one where there is none."""
     kept = _read(workspace)
     if kept is None:
-        return 0, {}
+        return Manifest("", SCHEMA.empty_table())
     listing = json.loads((kept.schema.metadata or {}).get(LISTING_KEY, b"{}"))
-    return kept.num_rows - kept["reason"].null_count, listing.get("not_selected", {})
+    return Manifest("", kept, not_selected=Counter(listing.get("not_selected", {})))
 
 
 def write_manifest(workspace: Store, manifest: Manifest) -> None:
@@ -222,10 +235,12 @@ def write_manifest(workspace: Store, manifest: Manifest) -> None:
 
 def selection(settings: ArchiveSettings) -> tuple[int | None, int | None]:
     """Return archive.start and archive.end in nanoseconds since 1970."""
-    return (
-        None if settings.start is None else round(settings.start.timestamp() * 1e6) * 1000,
-        None if settings.end is None else round(settings.end.timestamp() * 1e6) * 1000,
+    first, last = (
+        # Times that no record is believed to have are the first or the last of those that one may have.
+        None if time is None else min(max(round(time.timestamp() * 1e6) * 1000, MIN_TIME_NS), MAX_TIME_NS)
+        for time in (settings.start, settings.end)
     )
+    return first, last
 
 
 def _named_in_text(listing: Iterable[StoredObject], unreadable: dict[str, str]) -> Iterator[StoredObject]:
@@ -341,18 +356,26 @@ def _indexed(
 def _headers(archive: Store, item: StoredObject, info: PathInfo | None) -> Iterator[dict[str, Any]]:
     """Yield a row for each channel group of a file and each stretch of time that it holds without a gap of a day."""
     stretches: dict[Channel, list[tuple[int, int]]] = {}
+    counts: dict[Channel | None, SampleCounts] = {}
     reason: str | None = None
     for span in spans(archive, item):
-        if span.channel is None:
+        if span.counts is not None:
+            counts.setdefault(span.channel, SampleCounts()).add(span.counts)
+        elif span.channel is None:
             reason = reason or span.problem
         else:
             stretches.setdefault(span.channel, []).append((span.start_ns, span.end_ns))
-    naming = name_channels(info, stretches)
+    naming = name_channels(info, [codes for codes in counts if codes is not None])
     groups: dict[tuple[str, str, str, str], dict[str, list[tuple[int, int]]]] = {}
-    for found, codes in naming.used.items():
-        group = (codes.network, codes.station, codes.location, codes.channel[:2])
-        groups.setdefault(group, {}).setdefault(codes.channel, []).extend(stretches[found])
-    for (network, station, location, band), channels in groups.items():
+    for found in naming.used.keys() & stretches.keys():
+        codes = naming.used[found]
+        groups.setdefault(group_of(codes), {}).setdefault(codes.channel, []).extend(stretches[found])
+    if len(groups) > MAX_GROUPS_PER_FILE:
+        stated = sum(count.stated for count in counts.values())
+        reason = f"it holds {len(groups)} channel groups; at most {MAX_GROUPS_PER_FILE} are read of one file"
+        yield {"reason": reason, "dropped": {str(Outcome.UNREADABLE): stated}}
+        return
+    for (network, station, location, band), channels in sorted(groups.items()):
         for begin, end in _joined(span for spans_of in channels.values() for span in spans_of):
             yield {
                 "network": network,
@@ -365,7 +388,15 @@ def _headers(archive: Store, item: StoredObject, info: PathInfo | None) -> Itera
                 "reason": None,
             }
     if not groups:
-        yield {"reason": reason or next(iter(naming.refused.values()), "no samples in it")}
+        dropped: Counter[str] = Counter()
+        for count in counts.values():
+            lost = count.lost()
+            dropped += lost
+            dropped[Outcome.OTHER_CHANNEL] += count.stated - lost.total()
+        yield {
+            "reason": reason or next(iter(naming.refused.values()), "no samples in it"),
+            "dropped": {str(outcome): count for outcome, count in sorted(dropped.items()) if count},
+        }
 
 
 def _joined(stretches: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:

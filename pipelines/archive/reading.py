@@ -1,6 +1,5 @@
 """Read files of an archive in bounded memory: small ones whole, large ones, gzipped too, in pieces indexed once."""
 
-import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future
@@ -11,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.archive.clock import bounds_of
 from pipelines.archive.crashes import decode_file_part
-from pipelines.archive.records import GZIP_MAGIC, Channel, Decoded, Run, record_boundary
+from pipelines.archive.records import MAX_TIME_NS, MIN_TIME_NS, Channel, Decoded, Run, decode, record_boundary
 from pipelines.archive.sample_counts import Drop, SampleCounts
+from pipelines.archive.unpacking import GZIP_MAGIC, Unpacking, excess
 from pipelines.runtime.text import counted
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import ObjectChanged, StoredObject
@@ -24,22 +25,25 @@ AHEAD_BYTES = 16 * 2**20
 
 MAX_BARREN_BYTES = 2**28
 """A file is read no further where so much of it on end holds no record: it may be sparse."""
-MIN_UNPACKED_BYTES = 2**28
-MAX_UNPACKED_PER_BYTE = 64
-"""A gzipped file is unpacked up to `MIN_UNPACKED_BYTES` and so many times its size."""
-
-_PACKED_BYTES = 4 * 2**20
 _EVER = -(2**63)
 
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of time that a file holds of a channel, or (without channel) a part that could not be read and why."""
+    """A stretch of time that a file holds of a channel, or a part that could not be read and why, or counts.
+
+    Attributes:
+        channel: None for a problem, and for counts of records whose codes cannot be read.
+        start_ns, end_ns: the stretch.
+        problem: what could not be read.
+        counts: how many samples a part of the file states of the channel.
+    """
 
     channel: Channel | None
     start_ns: int = 0
     end_ns: int = 0
     problem: str | None = None
+    counts: SampleCounts | None = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +128,19 @@ class FileReader:
         return replace(self._problems, runs=runs)
 
     def spans(self) -> Iterator[Span]:
-        """Yield the time that the file holds of each channel, and what could not be read."""
+        """Yield the time that the file holds of each channel, as its headers say, and what could not be read.
+
+        No sample is decoded, and none is decoded before it must be: whoever does it survives a crash of the decoder.
+        """
         try:
-            for _, decoded in self._decode_pieces():
-                for run in decoded.runs:
-                    yield Span(run.channel, run.start_ns, run.end_ns)
+            for _, decoded in self._decode_pieces(payloads=False):
+                begins, ends = _bounds(decoded.runs)
+                for run, begin, end in zip(decoded.runs, begins.tolist(), ends.tolist(), strict=True):
+                    yield Span(run.channel, begin, end)
                 for problem in decoded.problems:
                     yield Span(None, problem=problem)
+                for channel, counts in decoded.counts.items():
+                    yield Span(channel, counts=counts)
         except ObjectChanged as error:
             yield Span(None, problem=str(error))
 
@@ -152,7 +162,8 @@ class FileReader:
                     told.counts.setdefault(channel, SampleCounts()).add(counts)
                 begin = end = 0
                 if decoded.runs:
-                    begin, end = min(run.start_ns for run in decoded.runs), max(run.end_ns for run in decoded.runs)
+                    begins, ends = _bounds(decoded.runs)
+                    begin, end = int(begins.min()), int(ends.max())
                     extent = (begin, end) if extent is None else (min(begin, extent[0]), max(end, extent[1]))
                 whole = decoded.runs if not pieces else None
                 pieces.append(replace(piece, start_ns=begin, end_ns=end))
@@ -172,6 +183,8 @@ class FileReader:
 
     def _believe(self, decoded: Decoded) -> int:
         """Keep of what was decoded the parts that are used; return how many of its samples are not."""
+        if self.believed[0] <= MIN_TIME_NS and self.believed[1] >= MAX_TIME_NS:
+            return 0
         dropped = 0
         kept = []
         for run in decoded.runs:
@@ -186,11 +199,13 @@ class FileReader:
 
     def _decode(self, content: bytes, **options: Any) -> Decoded:
         """Decode a part of the file so that a crash costs this file alone."""
+        if not options.get("payloads", True):
+            return decode(content, wanted=self.wanted, **options)
         name = f"{self.archive.url}\n{self.item.path}\n{self.item.size}\n{self.item.etag}"
         return decode_file_part(name, content, self.wanted, **options)
 
-    def _decode_pieces(self) -> Iterator[tuple[_Piece, Decoded]]:
-        """Yield the pieces of the file in order, decoded."""
+    def _decode_pieces(self, *, payloads: bool = True) -> Iterator[tuple[_Piece, Decoded]]:
+        """Yield the pieces of the file in order, decoded; without payloads, as `records.decode` says."""
         # What pieces hold to be read again must not be the reader: it and its samples would outlive their last use,
         # until the garbage collector looks for circles.
         fetch = partial(self.archive.read_checked, self.item)
@@ -200,10 +215,10 @@ class FileReader:
             content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, PIECE_BYTES)
             if offset == 0 and content[:2] == GZIP_MAGIC:
                 whole = len(content) == self.item.size <= AHEAD_BYTES
-                yield from self._unpack_pieces(partial(_part, content) if whole else fetch)
+                yield from self._unpack_pieces(partial(_part, content) if whole else fetch, payloads)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
-            decoded = self._decode(content[:length], offset=offset)
+            decoded = self._decode(content[:length], offset=offset, payloads=payloads)
             barren = 0 if decoded.counts else barren + length
             piece = _Piece(partial(fetch, offset, length))
             offset += max(length, 1)
@@ -215,19 +230,26 @@ class FileReader:
                 offset = self.item.size
             yield piece, decoded
 
-    def _unpack_pieces(self, fetch: Callable[[int, int], bytes]) -> Iterator[tuple[_Piece, Decoded]]:
+    def _unpack_pieces(self, fetch: Callable[[int, int], bytes], payloads: bool) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
-        stream = _Unpacking(fetch, self.item.size)
+        stream = Unpacking(fetch, self.item.size)
         carried = b""
         offset = 0
         first = True
         while True:
             here = stream.copy()
             content = carried + stream.read(PIECE_BYTES - len(carried))
+            if first and not stream.ended and (problem := excess(stream, len(content))):
+                refused = Decoded(damaged_bytes=self.item.size)
+                refused.report(problem)
+                yield _Piece(partial(fetch, 0, self.item.size)), refused
+                return
             if not content and not first and not stream.problem:
                 return
             length = _piece_length(content, last=stream.ended)
-            decoded = self._decode(content[:length], offset=offset) if content or first else Decoded()
+            decoded = Decoded()
+            if content or first:
+                decoded = self._decode(content[:length], offset=offset, payloads=payloads)
             if stream.ended and length == len(content) and stream.problem:
                 decoded.report(stream.problem)
             yield _Piece(_UnpackingLoader(here, carried, length)), decoded
@@ -240,9 +262,13 @@ class _Kept:
     """Decoded runs in order of time, which give back the memory of those that are over."""
 
     def __init__(self, runs: list[Run]) -> None:
-        self.runs = sorted(runs, key=lambda run: run.start_ns)
-        self.starts = [run.start_ns for run in self.runs]
-        self.reach = list(accumulate((run.end_ns for run in self.runs), max))
+        begins, ends = _bounds(runs)
+        order = np.argsort(begins, kind="stable")
+        self.runs = [runs[place] for place in order.tolist()]
+        self.starts: list[int] = begins[order].tolist()
+        self.reach: list[int] = np.maximum.accumulate(ends[order]).tolist()
+        # Bytes of the samples from each run on.
+        self.bytes_from = list(accumulate((run.data.nbytes for run in reversed(self.runs)), initial=0))[::-1]
         self.held = sum({id(run.data.base): _base(run).nbytes for run in self.runs}.values())
 
     def between(self, start_ns: int, end_ns: int) -> list[Run]:
@@ -251,12 +277,19 @@ class _Kept:
 
     def after(self, time_ns: int) -> "_Kept":
         """Return these without most of what lies before a time; copied where that gives back half of the memory."""
+        if 2 * self.bytes_from[bisect_left(self.starts, time_ns)] > self.held:
+            return self
         left = self.runs[bisect_right(self.reach, time_ns) :]
         parts = [part for run in left if (part := run.clip(time_ns, run.end_ns)) is not None]
         if 2 * sum(part.data.nbytes for part in parts) > self.held:
             return self
         # A view of a part would hold the memory of all.
         return _Kept([replace(part, data=part.data.copy()) for part in parts])
+
+
+def _bounds(runs: list[Run]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return `start_ns` and `end_ns` of many runs: (n,) int64 each."""
+    return bounds_of([run.clock for run in runs], [len(run.data) for run in runs])
 
 
 def _base(run: Run) -> np.ndarray[Any, Any]:
@@ -266,68 +299,12 @@ def _base(run: Run) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class _UnpackingLoader:
-    stream: "_Unpacking"
+    stream: Unpacking
     carried: bytes
     length: int
 
     def __call__(self) -> bytes:
         return (self.carried + self.stream.copy().read(self.length - len(self.carried)))[: self.length]
-
-
-class _Unpacking:
-    """The unpacked bytes of a gzipped file, member by member, in order; a copy goes on where this one stands."""
-
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        self.fetch, self.size = fetch, size
-        self.offset = 0
-        self.left = MIN_UNPACKED_BYTES + MAX_UNPACKED_PER_BYTE * size
-        self.waiting = b""
-        self.inflate = zlib.decompressobj(wbits=31)
-        self.ended = False
-        self.problem = ""
-
-    def copy(self) -> "_Unpacking":
-        twin = _Unpacking(self.fetch, self.size)
-        # What waits is fetched again: every piece of a file would hold some of it.
-        twin.offset, twin.ended, twin.problem = self.offset - len(self.waiting), self.ended, self.problem
-        twin.left, twin.inflate = self.left, self.inflate.copy()
-        return twin
-
-    def read(self, size: int) -> bytes:
-        """Return the next bytes, `size` of them but at the end."""
-        parts: list[bytes] = []
-        missing = size
-        while missing > 0 and not self.ended:
-            if not self.waiting and self.offset < self.size:
-                self.waiting = self.fetch(self.offset, _PACKED_BYTES)
-                self.offset += len(self.waiting)
-            at_end = not self.waiting
-            try:
-                part = self.inflate.decompress(self.waiting, missing)
-            except zlib.error as error:
-                self.problem, self.ended = f"gzip: {error}", True
-                break
-            self.waiting = self.inflate.unconsumed_tail
-            parts.append(part)
-            missing -= len(part)
-            self.left -= len(part)
-            if self.left <= 0:
-                self.problem, self.ended = "gzip: it unpacks to far more than its size; the rest is not read", True
-            elif self.inflate.eof:
-                self._next_member()
-            elif at_end and not part:
-                self.problem, self.ended = "gzip: the file ends early", True
-        return b"".join(parts)
-
-    def _next_member(self) -> None:
-        self.waiting = self.inflate.unused_data
-        while len(self.waiting) < len(GZIP_MAGIC) and self.offset < self.size:
-            more = self.fetch(self.offset, _PACKED_BYTES)
-            self.waiting, self.offset = self.waiting + more, self.offset + len(more)
-        if self.waiting[:2] == GZIP_MAGIC:
-            self.inflate = zlib.decompressobj(wbits=31)
-        else:
-            self.ended = True
 
 
 def _part(content: bytes, start: int, length: int) -> bytes:

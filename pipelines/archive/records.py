@@ -6,10 +6,9 @@ out one by one and reported; every other sample of the file is returned, whateve
 """
 
 import re
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -40,6 +39,7 @@ from pipelines.archive.headers import (
 )
 from pipelines.archive.rates import are_valid, nominal_rates
 from pipelines.archive.sample_counts import Drop, SampleCounts
+from pipelines.archive.unpacking import GZIP_MAGIC, Unpacking
 from pipelines.runtime.text import counted
 
 Array = np.ndarray[Any, Any]
@@ -51,7 +51,6 @@ MAX_TIME_NS = 7_258_118_400 * 10**9
 """Years 1800 to 2199: records outside are not believed. 64 bits of nanoseconds reach from 1678 to 2261."""
 MAX_UNPACKED_BYTES = 2**26
 """Of what is given gzipped to `decode`, so much is unpacked."""
-GZIP_MAGIC = b"\x1f\x8b"
 _MAX_PROBLEMS = 20
 _HEADER_BYTES = 64
 
@@ -219,6 +218,7 @@ def decode(
     end_ns: int | None = None,
     offset: int = 0,
     wanted: Callable[[Channel], bool] = lambda _: True,
+    payloads: bool = True,
 ) -> Decoded:
     """Decode a whole file, or a part of one; gzipped, what its first 64 MiB unpack to.
 
@@ -228,10 +228,17 @@ def decode(
         end_ns: samples at or after this time are dropped.
         offset: where in the file they begin, for what is said of damaged ones.
         wanted: whether the samples of a channel are asked for; others are counted, but not decoded.
+        payloads: whether samples are decoded. Without, all are zero: the headers alone are read, and no byte reaches
+            libmseed.
     """
     decoded = Decoded()
     if buffer[:2] == GZIP_MAGIC:
-        buffer = _gunzip(buffer, decoded)
+        stream = Unpacking(partial(_part, buffer), len(buffer))
+        buffer = stream.read(MAX_UNPACKED_BYTES)
+        if stream.problem or not stream.ended:
+            decoded.report(
+                stream.problem or f"gzip: it unpacks to more than {MAX_UNPACKED_BYTES} bytes; the others are not read"
+            )
     if not buffer:
         decoded.report("the file is empty")
         return decoded
@@ -247,7 +254,7 @@ def decode(
         decoded.report(f"bytes {offset + first} to {offset + end}: {PROBLEMS[reason]}")
         decoded.damaged_bytes += end - first
     if len(found.fields):
-        _decode_records(content, found, start_ns, end_ns, offset, wanted, decoded)
+        _decode_records(content, found, start_ns, end_ns, offset, wanted, payloads, decoded)
     if not decoded.counts and not decoded.num_problems:
         decoded.report("no samples in it")
     return decoded
@@ -284,24 +291,8 @@ def record_boundary(buffer: bytes) -> int:
     return size
 
 
-def _gunzip(buffer: bytes, decoded: Decoded) -> bytes:
-    pieces: list[bytes] = []
-    rest, room = buffer, MAX_UNPACKED_BYTES
-    while rest[:2] == GZIP_MAGIC:
-        stream = zlib.decompressobj(wbits=31)
-        try:
-            pieces.append(stream.decompress(rest, room))
-        except zlib.error as error:
-            decoded.report(f"gzip: {error}")
-            break
-        room -= len(pieces[-1])
-        if room <= 0:
-            decoded.report(f"gzip: it unpacks to more than {MAX_UNPACKED_BYTES} bytes; the others are not read")
-            break
-        if not stream.eof:
-            decoded.report("gzip: the file ends early")
-        rest = stream.unused_data
-    return b"".join(pieces)
+def _part(content: bytes, start: int, length: int) -> bytes:
+    return content[start : start + length]
 
 
 def _channel(code: bytes) -> Channel | None:
@@ -331,6 +322,7 @@ def _decode_records(
     end_ns: int | None,
     offset: int,
     wanted: Callable[[Channel], bool],
+    payloads: bool,
     decoded: Decoded,
 ) -> None:
     """Decode the records whose headers were read: add runs, counts and problems."""
@@ -346,10 +338,13 @@ def _decode_records(
     reasons[outside] = _NUMBERS[Drop.OUTSIDE]
     kept = np.flatnonzero(reasons == 0)
     order = kept[np.lexsort((fields[kept, OFFSET], fields[kept, START], fields[kept, VERSION], number[kept]))]
-    blocks, positions, good = _unpack(content, fields[order])
+    blocks, positions, good = _unpack(content, fields[order], payloads)
     reasons[order[~good]] = _NUMBERS[Drop.UNDECODABLE]
     counts = _count(fields, number, channels, reasons)
     for drop, codes, first, num_records, num_samples in _dropped(fields, number, channels, reasons):
+        if codes is not None and not wanted(codes) and counts[codes].dropped[Drop.CHANNEL]:
+            # Whoever asks for that channel is told.
+            continue
         name = "an unknown channel" if codes is None else ".".join(codes)
         decoded.report(
             f"{name}: {counted(num_records, 'record')} ({counted(num_samples, 'sample')}, first at byte "
@@ -390,11 +385,12 @@ def _reasons(
     # In this order: what is found first is the reason.
     for drop, those in (
         (Drop.CODES, ~known),
-        (Drop.CHANNEL, ~asked),
         (Drop.TEXT, kinds == _TEXT),
         (Drop.UNDECODABLE, (kinds < 0) | (fields[:, COUNT] > room)),
         (Drop.RATE, ~are_valid(rates_hz)),
         (Drop.TIME, ~timely),
+        # Last, so that of channels that nobody asks for those without a usable record can be told.
+        (Drop.CHANNEL, ~asked),
     ):
         reasons[(reasons == 0) & those] = _NUMBERS[drop]
     return reasons
@@ -444,8 +440,8 @@ def _dropped(
             yield drop, channels[index], int(fields[at, OFFSET]), int(num_records), int(num_samples)
 
 
-def _unpack(content: Array, fields: Array) -> tuple[dict[int, Array], Array, Array]:
-    """Decode the payloads of records, in their order, those of one type into one array.
+def _unpack(content: Array, fields: Array, payloads: bool) -> tuple[dict[int, Array], Array, Array]:
+    """Decode the payloads of records, in their order, those of one type into one array; without payloads, zeros.
 
     Returns:
         by type (samples,); (records,) int64 where each record begins in that; (records,) bool whether it was decoded.
@@ -461,10 +457,13 @@ def _unpack(content: Array, fields: Array) -> tuple[dict[int, Array], Array, Arr
         if not len(those):
             continue
         ends = np.cumsum(fields[those, COUNT])
-        blocks[kind] = np.empty(int(ends[-1]), dtype)
+        # Zeros that are one zero take no memory.
+        blocks[kind] = np.empty(int(ends[-1]), dtype) if payloads else np.broadcast_to(dtype.type(0), int(ends[-1]))
         positions[those] = ends - fields[those, COUNT]
         addresses[those] = blocks[kind].ctypes.data + positions[those] * dtype.itemsize
         sizes[those] = fields[those, COUNT] * dtype.itemsize
+    if not payloads:
+        return blocks, positions, np.ones(len(fields), bool)
     ensure_thread_logging()
     scratch = np.empty(max(int(fields[:, DATA_BYTES].max(initial=0)), 8) + 8, np.uint8)
     good = _decode_payloads(content, fields, encodings, addresses, sizes, scratch)

@@ -4,6 +4,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from pipelines.workspace.outcomes import Outcome
+
 
 class Drop(StrEnum):
     """Why samples of a file are not returned, in words for the user."""
@@ -16,6 +18,19 @@ class Drop(StrEnum):
     CHANNEL = "the channel was not asked for"
     FAR = "the time is far from that in the file's name"
     OUTSIDE = "the time was not asked for"
+
+
+ELSEWHERE = frozenset({Drop.CHANNEL, Drop.OUTSIDE})
+"""Samples that were not asked for: another channel group or another day has them."""
+OUTCOMES = {
+    Drop.TEXT: Outcome.TEXT,
+    Drop.UNDECODABLE: Outcome.UNDECODABLE,
+    Drop.RATE: Outcome.INVALID_RATE,
+    Drop.TIME: Outcome.INVALID_TIME,
+    Drop.CODES: Outcome.INVALID_CODES,
+    Drop.FAR: Outcome.FAR,
+}
+"""What becomes of all other dropped samples."""
 
 
 @dataclass
@@ -36,6 +51,10 @@ class SampleCounts:
     def balances(self) -> bool:
         """Return whether every sample is accounted for."""
         return self.stated == self.returned + self.dropped.total()
+
+    def lost(self) -> Counter[Outcome]:
+        """Return the samples that cannot be used, by outcome."""
+        return Counter({OUTCOMES[drop]: count for drop, count in self.dropped.items() if drop not in ELSEWHERE})
 
     def drop(self, reason: Drop, count: int) -> None:
         """Move samples from returned to dropped."""

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pipelines.archive.clock import Clock
-from pipelines.archive.codes import Naming
+import numpy as np
+
+from pipelines.archive.clock import Clock, bounds_of
+from pipelines.archive.codes import Naming, group_of
 from pipelines.archive.continuity import Dropped, Segment
 from pipelines.archive.records import Channel, Decoded, Run
-from pipelines.archive.sample_counts import Drop
 from pipelines.workspace.outcomes import WORDS, FileOutcome, Outcome
+
+Array = np.ndarray[Any, Any]
 
 NUM_REASONS = 3
 """Reasons that the job's last lines name."""
@@ -39,18 +42,6 @@ class FileAccount:
     left_out: Counter[Outcome]
 
 
-# The decoder leaves these out because they were not asked for: another channel group or another day has them.
-_ELSEWHERE = {Drop.CHANNEL, Drop.OUTSIDE}
-_BY_DROP = {
-    Drop.TEXT: Outcome.TEXT,
-    Drop.UNDECODABLE: Outcome.UNDECODABLE,
-    Drop.RATE: Outcome.INVALID_RATE,
-    Drop.TIME: Outcome.INVALID_TIME,
-    Drop.CODES: Outcome.INVALID_CODES,
-    Drop.FAR: Outcome.FAR,
-}
-
-
 def account_of_file(
     key: str,
     decoded: Decoded,
@@ -73,13 +64,19 @@ def account_of_file(
     dropped: Counter[Outcome] = Counter()
     left_out: Counter[Outcome] = Counter()
     num_good = num_lost = 0
+    # The channel groups of which the file holds something that can be read: each has shards of its own.
+    read_elsewhere = {
+        group_of(used)
+        for found, used in naming.used.items()
+        if decoded.counts[found].stated > decoded.counts[found].lost().total()
+    }
     for found, counts in decoded.counts.items():
         if not counts.balances:
             raise Unbalanced(
                 f"the account of {key} does not balance: {counts.stated} samples stated, {counts.returned} returned, "
                 f"{counts.dropped.total()} dropped"
             )
-        reasons = Counter({_BY_DROP[drop]: count for drop, count in counts.dropped.items() if drop not in _ELSEWHERE})
+        reasons = counts.lost()
         good = counts.stated - reasons.total()
         if found is None or found in naming.refused:
             left_out += reasons
@@ -90,6 +87,8 @@ def account_of_file(
             dropped += reasons
         elif not is_selected(naming.used[found]):
             left_out[Outcome.NOT_SELECTED] += counts.stated
+        elif group_of(naming.used[found]) not in read_elsewhere:
+            left_out += reasons
         num_good += good
         num_lost += reasons.total()
     if not num_good:
@@ -109,14 +108,6 @@ class Stretch(NamedTuple):
 
     clock: Clock
     num_samples: int
-
-    def count_in(self, start_ns: int, end_ns: int) -> int:
-        """Return how many of the samples lie in `[start_ns, end_ns)`."""
-        return self.clock.index_from(end_ns, self.num_samples) - self.clock.index_from(start_ns, self.num_samples)
-
-    def bounds(self) -> tuple[int, int]:
-        """Return the times of the first sample and of one sample interval after the last."""
-        return self.clock.time_at(0), self.clock.time_at(self.num_samples)
 
 
 def stretch_of(run: Run) -> Stretch:
@@ -165,26 +156,38 @@ class Recording:
     def samples(self, start_ns: int, end_ns: int, lta_seconds: float) -> Counter[Outcome]:
         """Return by outcome the samples in `[start_ns, end_ns)`."""
         counts: Counter[Outcome] = Counter()
-        num_lta = round(lta_seconds * self.rate_hz)
-        for segment in self.segments:
-            first, last = segment.index_from(start_ns), segment.index_from(end_ns)
-            blanked = max(min(last, num_lta) - first, 0)
-            counts[Outcome.BLANKED] += blanked
-            counts[Outcome.USED] += last - first - blanked
-        for outcome, stretch in self.dropped:
-            counts[outcome] += stretch.count_in(start_ns, end_ns)
+        first, last = _indexes_in([Stretch(part.clock, part.num_samples) for part in self.segments], start_ns, end_ns)
+        blanked = np.maximum(np.minimum(last, round(lta_seconds * self.rate_hz)) - first, 0)
+        counts[Outcome.BLANKED] += int(blanked.sum())
+        counts[Outcome.USED] += int((last - first - blanked).sum())
+        for outcome in {outcome for outcome, _ in self.dropped}:
+            first, last = _indexes_in([part for why, part in self.dropped if why == outcome], start_ns, end_ns)
+            counts[outcome] += int((last - first).sum())
         return +counts
+
+
+def _indexes_in(parts: Sequence[Stretch], start_ns: int, end_ns: int) -> tuple[Array, Array]:
+    """Return of each stretch the first sample in `[start_ns, end_ns)` and the first after it: (n,) int64 each."""
+    counts = np.array([part.num_samples for part in parts], np.int64)
+    begins, ends = bounds_of([part.clock for part in parts], counts.tolist())
+    found = []
+    for time_ns in (start_ns, end_ns):
+        indexes = np.where(begins >= time_ns, 0, counts)
+        # Of nearly all the bounds tell enough.
+        for place in np.flatnonzero((begins < time_ns) & (ends > time_ns)).tolist():
+            indexes[place] = parts[place].clock.index_from(time_ns, int(counts[place]))
+        found.append(indexes)
+    return found[0], found[1]
 
 
 def seconds_recorded(recordings: Iterable[Recording], start_ns: int, end_ns: int) -> float:
     """Return how many seconds of `[start_ns, end_ns)` any of some recordings holds."""
-    total, reached = 0, start_ns
-    for begin, end in sorted(stretch.bounds() for recording in recordings for stretch in recording.read):
-        begin, end = max(begin, reached), min(end, end_ns)
-        if end > begin:
-            total += end - begin
-            reached = end
-    return total / 1e9
+    parts = [stretch for recording in recordings for stretch in recording.read]
+    begins, ends = bounds_of([part.clock for part in parts], [part.num_samples for part in parts])
+    order = np.argsort(begins)
+    begins, ends = begins[order], np.minimum(ends[order], end_ns)
+    reached = np.maximum.accumulate(np.append(start_ns, ends))[:-1]
+    return float(np.maximum(ends - np.maximum(begins, reached), 0).sum() / 1e9)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.archive.clock import sample_time, sample_times
+from pipelines.archive.clock import bounds_of, sample_times
 from pipelines.archive.continuity import Segment
 from pipelines.archive.layouts import DAY_NS
 from pipelines.config.detection import DetectionSettings, WindowSettings
@@ -30,6 +30,8 @@ COMPONENTS = "ENZ"
 FOLLOWED_TRIGGERS = 5
 # Room for the resampling filter (10 samples of the lower rate) and for the rules of continuity.
 SLACK_SECONDS = 60.0
+MAX_SAMPLES_TOGETHER = 2**20
+"""Windows are cut together up to so many samples of a component at the source rate: some 200 MB with all copies."""
 # Of equal onsets the vertical names the event, then north, then east.
 _PRECEDENCE = {2: 0, 1: 1, 0: 2}
 
@@ -122,7 +124,8 @@ def find_onsets(
         for channel, pieces in segments.items()
         if component_letter(channel) in detection.trigger_components
         for segment in pieces
-        if segment.end_ns > anchor_ns and segment.start_ns < end_ns
+        # Nothing triggers within an LTA: short segments, of which damaged files can have many, cost nothing.
+        if segment.num_samples >= num_lta and segment.end_ns > anchor_ns and segment.start_ns < end_ns
     ]
     found = scan_all(
         [segment.parts(first, segment.num_samples) for _, segment, first in passes],
@@ -209,19 +212,16 @@ def account(
     result: Pass, channel: str, pieces: Sequence[Segment], num_lta: int, rate_hz: float, start_ns: int, end_ns: int
 ) -> None:
     """Add to a pass the coverage, blanked time and gaps of one channel in an interval."""
-    covered = blanked = 0
-    for segment in pieces:
-        covered += _shared(segment.start_ns, segment.end_ns, start_ns, end_ns)
-        blank_until = min(sample_time(segment.start_ns, num_lta, rate_hz), segment.end_ns)
-        blanked += _shared(segment.start_ns, blank_until, start_ns, end_ns)
-    ends = [segment.end_ns for segment in pieces[:-1]]
-    result.covered_seconds[channel] = covered / 1e9
-    result.blanked_seconds[channel] = blanked / 1e9
-    result.gaps[channel] = sum(start_ns <= end < end_ns for end in ends)
+    begins, ends = bounds_of([segment.clock for segment in pieces], [segment.num_samples for segment in pieces])
+    blank_until = np.minimum(sample_times(begins, np.full(len(begins), num_lta), rate_hz), ends)
+    result.covered_seconds[channel] = _shared(begins, ends, start_ns, end_ns) / 1e9
+    result.blanked_seconds[channel] = _shared(begins, blank_until, start_ns, end_ns) / 1e9
+    result.gaps[channel] = int(((start_ns <= ends[:-1]) & (ends[:-1] < end_ns)).sum())
 
 
-def _shared(begin: int, end: int, start_ns: int, end_ns: int) -> int:
-    return max(0, min(end, end_ns) - max(begin, start_ns))
+def _shared(begins: Array, ends: Array, start_ns: int, end_ns: int) -> int:
+    """Return how many nanoseconds of spans lie in `[start_ns, end_ns)`."""
+    return int(np.maximum(np.minimum(ends, end_ns) - np.maximum(begins, start_ns), 0).sum())
 
 
 class Windows(NamedTuple):
@@ -260,6 +260,13 @@ def cut_windows(
         responses: of the channel group; those of the onset's time convert the whole window.
     """
     num_source = source_samples(window.num_samples, rate_hz, window.rate_hz)
+    together = max(MAX_SAMPLES_TOGETHER // num_source, 1)
+    if len(onsets) > together:
+        parts = [
+            cut_windows(segments, onsets[first : first + together], detection, window, rate_hz, responses)
+            for first in range(0, len(onsets), together)
+        ]
+        return Windows(*(np.concatenate(values) for values in zip(*parts, strict=True)))
     margin = resampling_margin(rate_hz, window.rate_hz)
     lead = round(window.lead_seconds * rate_hz)
     onset_ns = np.array([onset.onset_ns for onset in onsets], np.int64)

@@ -72,6 +72,7 @@ def detect_events(
         choose_events(workspace.store, config, choices, progress)
     if plan.pending or summary.chosen is not None:
         log_detection(tracking, workspace, config, manifest, summary, seconds=time.time() - began)
+        summary.totals.samples.update(manifest.dropped)
         print_summary(summary, config.detection)
     else:
         print("detect: nothing to do, every shard is done")

@@ -5,7 +5,7 @@ from typing import Any
 
 from pipelines.archive.layouts import code_matcher
 from pipelines.archive.manifest import ANY, Manifest, build_manifest, probe, read_manifest
-from pipelines.archive.stationxml import read_stationxml
+from pipelines.archive.stationxml import MAX_STATIONXML_BYTES, read_stationxml
 from pipelines.config import Config, with_keys
 from pipelines.config.archive import ArchiveSettings
 from pipelines.config.detection import DetectionSettings
@@ -108,7 +108,7 @@ def _read_responses(config: Config) -> tuple[Responses, str]:
     path = config.archive.stationxml
     if path is None:
         return Responses(), ""
-    content = read_file(path, "archive.stationxml")
+    content = read_file(path, "archive.stationxml", max_bytes=MAX_STATIONXML_BYTES)
     if config.detection.units == "counts":
         return Responses(), ""
     try:

@@ -30,7 +30,7 @@ MAX_BYTES_AHEAD = 64 * 2**20
 """A worker holds, or waits for, at most this many bytes of files before they are read."""
 MAX_DAY_BYTES_AHEAD = 2**27
 """The next day is decoded during the scan where a day's samples take at most this: three of integers at 125 Hz."""
-EVER = (-(2**62), 2**62)
+EVER = (-(2**63), 2**63 - 1)
 _BY_PRECEDENCE = {code: rank for rank, code in enumerate("ENZ123")}
 
 
@@ -154,8 +154,8 @@ class DayReader:
         before, after = context_seconds(config.detection, config.window)
         self.before_ns, self.after_ns = round(before * 1e9), round(after * 1e9)
         first, last = selection(config.archive)
-        self.first_ns = first if first is not None else -(2**62)
-        self.last_ns = last if last is not None else 2**62
+        self.first_ns = EVER[0] if first is None else first
+        self.last_ns = EVER[1] if last is None else last
         self.owned = {anchor for shard in batch.shards for anchor, _, _ in split_days(shard.start_ns, shard.end_ns)}
         """00:00 UTC of each day of which the batch owns something."""
 

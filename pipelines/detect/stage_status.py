@@ -26,7 +26,7 @@ class DetectionStatus:
         seconds_left: estimate from the mean time a shard, None where nothing runs or nothing is known.
         failures: (shard, reason), at most 1000.
         quarantined: reasons by file.
-        renamed: (headers' codes, codes used) by file, where they differ.
+        renamed: by file and the headers' codes, the codes used, where they differ.
         coverage: seconds with samples by station, day (YYYY-MM-DD) and channel.
         events: events by station and day (YYYY-MM-DD) of their onset.
         num_events: all events.
@@ -44,7 +44,7 @@ class DetectionStatus:
     seconds_left: float | None = None
     failures: list[tuple[str, str]] = field(default_factory=list)
     quarantined: dict[str, list[str]] = field(default_factory=dict)
-    renamed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    renamed: dict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     coverage: dict[str, dict[str, dict[str, float]]] = field(
         default_factory=lambda: defaultdict(lambda: defaultdict(dict))
     )
@@ -83,7 +83,7 @@ def read_status(store: Store) -> DetectionStatus:
             status.quarantined[entry["key"]] = entry["reasons"]
         status.totals.add(marker)
         for entry in marker.get("renamed", ()):
-            status.renamed[entry["key"]] = (entry["headers"], entry["used"])
+            status.renamed[entry["key"]][entry["headers"]] = entry["used"]
     if progress is not None:
         status.planned = progress.planned
         status.failed = progress.num_failed
@@ -94,7 +94,9 @@ def read_status(store: Store) -> DetectionStatus:
             status.running = min(progress.running, left)
             rate = progress.done_since / max(progress.updated - progress.started, 1e-3)
             status.seconds_left = left / rate if rate else None
-    status.unusable, status.not_selected = read_listing(store)
+    listing = read_listing(store)
+    status.unusable, status.not_selected = listing.num_unusable, dict(listing.not_selected)
+    status.totals.samples.update(listing.dropped)
     return status
 
 

@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 from scipy.signal import butter, resample_poly, sosfilt
 
-from pipelines.archive.clock import sample_times
+from pipelines.archive.clock import sample_time, sample_times
 from pipelines.archive.continuity import Segment
 
 Array = np.ndarray[Any, Any]
 
 # resample_poly's default filter reaches this many samples of the lower rate to both sides.
 FILTER_REACH = 10
+PLACE_TOLERANCE = 0.55
+"""A window takes the sample nearest to each time. Successive samples are taken together while they lie within so many
+sample intervals of theirs: a little over a half, so that jitter does not make samples that lie halfway jump."""
 
 
 def resampling_ratio(source_hz: float, rate_hz: float) -> Fraction:
@@ -34,7 +37,9 @@ def resampling_margin(source_hz: float, rate_hz: float) -> int:
 
 
 def cut(out: Array, segments: Sequence[Segment], starts_ns: Array, source_hz: float) -> None:
-    """Fill windows at the source rate from the sample nearest to a time on, where there is any.
+    """Fill windows at the source rate, each place with the sample nearest to its time, where there is any.
+
+    Times are those of the records' headers, however far their rates are from `source_hz`.
 
     Args:
         out: float32 or float64 (windows, samples).
@@ -57,12 +62,51 @@ def cut(out: Array, segments: Sequence[Segment], starts_ns: Array, source_hz: fl
         starts = starts_ns[begin:end]
         indexes = np.maximum(np.rint((segment.start_ns - starts) / interval_ns).astype(np.int64), 0).tolist()
         firsts = segment.indexes_from(np.rint(starts - interval_ns / 2).astype(np.int64)).tolist()
-        for window, index, first in zip(out[begin:end], indexes, firsts, strict=True):
+        rates = segment.clock.rates_hz
+        steady = len(rates) == 1 and abs(rates[0] / source_hz - 1) * num_samples < PLACE_TOLERANCE - 0.5
+        for window, start, index, first in zip(out[begin:end], starts.tolist(), indexes, firsts, strict=True):
             count = min(num_samples - index, segment.num_samples - first)
-            if count > 0:
-                for part in segment.parts(first, first + count):
-                    window[index : index + len(part)] = part
-                    index += len(part)
+            if count <= 0:
+                continue
+            if steady or not _drifts(segment, first, count, start, index, source_hz):
+                _fill(window, index, segment, first, count)
+            else:
+                _place(window, index, segment, first, start, source_hz)
+
+
+def _fill(window: Array, index: int, segment: Segment, first: int, count: int) -> None:
+    """Put samples of a segment that follow each other into a window."""
+    for part in segment.parts(first, first + count):
+        window[index : index + len(part)] = part
+        index += len(part)
+
+
+def _drifts(segment: Segment, first: int, count: int, start_ns: int, index: int, source_hz: float) -> bool:
+    """Return whether any of some successive samples is too far from the time of its place in a window."""
+    begins = segment.clock.begins
+    edges = begins[np.searchsorted(begins, first, "right") : np.searchsorted(begins, first + count)]
+    # Within a record the distance grows evenly.
+    places = np.concatenate([[first, first + count - 1], edges, edges - 1])
+    return len(_far(segment, places, start_ns, places - first + index, source_hz)) > 0
+
+
+def _far(segment: Segment, samples: Array, start_ns: int, places: Array, source_hz: float) -> Array:
+    """Return which of some samples are too far from the times of their places in a window, in order."""
+    expected = sample_times(np.full(len(places), start_ns), places, source_hz)
+    return np.flatnonzero(np.abs(segment.times_at(samples) - expected) > PLACE_TOLERANCE * 1e9 / source_hz)
+
+
+def _place(window: Array, index: int, segment: Segment, first: int, start_ns: int, source_hz: float) -> None:
+    """Fill a window stretch by stretch: where samples have drifted from their places, the nearest one goes on."""
+    while index < len(window) and first < segment.num_samples:
+        count = min(len(window) - index, segment.num_samples - first)
+        steps = np.arange(count)
+        far = _far(segment, first + steps, start_ns, index + steps, source_hz)
+        # A step between two records, of half an interval at most, may leave no sample nearer.
+        count = max(int(far[0]), 1) if len(far) else count
+        _fill(window, index, segment, first, count)
+        index += count
+        first = segment.index_from(sample_time(start_ns, index, source_hz) - round(0.5e9 / source_hz))
 
 
 def resample(values: Array, source_hz: float, rate_hz: float, num_samples: int) -> Array:

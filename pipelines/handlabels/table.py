@@ -11,10 +11,13 @@ import pandas as pd
 
 from pipelines.handlabels import csv_text, label_text
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import printable
 from pipelines.workspace import tables
 from pipelines.workspace.storage import content_hash, open_parent, open_store, said_of
 
 TIMED = {"network", "station", "time", "label"}
+MAX_SHOWN = 200
+"""Characters of column names that an error quotes."""
 BY_ID = {"event_id", "label"}
 
 
@@ -52,9 +55,9 @@ def read_label_table(path: str) -> LabelTable:
     if "label" not in table and "class" in table:
         table = table.rename(columns={"class": "label"})
     if not (set(table) >= TIMED or set(table) >= BY_ID):
+        columns = printable(", ".join(map(str, table)))[:MAX_SHOWN]
         raise InputError(
-            f"labels.path {path} has the columns {', '.join(map(str, table))}; it needs event_id, label or "
-            "network, station, time, label"
+            f"labels.path {path} has the columns {columns}; it needs event_id, label or network, station, time, label"
         )
     if set(table) >= TIMED:
         # A catalogue, such as a synthetic archive's truth, may number events of its own: the time says which is meant.
@@ -99,7 +102,10 @@ def _each(column: pd.Series, change: Callable[[str], str]) -> pd.Series:
 def _read_parquet(content: bytes, name: str) -> pd.DataFrame:
     """Return a Parquet file's rows; what it says of pandas types and indices is not followed."""
     with tables.open_content(content, name) as file:
-        rows: pd.DataFrame = file.read().to_pandas(ignore_metadata=True)
+        table = file.read()
+        # Text that is no text would fail wherever it is looked at first.
+        table.validate(full=True)
+        rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     return rows.rename(columns=lambda name: str(name).strip().lower())
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from pipelines.config import Config
+from pipelines.config import MAX_YAML_BYTES, Config
 from pipelines.config.label import LabelsSettings
 from pipelines.handlabels.cluster_names import NamesFile, read_names_file
 from pipelines.handlabels.matching import HandLabels, match_hand_labels
@@ -53,7 +53,7 @@ def read_cluster_names(path: str | None) -> tuple[NamesFile, str]:
     """
     if path is None:
         return NamesFile(names={}), ""
-    content = read_file(path, "labels.names")
+    content = read_file(path, "labels.names", max_bytes=MAX_YAML_BYTES)
     return read_names_file(content, source=f"labels.names {path}"), content_hash(content)
 
 

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config import Config
+from pipelines.config import MAX_YAML_BYTES, Config
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.step import TrainPlan
 from pipelines.encoders import NetworkConfig
@@ -34,7 +34,8 @@ def effective_augmentation(workspace: Workspace, config: Config) -> Augmentation
     name = workspace.store.full(BEST_AUGMENTATION) if source == "tune" else source
     if source == "tune" and not workspace.store.exists(BEST_AUGMENTATION):
         raise InputError(f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file")
-    return read_augmentation(read_file(name, "train.augment_from"), name=f"train.augment_from {name}")
+    content = read_file(name, "train.augment_from", max_bytes=MAX_YAML_BYTES)
+    return read_augmentation(content, name=f"train.augment_from {name}")
 
 
 class WindowShape(Protocol):

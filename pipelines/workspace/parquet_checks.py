@@ -1,18 +1,20 @@
 """What of a Parquet file is refused before a column is read: a file may come from a stranger.
 
 Refused are extension types other than the fixed-shape tensor (Ray registers one that unpickles what it reads), types
-other than the contract's, and more decoded bytes than a stated multiple of the file's size.
+other than the contract's, and more decoded bytes, as footer and pages state them, than a stated multiple of the file's
+size.
 """
 
 import base64
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.runtime.errors import InputError
-from pipelines.workspace.parquet_footer import Footer
+from pipelines.workspace.parquet_footer import Footer, with_pages
 from pipelines.workspace.schemas import availability_schema, embeddings_schema, events_schema, labels_schema
 
 MAX_EXPANSION = 200
@@ -57,6 +59,26 @@ def _all_fields(fields: Iterable[pa.Field]) -> Iterator[pa.Field]:
         while pa.types.is_dictionary(kind):
             kind = kind.value_type
         yield from _all_fields(kind.field(index) for index in range(kind.num_fields))
+
+
+def with_stated_pages(source: Any, footer: Footer, columns: Collection[str] | None, groups: Sequence[int]) -> Footer:
+    """Return a footer that states at least what the headers of pages do, of the columns and row groups to be read."""
+
+    def read(start: int, length: int) -> bytes:
+        source.seek(start)
+        content: bytes = source.read(length)
+        return content
+
+    chunks = list(footer.chunks)
+    try:
+        for group in set(groups):
+            chunks[group] = tuple(
+                with_pages(chunk, read) if columns is None or chunk.column in columns else chunk
+                for chunk in chunks[group]
+            )
+    except (ValueError, TypeError, AttributeError, IndexError) as error:
+        raise pa.ArrowInvalid(str(error) or "the header of a page is damaged") from None
+    return replace(footer, chunks=tuple(chunks))
 
 
 def refuse_expansion(source: Any, footer: Footer, wanted: Collection[str] | None, size: int, name: str) -> None:
@@ -111,8 +133,10 @@ def _is_type(found: pa.DataType, expected: pa.DataType) -> bool:
         tensor = isinstance(found, pa.FixedShapeTensorType) and found.value_type == expected.value_type
         return tensor and len(found.shape) == 2 and found.shape[0] == expected.shape[0]
     if pa.types.is_fixed_size_list(expected):
+        if not pa.types.is_fixed_size_list(found):
+            return False
         several = expected.value_type != pa.float32() and found.list_size != expected.list_size
-        return pa.types.is_fixed_size_list(found) and found.value_type == expected.value_type and not several
+        return found.value_type == expected.value_type and not several
     return bool(found == expected) or (pa.types.is_string(expected) and pa.types.is_large_string(found))
 
 

@@ -1,4 +1,4 @@
-"""The footer of a Parquet file that may come from a stranger: what it states, read without making anything of it.
+"""Footer and page headers of a Parquet file that may come from a stranger, read without making anything of them.
 
 pyarrow's own view of a footer is for files that one trusts: opening it makes the extension types that are named there,
 by code that is registered with Arrow, and some of its accessors end the process where a footer contradicts itself. This
@@ -7,8 +7,8 @@ module reads the few numbers and names that decide whether a file is opened at a
 Source: the Apache Parquet format (parquet.thrift) and Thrift's compact protocol.
 """
 
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 MAX_DEPTH = 16
@@ -18,6 +18,11 @@ SCHEMA_KEY = b"ARROW:schema"
 
 _TYPES = ("BOOLEAN", "INT32", "INT64", "INT96", "FLOAT", "DOUBLE", "BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _PLAIN, _PLAIN_DICTIONARY, _RLE, _BIT_PACKED, _RLE_DICTIONARY = 0, 2, 3, 4, 8
+_DICTIONARY_PAGE, _DATA_PAGE_2 = 2, 3
+# Field of a page's header by type: data, dictionary, data of version 2.
+_PAGE_HEADERS = {0: 5, _DICTIONARY_PAGE: 7, _DATA_PAGE_2: 8}
+_HEADER_BYTES = (128, 2**16, 2**22)
+_FEW_PAGES, _MIN_PAGE_BYTES = 1000, 64
 _WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 
 
@@ -109,6 +114,61 @@ def parse_footer(content: bytes) -> Footer:
         chunks=chunks,
         arrow_schema=schemas[0] if schemas else None,
     )
+
+
+def with_pages(chunk: Chunk, read: Callable[[int, int], bytes]) -> Chunk:
+    """Return a chunk with at least the values and bytes that the headers of its pages state, and their encodings.
+
+    Arrow allocates what the headers of pages say, whatever the footer says.
+
+    Args:
+        chunk: as the footer states it.
+        read: returns `length` bytes of the file from `start` on.
+
+    Raises:
+        ValueError: a header is damaged or contradicts itself.
+    """
+    position, end = chunk.start, chunk.start + chunk.stored_bytes
+    num_pages = num_values = plain_bytes = 0
+    repeats = {chunk.repeats}
+    while position < end:
+        page, length = _page(read, position, end)
+        kind, plain, stored = _int(page, 1), _int(page, 2), _int(page, 3)
+        header = page.get(_PAGE_HEADERS.get(kind, 0), {})
+        values = _int(header, 1, 0)
+        if min(plain, stored, values) < 0 or (kind == _DICTIONARY_PAGE and values > plain):
+            raise ValueError("a page of it contradicts itself")
+        if kind != _DICTIONARY_PAGE:
+            num_values += values
+            encoding = _int(header, 4 if kind == _DATA_PAGE_2 else 2, _PLAIN)
+            if chunk.kind == "BYTE_ARRAY" and encoding in (_PLAIN_DICTIONARY, _RLE_DICTIONARY):
+                repeats.add("dictionary")
+            elif chunk.kind == "BYTE_ARRAY" and encoding != _PLAIN:
+                repeats.add("other")
+        num_pages += 1
+        plain_bytes += plain
+        position += length + stored
+        if num_pages > _FEW_PAGES and chunk.stored_bytes < _MIN_PAGE_BYTES * num_pages:
+            raise ValueError("it has a page for every few bytes")
+    worst = "other" if "other" in repeats else "dictionary" if "dictionary" in repeats else ""
+    return replace(
+        chunk,
+        num_values=max(num_values, chunk.num_values),
+        plain_bytes=max(plain_bytes, chunk.plain_bytes),
+        repeats=worst,
+    )
+
+
+def _page(read: Callable[[int, int], bytes], position: int, end: int) -> tuple[dict[int, Any], int]:
+    """Return a page's header and its length."""
+    for length in _HEADER_BYTES:
+        reader = _Reader(read(position, min(length, end - position)))
+        try:
+            return reader.struct(0), reader.position
+        except IndexError:
+            # Statistics in it may be long.
+            continue
+    raise ValueError("the header of a page is damaged")
 
 
 def _top_names(elements: list[dict[int, Any]]) -> Iterator[str]:

@@ -593,11 +593,19 @@ def open_parent(url: str) -> tuple[Store, str]:
     return open_store(folder + slash or "."), name
 
 
-def read_file(url: str, key: str) -> bytes:
-    """Return the content of a file that a configuration key names; InputError names both where it cannot be read."""
+def read_file(url: str, key: str, *, max_bytes: int) -> bytes:
+    """Return the content of a file that a configuration key names.
+
+    Raises:
+        InputError: it cannot be read, or is larger than that; names key and file.
+    """
     store, name = open_parent(url)
     with said_of(url, key):
-        return store.read(name)
+        # A byte more tells that there are more; what stands behind the name may never end.
+        content = store.read(name, 0, max_bytes + 1)
+    if len(content) > max_bytes:
+        raise InputError(f"{key} {url} is larger than {max_bytes} bytes, the most that is read")
+    return content
 
 
 @contextlib.contextmanager

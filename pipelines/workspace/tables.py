@@ -24,6 +24,7 @@ from pipelines.workspace.parquet_checks import (
     refuse_expansion,
     refuse_extensions,
     refuse_other_types,
+    with_stated_pages,
 )
 from pipelines.workspace.parquet_footer import Footer, parse_footer
 from pipelines.workspace.storage import Store, content_hash, path_part
@@ -272,6 +273,7 @@ def open_content(content: bytes, name: str) -> Iterator[pq.ParquetFile]:
     with _named_damage(name, "restore it"), ExitStack() as stack:
         footer = _footer(lambda start, length: content[start : start + length], len(content))
         refuse_extensions(footer, name)
+        footer = with_stated_pages(source, footer, None, range(len(footer.chunks)))
         refuse_expansion(source, footer, None, len(content), name)
         yield stack.enter_context(open_parquet(source, footer))
 
@@ -312,9 +314,10 @@ def _open(
         missing = sorted((wanted or set()) - footer.columns)
         if missing:
             raise InputError(f"{name} has no column {missing[0]}; restore it or run its stage with --replace")
+        numbers = range(len(footer.chunks)) if groups is None else groups(footer)
         if source is None:
-            numbers = range(len(footer.chunks)) if groups is None else groups(footer)
             source = stack.enter_context(_bucket_source(store, entry, footer, columns, numbers))
+        footer = with_stated_pages(source, footer, wanted if groups is None else columns, numbers)
         refuse_expansion(source, footer, wanted, size, name)
         file = stack.enter_context(open_parquet(source, footer))
         refuse_other_types(file.schema_arrow, path.split("/")[0], name)

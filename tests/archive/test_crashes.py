@@ -1,6 +1,7 @@
 """A crash of the decoder costs its file: processes that really die."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -64,3 +65,14 @@ def test_notes_of_processes_that_live_make_no_file_suspect(tmp_path):
     (tmp_path / f"{os.getppid()}.1").write_bytes(b"a" * 64)
     assert len(part("the file", tmp_path).runs) == 1
     assert not list(tmp_path.glob("*.suspect"))
+
+
+def test_a_decoder_that_does_not_end_is_stopped_after_a_time_that_grows_with_the_bytes(died, monkeypatch):
+    monkeypatch.setattr(crashes, "MIN_SECONDS", 0.5)
+    monkeypatch.setattr(crashes, "_CHILD", crashes._CHILD.replace("pickle.dump(", "while True: pass\npickle.dump("))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = part("the file", died)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert found.damaged_bytes == len(GOOD)
+    # Its imports, and no more than two seconds rounded up.
+    assert after.ru_utime - before.ru_utime < 10.0

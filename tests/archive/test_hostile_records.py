@@ -2,17 +2,20 @@
 
 import gzip
 import time
+import zlib
 from datetime import timedelta
 
 import numpy as np
 import pytest
 from made_records import moment, record2, record3
 
-from pipelines.archive import reading
+from pipelines.archive import reading, records, unpacking
 from pipelines.archive.continuity import assemble
+from pipelines.archive.manifest import build_manifest, probe
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import MAX_UNPACKED_BYTES, decode
 from pipelines.archive.sample_counts import Drop
+from pipelines.config import resolve
 from pipelines.workspace.storage import open_store
 
 NOON = moment("2020-03-01T12:00:00")
@@ -73,10 +76,10 @@ def records_of(kind):
 
 @pytest.mark.parametrize("kind", ["out of order", "two versions", "overlapping", "all within one"])
 def test_thousands_of_records_take_time_in_proportion(kind):
-    records = records_of(kind)
+    made = records_of(kind)
 
     def seconds(number):
-        content = b"".join(records[:number])
+        content = b"".join(made[:number])
         began = time.process_time()
         result = assemble(decode(content).runs, rate_hz=100.0 if kind == "overlapping" else 1.0)
         passed = time.process_time() - began
@@ -105,15 +108,59 @@ def read(tmp_path, content):
     return FileReader(store, next(store.walk())).read(-(2**62), 2**62)
 
 
-def test_a_gzip_that_unpacks_to_far_more_than_its_size_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "MIN_UNPACKED_BYTES", 2**16)
-    record = record2(np.zeros(900), NOON)
+def test_a_gzip_that_unpacks_to_far_more_than_its_size_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "MIN_UNPACKED_BYTES", 2**16)
+    monkeypatch.setattr(reading, "PIECE_BYTES", 2**16)
     content = b"".join(record2(np.zeros(900), NOON + timedelta(seconds=9 * i)) for i in range(200))
-    assert len(gzip.compress(content)) * 64 + 2**16 < len(content)
-    found = read(tmp_path, gzip.compress(content))
-    assert found.problems[-1] == "gzip: it unpacks to far more than its size; the rest is not read"
-    assert 2**16 < sum(len(run.data) for run in found.runs) * 4 < len(content)
-    assert len(record) == 4096
+    packed = gzip.compress(content)
+    assert len(packed) * 16 + 2**16 < len(content)
+    monkeypatch.setattr(records, "read_headers", None)
+    found = read(tmp_path, packed)
+    assert found.problems == ["gzip: it unpacks to more than 0 MiB and 16 times its size, and is not read"]
+    assert found.damaged_bytes == len(packed)
+    assert not found.runs
+
+
+def test_a_gzip_of_thousandfold_expansion_takes_a_second(tmp_path):
+    packer = zlib.compressobj(1, wbits=31)
+    packed = b"".join(packer.compress(bytes(2**24)) for _ in range(32)) + packer.flush()
+    assert len(packed) > 2**21
+    began = time.process_time()
+    found = read(tmp_path, packed)
+    assert time.process_time() - began < 3.0
+    assert found.problems == ["gzip: it unpacks to more than 32 MiB and 16 times its size, and is not read"]
+
+
+def test_many_empty_members_of_a_gzip_take_time_in_proportion(tmp_path):
+    record = record2(np.arange(50), NOON)
+    began = time.process_time()
+    found = read(tmp_path, gzip.compress(b"") * 100_000 + gzip.compress(record))
+    assert time.process_time() - began < 5.0
+    assert [len(run.data) for run in found.runs] == [50]
+
+
+def test_what_follows_a_gzip_is_named_unless_it_is_padding(tmp_path):
+    packed = gzip.compress(record2(np.arange(50), NOON))
+    found = read(tmp_path, packed + b"\0\0something else")
+    assert found.problems == [f"gzip: bytes {len(packed)} to {len(packed) + 16} of the packed file are not gzip"]
+    assert len(found.runs) == 1
+
+
+def test_an_archive_is_listed_and_planned_without_the_decoder(tmp_path, monkeypatch):
+    """So a crash of the decoder, which is C, never ends the job: only tasks, which are tried again, decode."""
+    folder = tmp_path / "2022/XX/A/HHZ.D"
+    folder.mkdir(parents=True)
+    (folder / "XX.A..HHZ.D.2022.001").write_bytes(record2(np.arange(500), moment("2022-01-01T12:00:00")))
+
+    def crash(*_):
+        raise AssertionError("a payload is decoded")
+
+    monkeypatch.setattr(records, "_decode_payloads", crash)
+    store = open_store(str(tmp_path))
+    for layout in ("auto", "flat"):
+        manifest = build_manifest(store, resolve({"archive": {"layout": layout}}).archive)
+        assert manifest.layout == {"auto": "sds", "flat": "flat"}[layout]
+        assert probe(store, manifest.usable(), enough=lambda _: False) == {100.0}
 
 
 def test_decoding_the_beginning_of_a_gzip_unpacks_no_more_than_64_mib():

@@ -7,7 +7,7 @@ import numpy as np
 import obspy
 import pytest
 
-from pipelines.archive import reading
+from pipelines.archive import reading, unpacking
 from pipelines.archive.continuity import assemble
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import decode
@@ -47,7 +47,7 @@ def assert_same_samples(mine, theirs):
 
 def reader(tmp_path, content, monkeypatch, piece_bytes=10_000):
     monkeypatch.setattr(reading, "PIECE_BYTES", piece_bytes)
-    monkeypatch.setattr(reading, "_PACKED_BYTES", 3000)
+    monkeypatch.setattr(unpacking, "_FETCHED_BYTES", 3000)
     (tmp_path / "file").write_bytes(content)
     store = open_store(str(tmp_path))
     return FileReader(store, next(store.walk()))

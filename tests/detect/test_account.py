@@ -1,5 +1,7 @@
 """Every sample, file and channel-day ends in one outcome; expected counts come from how the archives are made."""
 
+import io
+import time
 from collections import Counter
 from functools import partial
 from itertools import chain
@@ -11,8 +13,10 @@ import pyarrow as pa
 import pytest
 from detection_archives import DAY, detect, make_noise, make_trace, write_sds
 
+from jobs.status import totals
+from pipelines.archive import manifest as manifest_module
 from pipelines.archive.codes import Naming
-from pipelines.archive.manifest import build_manifest
+from pipelines.archive.manifest import build_manifest, write_manifest
 from pipelines.archive.records import Channel, Decoded
 from pipelines.archive.sample_counts import SampleCounts
 from pipelines.config import resolve
@@ -21,6 +25,7 @@ from pipelines.detect.account import Totals, Unbalanced, account_of_file
 from pipelines.detect.response import Responses
 from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_status import read_status
 from pipelines.detect.stage_tasks import tasks_of
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import list_markers, read_marker
@@ -119,6 +124,97 @@ def test_what_cannot_be_used_is_counted_with_its_reason(tmp_path):
     )
     assert sentence.count(";") == 4
     assert sentence.endswith("; 1.00 channel-days are in files that cannot be read")
+
+
+def test_records_without_a_channel_group_of_their_own_are_counted_once(tmp_path):
+    """In a flat folder the channel groups come from what can be read; what cannot is in the totals all the same."""
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    log = make_trace(np.frombuffer(b"all is well " * 25, "S1"), "2022-01-01T03:00:00", 1.0, "LOG")
+    good = [make_trace(make_noise(600, RATE, 1, 2), "2022-01-01T03:00:00", RATE, channel) for channel in ("HHZ", "BHZ")]
+    content = io.BytesIO()
+    for trace in good:
+        trace.write(content, format="MSEED", encoding="STEIM2", reclen=512)
+    log.write(content, format="MSEED", encoding="ASCII", reclen=512)
+    (archive / "mixed").write_bytes(content.getvalue())
+    log.stats.station = "TEXT"
+    log.write(str(archive / "text"), format="MSEED", encoding="ASCII", reclen=512)
+    flags = FLAGS | {"archive": {"layout": "flat"}}
+    detect(archive, tmp_path / "workspace", flags)
+    store = open_store(str(tmp_path / "workspace"))
+    write_manifest(store, build_manifest(open_store(str(archive)), resolve(flags).archive))
+    found = read_status(store)
+    assert found.totals.samples == {"used": 2 * (600 * RATE - NUM_LTA), "blanked": 2 * NUM_LTA, "text": 2 * 300}
+    assert found.totals.files == {"used in part": 1}
+    assert found.unusable == 1
+
+
+def test_status_names_every_file_and_channel_whose_headers_say_other_codes_than_its_path(tmp_path):
+    traces = [
+        make_trace(make_noise(600, RATE, 1, 2), "2022-01-01T03:00:00", RATE, channel, "YY")
+        for channel in ("HHN", "HHZ")
+    ]
+    (tmp_path / "archive").mkdir()
+    obspy.Stream(traces).write(str(tmp_path / "archive/XX.0101.2022.001"), format="MSEED")
+    archive = {"layout": "{network}.{station}.{year}.{julday}"}
+    detect(tmp_path / "archive", tmp_path / "workspace", FLAGS | {"archive": archive})
+    told = totals(read_status(open_store(str(tmp_path / "workspace"))))
+    assert told["renamed"] == {"XX.0101.2022.001": {f"YY.0101..{code}": f"XX.0101..{code}" for code in ("HHN", "HHZ")}}
+
+
+def test_a_file_of_too_many_channel_groups_is_refused_by_name(tmp_path, monkeypatch):
+    """Each of them reads the whole file: a small file of thousands would take hours."""
+    monkeypatch.setattr(manifest_module, "MAX_GROUPS_PER_FILE", 3)
+    for name, number in (("three", 3), ("four", 4)):
+        traces = [
+            make_trace(make_noise(60, RATE, 1, 1), "2022-01-01", RATE, station=f"{name[:2].upper()}{index}")
+            for index in range(number)
+        ]
+        obspy.Stream(traces).write(str(tmp_path / name), format="MSEED")
+    manifest = build_manifest(open_store(str(tmp_path)), resolve({"archive": {"layout": "flat"}}).archive)
+    assert manifest.unusable() == [("four", "it holds 4 channel groups; at most 3 are read of one file")]
+    assert manifest.dropped == {"unreadable": 4 * 60 * RATE}
+    assert set(manifest.usable()["station"].to_pylist()) == {"TH0", "TH1", "TH2"}
+
+
+@pytest.mark.parametrize("year", [1800, 1823, 2117, 2199])
+def test_recordings_of_any_year_that_is_believed_are_used(tmp_path, year):
+    content = io.BytesIO()
+    trace = make_trace(make_noise(600, RATE, 1, 2), "2022-01-02T03:00:00", RATE)
+    trace.write(content, format="MSEED", encoding="STEIM2", reclen=512)
+    records = bytearray(content.getvalue())
+    for first in range(0, len(records), 512):
+        records[first + 20 : first + 22] = year.to_bytes(2, "big")
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive/file").write_bytes(records)
+    selection = {"layout": "flat", "start": "0001-01-02T00:00:00Z", "end": "9999-12-30T00:00:00Z"}
+    detect(tmp_path / "archive", tmp_path / "workspace", FLAGS | {"archive": selection})
+    assert totals_of(tmp_path / "workspace").samples == {"used": 600 * RATE - NUM_LTA, "blanked": NUM_LTA}
+
+
+def test_thousands_of_fragments_of_a_day_take_time_in_proportion(tmp_path):
+    """20,000 records of one sample, out of order, with a gap after each; 80,000 take four times as long."""
+    record = bytearray(512)
+    content = io.BytesIO()
+    make_trace(np.array([7], np.int32), "2022-01-01", RATE).write(content, format="MSEED", encoding="INT32", reclen=512)
+    record[:] = content.getvalue()
+    # The record's length is 2 to the power in byte 54; it holds one sample after 64 bytes.
+    assert record[54] == 9
+    record = record[:128]
+    record[54] = 7
+    made = []
+    for place in np.random.default_rng(1).permutation(20_000).tolist():
+        hour, rest = divmod(4 * place, 3600)
+        record[24:27] = bytes([hour, *divmod(rest, 60)])
+        made.append(bytes(record))
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive/file").write_bytes(b"".join(made))
+    flags = FLAGS | {"archive": {"layout": "flat"}}
+    detect(tmp_path / "archive", tmp_path / "first", flags)
+    began = time.process_time()
+    detect(tmp_path / "archive", tmp_path / "second", flags)
+    assert time.process_time() - began < 4.0
+    assert totals_of(tmp_path / "second").samples == {"blanked": 20_000}
 
 
 @pytest.mark.parametrize("interval", ["day", "month"])

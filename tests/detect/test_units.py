@@ -376,6 +376,25 @@ def test_what_is_not_stationxml_is_refused_in_one_sentence(content: bytes):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("first", "last"), [(1900, 2599), (1, 9999)])
+def test_an_epoch_that_ends_in_2599_is_open(first: int, last: int):
+    """Data centres write 2599-12-31 for no end: more than 64 bits of nanoseconds hold."""
+    epoch = {"start_date": obspy.UTCDateTime(first, 1, 1), "end_date": obspy.UTCDateTime(last, 12, 31)}
+    responses = Responses.of(inventory(("HHZ", only_sensitivity("M/S", 4e8)), **epoch), WindowSettings())
+    now = np.array([obspy.UTCDateTime(2022, 1, 1).ns])
+    assert responses.of_group("XX", "0101", "").factors("HHZ", now) == pytest.approx(1 / 4e8, rel=1e-9)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-7", "cp037"])
+def test_a_document_type_cannot_be_hidden_in_another_encoding(encoding: str):
+    buffer = io.BytesIO()
+    inventory(("HHZ", geophone("M/S", 4e8))).write(buffer, format="STATIONXML")
+    text = buffer.getvalue().decode().partition("?>")[2].replace("</Source>", "&b;</Source>")
+    text = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY b "hidden">]>{text}'
+    with pytest.raises(ValueError, match="not a StationXML file"):
+        read_stationxml(text.encode(encoding))
+
+
 def test_stationxml_comes_back_as_obspy_wrote_it():
     buffer = io.BytesIO()
     inventory(("HHZ", geophone("M/S", 4e8))).write(buffer, format="STATIONXML")

@@ -8,6 +8,7 @@ from scipy.signal import resample_poly
 
 from pipelines.archive.continuity import assemble
 from pipelines.archive.records import Channel, make_run
+from pipelines.detect import anchored
 from pipelines.detect.windows import amplitudes, cut, resample, resampling_margin, source_samples
 from pipelines.workspace import tables
 
@@ -186,3 +187,38 @@ def test_a_window_is_what_obspy_cuts_and_says_what_is_missing(tmp_path):
     assert np.isnan(wave[1]).all()
     assert table["missing_fraction"][0].as_py() == pytest.approx(1 / 3)
     assert table["event_id"][0].as_py().startswith("XX.0101..HH.20.20210301T")
+
+
+@pytest.mark.parametrize("rate", [100.009, 99.991])
+def test_every_sample_of_a_long_window_is_the_nearest_in_time_by_its_records_header(rate):
+    """The nominal rate is 100 Hz; a digitiser that is 9e-5 off drifts by more than a sample in two minutes."""
+    count, start_ns = 20_000, 1_600_000_000_000_000_000
+    # Records of 400 samples, each with the start that its first sample has.
+    runs = [
+        run(np.arange(first, first + 400), start_ns + round(first / rate * 1e9), rate) for first in range(0, count, 400)
+    ]
+    parts = assemble(runs, rate_hz=100.0).segments
+    assert [part.num_samples for part in parts] == [count]
+    out = np.full((1, 12_000), np.nan)
+    begin_ns = start_ns + 20_000_000_000
+    cut(out, parts, np.array([begin_ns]), 100.0)
+    times = start_ns + out[0] / rate * 1e9
+    assert np.abs(times - (begin_ns + np.arange(12_000) * 1e7)).max() < 0.56e7
+    # One sample is left out or taken twice where it has drifted half a sample, and no other.
+    steps = np.diff(out[0])
+    assert (steps != 1).sum() == 1
+    assert set(steps[steps != 1]) == {2 if rate > 100 else 0}
+
+
+def test_windows_cut_together_or_apart_are_the_same(tmp_path, monkeypatch):
+    trace = make_trace(np.random.default_rng(3).normal(size=60_000).astype(np.float32), "2022-01-01T00:00:00", 100.0)
+    for place in range(5_000, 55_000, 5_000):
+        trace.data[place : place + 300] *= 40
+    write_sds(tmp_path / "archive", [trace], encoding="FLOAT32")
+    flags = {"detection": {"band_hz": [1, 20]}, "window": {"rate_hz": 50, "lead_seconds": 3, "length_seconds": 12}}
+    detect(tmp_path / "archive", tmp_path / "together", flags)
+    monkeypatch.setattr(anchored, "MAX_SAMPLES_TOGETHER", 3000)
+    detect(tmp_path / "archive", tmp_path / "apart", flags)
+    together = read_events(tmp_path / "together")
+    assert len(together) >= 10
+    assert tables.rows_hash(together) == tables.rows_hash(read_events(tmp_path / "apart"))

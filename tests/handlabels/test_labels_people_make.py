@@ -166,3 +166,10 @@ def test_any_bytes_are_read_or_refused(content):
         csv_text.read_rows(csv_text.decode_text(content))
     except ValueError:
         return
+
+
+def test_column_names_that_an_error_quotes_are_one_short_line(tmp_path):
+    with pytest.raises(InputError, match="has the columns") as caught:
+        read(tmp_path, '"a\nb\x1b[31m' + "x" * 5000 + '",c\n1,2\n')
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()

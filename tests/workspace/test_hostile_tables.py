@@ -18,6 +18,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
 from pipelines.workspace.event_sample import choose_events
 from pipelines.workspace.ledger import MarkerName, marker_path
+from pipelines.workspace.parquet_footer import Chunk, with_pages
 from pipelines.workspace.storage import Store, open_store
 
 PATH = "labels/network=XX/station=A/day.parquet"
@@ -188,6 +189,63 @@ def test_a_large_honest_file_with_few_different_texts_is_read(tmp_path: Path) ->
     names = [f"a long name of a class, number {number % 3}, of {'x' * 200}" for number in range(200_000)]
     store.write(PATH, parquet(pa.table({"label": names, "cluster": pa.array(range(200_000), pa.int32())})))
     assert tables.read_table(store, PATH, ["label"])["label"].to_pylist() == names
+
+
+@pytest.mark.parametrize("encoding", ["PLAIN", "dictionary", "DELTA_BYTE_ARRAY"])
+def test_pages_that_hold_more_than_the_footer_says_are_refused_before_they_are_decoded(
+    tmp_path: Path, encoding: str
+) -> None:
+    """The footer may say anything; what is allocated is what the headers of the pages say."""
+    content = io.BytesIO()
+    table = pa.table({"event_id": ["a" * 100_000_000], "label": ["b"]})
+    options = {"use_dictionary": True} if encoding == "dictionary" else {"use_dictionary": False}
+    if encoding == "DELTA_BYTE_ARRAY":
+        options |= {"column_encoding": {"event_id": encoding, "label": encoding}}
+    pq.write_table(table, content, compression="zstd", write_statistics=False, **options)
+    metadata = pq.read_metadata(content)
+    stated = varint(2 * metadata.row_group(0).column(0).total_uncompressed_size)
+    small = bytes(byte | 0x80 for byte in varint(2 * 100).ljust(len(stated), b"\0")[:-1]) + b"\0"
+    whole = content.getvalue()
+    footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], "little")
+    assert stated in whole[footer:]
+    store = open_store(str(tmp_path))
+    store.write(PATH, whole[:footer] + whole[footer:].replace(stated, small))
+    (tmp_path / "labels.parquet").write_bytes(whole[:footer] + whole[footer:].replace(stated, small))
+    with pytest.raises(InputError, match=r"bytes decode to .*, more than 200 times as many"):
+        tables.read_table(store, PATH)
+    with pytest.raises(InputError, match=r"bytes decode to .*, more than 200 times as many"):
+        read_label_table(str(tmp_path / "labels.parquet"))
+
+
+def varint(value: int) -> bytes:
+    """Return a number as Thrift's compact protocol writes it: seven bits a byte, the lowest first."""
+    found = bytearray()
+    while value >= 0x80:
+        found.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*found, value])
+
+
+def test_a_page_for_every_few_bytes_is_refused() -> None:
+    header = bytes([0x15, 0x00, 0x15, 0x00, 0x15, 0x00, 0x00])
+    chunk = Chunk("x", "INT64", 8, "", 1, len(header) * 5000, 8, 0, None)
+    with pytest.raises(ValueError, match="a page for every few bytes"):
+        with_pages(chunk, lambda start, length: (header * 5000)[start : start + length])
+
+
+def test_a_list_where_the_contract_has_another_type_is_named(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("events/x.parquet", parquet(pa.table({"event_id": ["a"], "channels": [["HHZ"]]})))
+    with pytest.raises(InputError, match="its column channels has the type list"):
+        tables.read_table(store, "events/x.parquet")
+
+
+def test_text_of_labels_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    content = parquet(pa.table({"event_id": ["a"], "label": ["readable"]}))
+    assert content.count(b"readable") >= 1
+    (tmp_path / "labels.parquet").write_bytes(content.replace(b"readable", b"\xff\xfeadable"))
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        read_label_table(str(tmp_path / "labels.parquet"))
 
 
 @pytest.mark.parametrize(

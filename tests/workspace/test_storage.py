@@ -321,3 +321,13 @@ def test_what_does_not_exist_is_said(tmp_path, moto_s3):
         check_readable(open_store(str(tmp_path / "no")), what="archive")
     with pytest.raises(InputError, match="does not exist"):
         check_readable(open_store("s3://no-such-bucket-anywhere/x"), what="archive")
+
+
+def test_a_file_that_a_key_names_is_read_up_to_its_bound(tmp_path):
+    (tmp_path / "names.yaml").write_bytes(b"x" * 1000)
+    assert storage.read_file(str(tmp_path / "names.yaml"), "labels.names", max_bytes=1000) == b"x" * 1000
+    with pytest.raises(InputError, match=r"labels\.names .*names\.yaml is larger than 999 bytes"):
+        storage.read_file(str(tmp_path / "names.yaml"), "labels.names", max_bytes=999)
+    # It never ends.
+    with pytest.raises(InputError, match="is larger than 1000 bytes"):
+        storage.read_file("/dev/zero", "train.augment_from", max_bytes=1000)
