@@ -30,8 +30,8 @@ COMPONENTS = "ENZ"
 FOLLOWED_TRIGGERS = 5
 # Room for the resampling filter (10 samples of the lower rate) and for the rules of continuity.
 SLACK_SECONDS = 60.0
-MAX_SAMPLES_TOGETHER = 2**20
-"""Windows are cut together up to so many samples of a component at the source rate: some 200 MB with all copies."""
+MAX_SAMPLES_TOGETHER = 2**19
+"""Windows are cut together up to so many samples of a component at the source rate: some 100 MB with all copies."""
 # Of equal onsets the vertical names the event, then north, then east.
 _PRECEDENCE = {2: 0, 1: 1, 0: 2}
 
