@@ -46,15 +46,15 @@ def merge_rates(samples: Mapping[float, int]) -> dict[float, float]:
     Args:
         samples: how many samples have each nominal rate.
 
-    The rate of the most samples (of equals, the lowest) takes those within twice the tolerance; so does the one with
-    the most of what is left.
+    The rate of the most samples (of equals, the lowest) takes those within three times the tolerance: two stated rates
+    that differ by it have nominal ones that differ by so much at most. So does the one with the most of what is left.
     """
     merged: dict[float, float] = {}
     for rate_hz in sorted(samples, key=lambda rate: (-samples[rate], rate)):
         if rate_hz in merged:
             continue
         for other in samples:
-            if other not in merged and abs(other - rate_hz) <= 2 * RATE_TOLERANCE * rate_hz:
+            if other not in merged and abs(other - rate_hz) <= 3 * RATE_TOLERANCE * rate_hz:
                 merged[other] = rate_hz
     return merged
 

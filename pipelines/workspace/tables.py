@@ -317,7 +317,8 @@ def _open(
         numbers = range(len(footer.chunks)) if groups is None else groups(footer)
         if source is None:
             source = stack.enter_context(_bucket_source(store, entry, footer, columns, numbers))
-        footer = with_stated_pages(source, footer, wanted if groups is None else columns, numbers)
+        # Of a bucket's object only what is fetched anyway is looked at.
+        footer = with_stated_pages(source, footer, wanted if store.is_local else columns, numbers)
         refuse_expansion(source, footer, wanted, size, name)
         file = stack.enter_context(open_parquet(source, footer))
         refuse_other_types(file.schema_arrow, path.split("/")[0], name)

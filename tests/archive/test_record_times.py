@@ -118,6 +118,13 @@ def test_the_nominal_rate_is_the_simplest_number_within_the_tolerance(stated, no
     assert nominal_rate(stated) == nominal
 
 
+@pytest.mark.parametrize("rate", [794.40625, 100.0, 33.333333, 0.0987])
+def test_rates_that_differ_by_measurement_alone_are_one_whatever_nominal_rates_they_have(rate):
+    """794.39 to 794.42 Hz have the nominal rates 794 1/3, 794.4 and 794.5."""
+    nominal = {nominal_rate(rate * (1 + deviation)) for deviation in np.linspace(-5e-5, 5e-5, 41)}
+    assert len(set(merge_rates(dict.fromkeys(nominal, 1)).values())) == 1
+
+
 def test_rates_within_the_tolerance_are_one_group_and_others_are_not():
     assert merge_rates({100.0: 5, 100.01: 9, 100.05: 1, 50.0: 3}) == {
         100.01: 100.01,
