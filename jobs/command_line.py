@@ -49,7 +49,7 @@ REPLACES = {
     "fetch": "download again what the archive holds already",
     "detect": "remove the events and everything derived from them first",
     "train": "train again; the old encoder stays until the new one is ready",
-    "label": "label again with other settings; the old labels stay until the new clustering is ready",
+    "label": "label again with other settings; the old labels stay until the new ones are ready",
     "report": "write report and catalogue again; the old ones stay until the new ones are ready",
     "run": "make the results of other settings again, from the first stage whose settings differ",
 }

@@ -55,6 +55,7 @@ from pipelines.tracking.server import Tracking
 from pipelines.workspace.artifacts import ClusteringSummary, FittedClustering
 from pipelines.workspace.event_sample import events_fingerprint
 from pipelines.workspace.ledger import fingerprint, stage_fingerprint
+from pipelines.workspace.replacement import result_of
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
@@ -142,23 +143,31 @@ def label_events(
             events=lineage["events"],
             fingerprints=lineage | {"events": events_fingerprint(store)},
         )
-        _claim(workspace, config, replace=replace, again=again)
-        with stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run:
-            return _label(workspace, inputs, config, run, whole, kept=kept, replace=replace, num_cpus=session.num_cpus)
+        if not replace:
+            workspace.refuse_conflict("label", config)
+        # Labels of another clustering are made beside those that stand; more events of the same one are added to them.
+        beside = replace or (kept is None and store.exists(ClusteringSummary.PATH))
+        embeds = again or len(unembedded_shards(store, shards, registered.encoder, config.label)) == len(shards)
+        keep = () if embeds else ("embeddings", "ledger/embed")
+        with (
+            stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run,
+            result_of(workspace, "label", config, replace=beside, keep=keep) as place,
+        ):
+            if beside:
+                _begin_with(place.store, store, fitted=not again)
+            return _label(place, inputs, config, run, whole, kept=kept, labelled=store, num_cpus=session.num_cpus)
 
 
-def _claim(workspace: Workspace, config: Config, *, replace: bool, again: bool) -> None:
-    """Store the configuration, and take away what is to be made `again`; labels stay until there are others."""
-    if not replace:
-        workspace.claim("label", config, replace=False)
+def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
+    """Give labels that are made beside others the record of the clustering that stands; if `fitted`, its centroids."""
+    if place.exists(FittedClustering.PATH):
+        # Of an earlier attempt.
         return
-    workspace.accept("label", config)
-    if again:
-        for folder in ("ledger/label", "ledger/embed", "embeddings"):
-            workspace.store.remove_folder(folder)
-        for item in list(workspace.store.walk("clustering")):
-            if item.path.endswith(".npz"):
-                workspace.store.remove(item.path)
+    endings = (".npz", FittedClustering.PATH) if fitted else (FittedClustering.PATH,)
+    # The record comes last, since it says that the others are there.
+    for item in sorted(standing.walk("clustering"), key=lambda item: item.path == FittedClustering.PATH):
+        if item.path.endswith(endings):
+            place.write(item.path, standing.read(item.path))
 
 
 def check_gpus(config: Config) -> None:
@@ -237,7 +246,7 @@ def _label(
     whole: str,
     *,
     kept: FittedClustering | None,
-    replace: bool,
+    labelled: Store,
     num_cpus: int,
 ) -> LabellingSummary:
     store, encoder = workspace.store, inputs.registered.encoder
@@ -252,7 +261,9 @@ def _label(
     clustering = find_clustering(store, inputs, config, run, kept=kept, num_workers=num_workers, num_cpus=num_cpus)
     label_of = inputs.hand.label_of if inputs.hand else {}
     probe_ids = probe_sample(label_of, seed=config.kmeans.seed)
-    fitted, count, moves = settle_clustering(workspace, inputs, config, clustering, label_of, probe_ids)
+    fitted, count, moves = settle_clustering(
+        workspace, inputs, config, clustering, label_of, probe_ids, labelled=labelled
+    )
     numbers = np.array(fitted.numbers, dtype=np.int32)
     named = _name_clusters(inputs, config, count.labelled, numbers)
     if clustering.record is not None and clustering.record.named_by == inputs.named_by:
@@ -279,8 +290,6 @@ def _label(
     )
     # A run that is killed while it writes labels leaves no summary of earlier ones beside them.
     store.remove(ClusteringSummary.PATH)
-    if replace:
-        workspace.remove_stage("report")
     num_written = write_labels(store, clustering.model, naming, label_of, marks)
     cells = read_cells(store, [marker_of(shard, mark) for shard, mark in marks.items()])
     drift = drift_of(cells, fitted)

@@ -37,11 +37,13 @@ def settle_clustering(
     clustering: Clustering,
     label_of: Mapping[str, str],
     probe_ids: Collection[str],
+    *,
+    labelled: Store,
 ) -> tuple[FittedClustering, Count, Sequence[Move]]:
     """Give the clusters their numbers, unless they have them.
 
     Returns what is known of the clustering (still without names where it is new), what its events say, and what moves
-    from the clustering before.
+    from the clustering before, whose labels are in the store `labelled`.
     """
     store, model, at_classes = workspace.store, clustering.model, clustering.at_classes
     if clustering.record is not None:
@@ -49,7 +51,7 @@ def settle_clustering(
         count = count_clusters(store, news, model, at_classes, label_of, probe_ids, None)
         return clustering.record, count, ()
     earlier = read_record(store, replace=True)
-    followed = inputs.reference or store
+    followed = inputs.reference or labelled
     count = count_clusters(store, inputs.shards, model, at_classes, label_of, probe_ids, followed)
     first_new = workspace.read_state().next_cluster or 0
     if earlier is not None:

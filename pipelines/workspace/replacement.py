@@ -10,7 +10,7 @@ workspace finishes that first.
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pydantic import Field
 
@@ -26,15 +26,24 @@ class Complete(Artifact):
 
     paths: tuple[str, ...] = Field(max_length=100)
     """What there is of it."""
+    replaced: tuple[str, ...] = Field(max_length=100)
+    """What it replaces; of these, the old one goes where it has none of its own."""
     switched: bool = False
     """Whether all of it has taken its place, so that only the copies are left to be removed."""
 
 
 @contextlib.contextmanager
-def result_of(workspace: Workspace, stage: str, config: Config, *, replace: bool) -> Iterator[Workspace]:
+def result_of(
+    workspace: Workspace, stage: str, config: Config, *, replace: bool, keep: Collection[str] = ()
+) -> Iterator[Workspace]:
     """Yield the workspace to write a stage's result to; with `replace`, that lies beside the old one until the end.
 
     What the stage reads of other stages is where it was. Errors inside leave the old result as it was.
+
+    Args:
+        workspace, stage, config: whose result, and what it is made with.
+        replace: build it beside the old one.
+        keep: folders of the stage that are written in place all the same.
 
     Raises:
         InputError: without `replace`, the stage has results made with another configuration.
@@ -47,7 +56,8 @@ def result_of(workspace: Workspace, stage: str, config: Config, *, replace: bool
         yield workspace
         return
     workspace.migrate()
-    beside = Workspace(dataclasses.replace(store, beside=f"{REPLACING}/{stage}", paths_beside=_paths(stage)))
+    paths = tuple(path for path in _paths(stage) if path not in keep)
+    beside = Workspace(dataclasses.replace(store, beside=f"{REPLACING}/{stage}", paths_beside=paths))
     try:
         beside.refuse_conflict(stage, config)
     except InputError:
@@ -55,9 +65,10 @@ def result_of(workspace: Workspace, stage: str, config: Config, *, replace: bool
         store.remove_folder(f"{REPLACING}/{stage}")
     beside.claim(stage, config, replace=False)
     yield beside
-    there = tuple(path for path in _paths(stage) if next(_objects(beside.store, path), None) is not None)
-    _write(store, stage, Complete(paths=there))
-    _switch(store, stage, there)
+    there = tuple(path for path in paths if next(_objects(beside.store, path), None) is not None)
+    complete = Complete(paths=there, replaced=paths)
+    _write(store, stage, complete)
+    _switch(store, stage, complete)
 
 
 def finish_replacements(store: Store) -> None:
@@ -71,19 +82,21 @@ def finish_replacements(store: Store) -> None:
         if found.switched:
             _clean(store, stage)
         else:
-            _switch(store, stage, found.paths)
+            _switch(store, stage, found)
 
 
-def _switch(store: Store, stage: str, there: tuple[str, ...]) -> None:
+def _switch(store: Store, stage: str, complete: Complete) -> None:
     """Let a complete result take its place; after a kill it is called again."""
     for path in _paths(stage):
-        if path in there:
+        if path not in complete.replaced:
+            continue
+        if path in complete.paths:
             store.take_place(f"{REPLACING}/{stage}/{path}", path, old=f"{REPLACING}/{stage}/old/{path}")
         elif path.startswith("config/"):
             store.remove(path)
         else:
             store.remove_folder(path)
-    _write(store, stage, Complete(paths=there, switched=True))
+    _write(store, stage, complete.model_copy(update={"switched": True}))
     _clean(store, stage)
 
 
