@@ -145,17 +145,18 @@ def label_events(
         )
         if not replace:
             workspace.refuse_conflict("label", config)
-        # Labels of another clustering are made beside those that stand; more events of the same one are added to them.
-        beside = replace or (kept is None and store.exists(ClusteringSummary.PATH))
+        # Labels of another clustering are made beside those that stand. Where the clustering stays, files are added one
+        # by one, and those with other names or hand labels corrected.
+        beside = kept is None and (replace or store.exists(ClusteringSummary.PATH))
         embeds = again or len(unembedded_shards(store, shards, registered.encoder, config.label)) == len(shards)
         keep = () if embeds else ("embeddings", "ledger/embed")
-        with (
-            stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run,
-            result_of(workspace, "label", config, replace=beside, keep=keep) as place,
-        ):
-            if beside:
-                _begin_with(place.store, store, fitted=not again)
-            return _label(place, inputs, config, run, whole, kept=kept, labelled=store, num_cpus=session.num_cpus)
+        with stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run:
+            if replace and not beside:
+                workspace.accept("label", config)
+            with result_of(workspace, "label", config, replace=beside, keep=keep) as place:
+                if beside:
+                    _begin_with(place.store, store, fitted=not again)
+                return _label(place, inputs, config, run, whole, kept=kept, labelled=store, num_cpus=session.num_cpus)
 
 
 def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
