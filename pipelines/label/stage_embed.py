@@ -1,4 +1,4 @@
-"""Embedding by Ray Data: an actor pool turns each file of events into the file of embeddings beside it.
+"""Embedding by Ray Data: tasks, or actors on GPUs, turn each file of events into the file of embeddings beside it.
 
 Only this module and `stage_encoder` need torch, so that the workers that cluster import none.
 """
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -88,17 +88,24 @@ def embed_shards(
 def _embed(
     store: Store, rows: list[dict[str, Any]], encoder: Encoder, settings: LabelSettings, num_workers: int
 ) -> Iterator[dict[str, Any]]:
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     shards: Any = ray.data.from_items(rows, override_num_blocks=min(len(rows), MAX_BLOCKS))
-    embedded = shards.map(
-        EmbedShard,
-        fn_constructor_args=(store, ray.put(encoder.to("cpu").to_bytes()), settings),
-        compute=ActorPoolStrategy(size=max(1, min(num_workers, len(rows), int(_memory() // WORKER_MEMORY_BYTES)))),
-        num_cpus=1,
-        num_gpus=1 if settings.use_gpu else 0,
-        memory=WORKER_MEMORY_BYTES,
-    )
+    at_once = max(1, min(num_workers, len(rows), int(_memory() // WORKER_MEMORY_BYTES)))
+    content = ray.put(encoder.to("cpu").to_bytes())
+    if settings.use_gpu:
+        # An actor keeps its GPU; a task with a GPU gets a new process each time.
+        embedded = shards.map(
+            EmbedShard,
+            fn_constructor_args=(store, content, settings),
+            compute=ActorPoolStrategy(size=at_once),
+            num_cpus=1,
+            num_gpus=1,
+            memory=WORKER_MEMORY_BYTES,
+        )
+    else:
+        work = _EmbedInTask(store, content, settings)
+        embedded = shards.map(work, compute=TaskPoolStrategy(size=at_once), num_cpus=1, memory=WORKER_MEMORY_BYTES)
     waits = say_waits("embed", missing_gpus) if settings.use_gpu else nullcontext()
     with waits, progress_bar("embed", unit="shard", total=len(rows)) as bar:
         for row in embedded.iter_rows():
@@ -112,8 +119,25 @@ def _memory() -> float:
     return float(resources().get("memory", np.inf))
 
 
+class _EmbedInTask:
+    """What a Ray task runs on a CPU; the process keeps the encoder for its next tasks."""
+
+    kept: ClassVar[dict[str, "EmbedShard"]] = {}
+
+    def __init__(self, store: Store, encoder: Any, settings: LabelSettings) -> None:
+        self.arguments = store, encoder, settings
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Embed one shard."""
+        name = self.arguments[1].hex()
+        if name not in self.kept:
+            self.kept.clear()
+            self.kept[name] = EmbedShard(*self.arguments)
+        return self.kept[name](row)
+
+
 class EmbedShard:
-    """An actor that holds the encoder and embeds one shard a call."""
+    """Holds the encoder and embeds one shard a call."""
 
     def __init__(self, store: Store, encoder: Any, settings: LabelSettings) -> None:
         torch.set_num_threads(1)
