@@ -5,6 +5,7 @@ import importlib
 import io
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,6 +35,10 @@ for _name in (
     os.environ.pop(_name, None)
 # Tiny matrices gain nothing from a second thread, and lose much where another process holds the other core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a script starts in the background ignores SIGINT, and so would the jobs that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # On a busy machine an example may take any time; pytest's own limit ends what hangs.
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

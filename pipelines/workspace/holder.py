@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 
 from pydantic import Field
 
@@ -23,6 +24,9 @@ from pipelines.workspace.artifacts import Artifact
 from pipelines.workspace.disk import missing_folders
 from pipelines.workspace.storage import Store
 from pipelines.workspace.storage_errors import StorageFailed
+
+INTERRUPT = signal.SIGUSR2
+"""Ends a job that has lost its hold. Not SIGINT: a job that a script starts in the background ignores that."""
 
 LEASE_SECONDS = 180.0
 """A holder on another host that has not renewed its hold for so long is taken for dead."""
@@ -94,7 +98,8 @@ def held(store: Store, command: str) -> Iterator[None]:
     hold = _Hold(store, holder)
     hold.start()
     try:
-        yield
+        with _interrupted_by(INTERRUPT):
+            yield
     except KeyboardInterrupt:
         if hold.lost:
             raise StageFailed(hold.lost) from None
@@ -161,6 +166,7 @@ class _Hold:
         self.lost = ""
         """Why the hold does not hold any more; empty while it does."""
         self._owner = threading.get_ident()
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, daemon=True)
 
@@ -197,9 +203,25 @@ class _Hold:
                 f"{self.store.url} was taken by another job, since this one could not renew its hold for "
                 f"{LEASE_SECONDS:.0f} s; run the same command again once the other has ended"
             )
-            if not self._stop.is_set():
-                signal.pthread_kill(self._owner, signal.SIGINT)
+            if self._in_main_thread and not self._stop.is_set():
+                signal.pthread_kill(self._owner, INTERRUPT)
             return
+
+
+@contextlib.contextmanager
+def _interrupted_by(number: signal.Signals) -> Iterator[None]:
+    """Raise KeyboardInterrupt where a signal comes inside; Python can do that in the main thread alone."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(number, _interrupt) if main else None
+    try:
+        yield
+    finally:
+        if main:
+            signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
 
 
 def _this_machine() -> tuple[str, str]:

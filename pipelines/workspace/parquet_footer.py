@@ -211,7 +211,8 @@ def _chunks(columns: list[dict[int, Any]], lengths: list[int]) -> tuple[Chunk, .
                 num_values=numbers[0],
                 plain_bytes=numbers[1],
                 stored_bytes=numbers[2],
-                start=min(data, dictionary) if dictionary else data,
+                # 0: there is none; a column without values has a dictionary at most.
+                start=min(filter(None, (data, dictionary)), default=0),
                 statistics=limits if isinstance(limits[0], bytes) and isinstance(limits[1], bytes) else None,
             )
         )

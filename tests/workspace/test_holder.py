@@ -105,7 +105,16 @@ def test_a_holder_on_another_host_is_taken_over_once_its_lease_has_expired(store
         assert json.loads(store.read("holder.json"))["command"] == "firnline detect"
 
 
-def test_a_job_that_lost_its_hold_ends(store, monkeypatch):
+@pytest.mark.parametrize("sigint", [signal.default_int_handler, signal.SIG_IGN], ids=["foreground", "background"])
+def test_a_job_that_lost_its_hold_ends(store, monkeypatch, sigint):
+    before = signal.signal(signal.SIGINT, sigint)
+    try:
+        lose_the_hold(store, monkeypatch)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def lose_the_hold(store, monkeypatch):
     monkeypatch.setattr(holder, "RENEW_SECONDS", 0.2)
 
     def work():

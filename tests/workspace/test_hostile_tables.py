@@ -341,3 +341,13 @@ def test_a_table_outside_the_folders_of_a_station_is_named(tmp_path: Path) -> No
     store.write("events/stray.parquet", b"PAR1")
     with pytest.raises(InputError, match=r"stray\.parquet is not part of events/"):
         tables.list_shards(store, "events")
+
+
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_a_table_without_rows_is_read(compression, use_dictionary):
+    plain = pa.table({"event_id": pa.array([], pa.string()), "onset": pa.array([], pa.timestamp("ns", tz="UTC"))})
+    buffer = io.BytesIO()
+    pq.write_table(plain, buffer, compression=compression, use_dictionary=use_dictionary)
+    with tables.open_content(buffer.getvalue(), "labels") as file:
+        assert file.read().equals(plain)
