@@ -261,9 +261,24 @@ def test_a_training_on_ray_that_is_interrupted_is_killed_in_mlflow_and_can_be_re
     finally:
         done.set()
         thread.join()
+        end_of_the_training_that_is_left()
     tracking = tracking_of(workspace)
     run = tracking.client().search_runs([tracking.experiment_id()])[0]
     assert run.info.status == "KILLED"
+
+
+def end_of_the_training_that_is_left():
+    """End what a job's process would take with it: the training, which holds every CPU of this process's cluster."""
+
+    def processes(title):
+        return [child for child in psutil.Process().children(recursive=True) if title in child.name()]
+
+    for controller in processes("ray::TrainContr"):
+        controller.kill()
+    give_up = time.monotonic() + 60
+    while processes("ray::RayTrainWo"):
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
 
 
 def test_an_empty_workspace_says_what_to_do(tmp_path):
