@@ -21,7 +21,6 @@ from pipelines import encoders
 from pipelines.contrastive.checkpoint import read_facts
 from pipelines.runtime.capacity import CLUSTER_CPUS_VARIABLE, CLUSTER_GPUS_VARIABLE
 from pipelines.runtime.errors import InputError, StageFailed
-from pipelines.runtime.ray_session import SPARE_CPUS
 from pipelines.tracking.models import alias_version, download_artifact
 from pipelines.tracking.server import Tracking, as_default
 from pipelines.train.stage import ENCODER, _output_keys, check_resources, train_encoder, where_it_runs
@@ -241,44 +240,36 @@ def test_gloo_listens_on_the_interface_that_has_the_nodes_address():
 
 
 @pytest.mark.timeout(300)
-def test_a_training_on_ray_that_is_interrupted_is_killed_in_mlflow_and_can_be_resumed(ray_cluster, tmp_path):
+def test_a_training_on_ray_that_is_interrupted_is_killed_in_mlflow_and_can_be_resumed(tmp_path):
     workspace = make_workspace(str(tmp_path / "interrupted"))
-    # The worker takes every CPU of the cluster: nothing beside it needs one.
-    on_every_cpu = settings(num_workers=1, cpus_per_worker=2 + SPARE_CPUS, epochs=500)
-    done = threading.Event()
-
-    def interrupt_after_the_first_epoch():
-        while not done.wait(0.05):
-            if any("epoch-" in item.path for item in workspace.store.walk("train")):
-                os.kill(os.getpid(), signal.SIGINT)
-                return
-
-    thread = threading.Thread(target=interrupt_after_the_first_epoch, daemon=True)
-    thread.start()
+    changes = {"num_workers": 1, "cpus_per_worker": 2, "epochs": 500}
+    flags = [part for name, value in (SMALL | changes).items() for part in (f"--train.{name}", str(value))]
+    # A process of its own: the training ends with it.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", workspace.url, "--mlflow.experiment", "training", *flags],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     try:
-        with pytest.raises(KeyboardInterrupt):
-            train_encoder(workspace, on_every_cpu, tracking_of(workspace))
+        while not any("epoch-" in item.path for item in workspace.store.walk("train")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
     finally:
-        done.set()
-        thread.join()
-        end_of_the_training_that_is_left()
+        process.kill()
+        process.wait()
+    assert process.returncode == 130
+    assert said.endswith("firnline train: interrupted; run the same command again to continue\n")
+    assert last_checkpoint(workspace.store, f"train/{folder_of(workspace)}") is not None
     tracking = tracking_of(workspace)
     run = tracking.client().search_runs([tracking.experiment_id()])[0]
     assert run.info.status == "KILLED"
 
 
-def end_of_the_training_that_is_left():
-    """End what a job's process would take with it: the training, which holds every CPU of this process's cluster."""
-
-    def processes(title):
-        return [child for child in psutil.Process().children(recursive=True) if title in child.name()]
-
-    for controller in processes("ray::TrainContr"):
-        controller.kill()
-    give_up = time.monotonic() + 60
-    while processes("ray::RayTrainWo"):
-        assert time.monotonic() < give_up
-        time.sleep(0.1)
+def folder_of(workspace):
+    return next(item.path.split("/")[1] for item in workspace.store.walk("train") if "epoch-" in item.path)
 
 
 def test_an_empty_workspace_says_what_to_do(tmp_path):
