@@ -7,12 +7,12 @@ a difference that is large, larger than between the months of the reference peri
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.stats import chi2, hypergeom
 
 from pipelines.label.cells import BINS_PER_OCTAVE, Cell
+from pipelines.workspace.artifacts import DriftRow
 
 MIN_EVENTS = 30
 """A cell with fewer events raises no alarm."""
@@ -31,24 +31,7 @@ NOISE_DB = 3.0
 """A difference of median noise levels that is large (dB)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """A cell outside the reference period beside the reference; fields as in the artifact `DriftRow`."""
-
-    station: str
-    month: str
-    events: int
-    reference_events: int
-    own_reference: bool
-    far_share: float
-    reference_far_share: float
-    distance_ratio: float
-    balance: float
-    noise_db: float | None
-    reasons: tuple[str, ...] = ()
-
-
-def compare_cells(cells: Sequence[Cell]) -> list[Comparison]:
+def compare_cells(cells: Sequence[Cell]) -> list[DriftRow]:
     """Compare each cell outside the reference period with the station's reference, by station and month.
 
     Args:
@@ -85,9 +68,9 @@ class _Reference:
                 self.noise_db = max(self.noise_db, abs(_noise_shift(month, rest) or 0.0))
 
 
-def _compare(cell: Cell, usual: _Reference, own: bool, chance: float) -> Comparison:
+def _compare(cell: Cell, usual: _Reference, own: bool, chance: float) -> DriftRow:
     reference = usual.whole
-    found = Comparison(
+    found = DriftRow(
         station=cell.station,
         month=cell.month,
         events=cell.events,
@@ -101,10 +84,10 @@ def _compare(cell: Cell, usual: _Reference, own: bool, chance: float) -> Compari
     )
     if cell.events < MIN_EVENTS or reference.events < MIN_REFERENCE_EVENTS:
         return found
-    return replace(found, reasons=tuple(_reasons(found, cell, usual, chance)))
+    return found.model_copy(update={"reasons": tuple(_reasons(found, cell, usual, chance))})
 
 
-def _reasons(found: Comparison, cell: Cell, usual: _Reference, chance: float) -> Iterator[str]:
+def _reasons(found: DriftRow, cell: Cell, usual: _Reference, chance: float) -> Iterator[str]:
     """Yield what has changed in a cell, in words."""
     reference = usual.whole
     far = found.far_share >= max(FAR_FACTOR * found.reference_far_share, FAR_SHARE) and found.far_share > usual.far

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 
 import ray
 
@@ -56,7 +55,7 @@ def drift_of(cells: Sequence[Cell], fitted: FittedClustering) -> DriftRecord:
         last_ns=max(period.last_ns for period in fitted.periods),
         reference_events=sum(cell.events for cell in cells if cell.reference),
         events=sum(cell.events for cell in cells if not cell.reference),
-        rows=tuple(DriftRow(**asdict(row)) for row in compare_cells(cells)),
+        rows=tuple(compare_cells(cells)),
     )
 
 

@@ -74,7 +74,7 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
         raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return sorted(watch.records, key=lambda record: record.number)
+    return [record for _, record in sorted(watch.records.items())]
 
 
 def log_again(run: StageRun, task: TrialTask, record: TrialRecord) -> TrialRecord:
@@ -96,7 +96,7 @@ class Watch:
         self, run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord], left: list[int]
     ) -> None:
         self.run, self.task, self.store = run, task, records
-        self.records = list(known)
+        self.records = {record.number: record for record in known}
         self.left: Iterator[int] = iter(left)
         self.num_left = len(left)
         self.number_of: dict[str, int] = {}
@@ -110,7 +110,7 @@ class Watch:
         number = next(self.left, None)
         if number is None:
             return None
-        point = propose(self.task.config.tune, self.task.space, number, self.records)
+        point = propose(self.task.config.tune, self.task.space, number, list(self.records.values()))
         if point is None:
             return None
         self.number_of[trial_id], self.point_of[trial_id] = number, point
@@ -146,12 +146,12 @@ class Watch:
             reason="it ended without a score" if failed or not history else "",
             run_id=self.open[trial_id][1].run_id if trial_id in self.open else "",
         )
-        self.records = [one for one in self.records if one.number != record.number] + [record]
+        self.records[record.number] = record
         self.store.write(record)
 
     def close(self, trial_id: str) -> None:
         """End a trial's run and say how the search stands."""
-        record = next(one for one in self.records if one.number == self.number_of[trial_id])
+        record = self.records[self.number_of[trial_id]]
         stack, child = self.open.pop(trial_id)
         child.set_tags(_tags(record))
         if record.ended == FAILED:
@@ -162,25 +162,27 @@ class Watch:
 
     def explain(self, results: Iterable[Any]) -> None:
         """Keep why trials have failed, which Ray tells at the end."""
-        by_number = {record.number: record for record in self.records}
         for result in results:
-            record = by_number.get(result.config["number"]) if result.error and result.config else None
+            record = self.records.get(result.config["number"]) if result.error and result.config else None
             if record is not None and record.ended == FAILED:
                 cause = getattr(result.error, "cause", None) or result.error
                 last = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
                 record = replace(record, reason=last[0])
-                by_number[record.number] = record
+                self.records[record.number] = record
                 self.store.write(record)
                 StageRun(self.run.tracking, record.run_id).set_tags(_tags(record))
-        self.records = list(by_number.values())
 
     def _say(self) -> None:
         num_trials = self.task.config.tune.num_trials
         ended_now = self.num_left - (num_trials - len(self.records))
         words = [f"{len(self.records)} of {num_trials} trials ended"]
-        words += [f"{count} {how}" for how in (STOPPED, FAILED) if (count := sum(r.ended == how for r in self.records))]
+        words += [
+            f"{count} {how}"
+            for how in (STOPPED, FAILED)
+            if (count := sum(r.ended == how for r in self.records.values()))
+        ]
         words.append(f"{len(self.open)} running")
-        best = best_of(self.records)
+        best = best_of(self.records.values())
         if best is not None:
             words.append(f"best {best.score:.3f} (trial {best.number})")
         if 0 < ended_now < self.num_left:
