@@ -6,7 +6,6 @@ point.
 
 import hashlib
 import logging
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,9 +55,7 @@ def propose(
         return fixed[number]
     if settings.searcher == "grid":
         return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = study_of(space, sorted(records, key=lambda record: record.number))
+    study = study_of(space, sorted(records, key=lambda record: record.number))
     seed = int.from_bytes(hashlib.sha256(f"tune {settings.seed} {number}".encode()).digest()[:4], "little")
     if settings.searcher == "random":
         study.sampler = optuna.samplers.RandomSampler(seed=seed)
