@@ -1,7 +1,6 @@
 """The rows of events/: cut the windows of a day's onsets and fill the columns."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +10,7 @@ from pipelines.config import Config
 from pipelines.detect.anchored import Onset, Windows, cut_windows
 from pipelines.detect.stage_day import ChannelGroup, Day
 from pipelines.workspace import schemas, tables
+from pipelines.workspace.event_ids import event_id
 
 
 class OwnedOnset(NamedTuple):
@@ -30,7 +30,7 @@ class OwnedOnset(NamedTuple):
 def owned_onsets(day: Day, start_ns: int, end_ns: int) -> list[OwnedOnset]:
     """Return the day's onsets in `[start_ns, end_ns)`, in order of time and event_id."""
     owned = [
-        OwnedOnset(onset, event_id(group, onset), group)
+        OwnedOnset(onset, event_id(group.codes, group.rate_hz, onset.onset_ns), group)
         for group, found in zip(day.groups, day.passes, strict=True)
         for onset in found.result().onsets
         if start_ns <= onset.onset_ns < end_ns
@@ -74,14 +74,6 @@ def event_rows(owned: Sequence[OwnedOnset], shard: str, config: Config) -> pa.Re
     schema = schemas.events_schema(window.num_samples)
     arrays = [pa.array(columns[name], schema.field(name).type) for name in schema.names[:-1]]
     return pa.RecordBatch.from_arrays([*arrays, tables.tensor_array(waveforms)], schema=schema)
-
-
-def event_id(group: ChannelGroup, onset: Onset) -> str:
-    """Return `NET.STA.LOC.BI.RATE.YYYYMMDDTHHMMSS.nnnnnnnnn`: the channel group and the onset in UTC."""
-    network, station, location, band = group.codes
-    seconds, rest = divmod(onset.onset_ns, 1_000_000_000)
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return f"{network}.{station}.{location}.{band}.{group.rate_hz:g}.{moment:%Y%m%dT%H%M%S}.{rest:09d}"
 
 
 def _cut(owned: Sequence[OwnedOnset], config: Config) -> Windows:

@@ -1,19 +1,22 @@
 """Hand labels matched to the whole events table, each in the validation or the test half, the same for every stage."""
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.config.label import LabelsSettings
 from pipelines.handlabels.halves import given_halves, in_validation
 from pipelines.handlabels.table import LabelTable
-from pipelines.metrics.association import NANOSECONDS, event_names, match_event_ids, match_times
+from pipelines.metrics.association import NANOSECONDS, Matches, event_names, match_event_ids, match_times
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
+from pipelines.workspace.event_ids import stated_onset
 from pipelines.workspace.storage import Store
 
 DAY_NS = 86_400 * NANOSECONDS
@@ -50,7 +53,7 @@ class HandLabels:
 def match_hand_labels(
     store: Store, paths: Sequence[str], settings: LabelsSettings, known: LabelTable, run: Run
 ) -> HandLabels:
-    """Match a label table to the events in all files of the events table (`paths`), one call of `run` per station.
+    """Match a label table to the events in all files of the events table (`paths`), many files a call of `run`.
 
     Raises:
         InputError: it matches no event.
@@ -58,116 +61,133 @@ def match_hand_labels(
     table = known.rows
     for note in known.notes:
         print(note, flush=True)
-    by_station: dict[tuple[str, str], list[str]] = {}
-    for path in paths:
-        by_station.setdefault(tables.station_of(path), []).append(path)
-    has_ids = "event_id" in table
-    tasks = []
-    for (network, station), group in by_station.items():
-        rows = table if has_ids else table[(table["network"] == network) & (table["station"] == station)]
-        if len(rows):
-            tasks.append((store, group, rows, settings.tolerance_seconds))
-    results = run(_match_station, tasks)
-    label_of = {event_id: label for matched, _ in results for event_id, label, _, _ in matched}
-    onset_of = {event_id: onset for matched, _ in results for event_id, _, onset, _ in matched}
-    file_of = {event_id: path for matched, _ in results for event_id, _, _, path in matched}
-    row_of = {event_id: row for _, rows in results for event_id, row in rows[0].items()}
-    ambiguous = {row for _, rows in results for row in rows[1]}
-    attributed = {row for _, rows in results for row in rows[2]}
-    if not label_of:
+    triggers, found = _match(store, paths, table, settings.tolerance_seconds, run)
+    rows = found.event_rows
+    ids = triggers.event_ids[rows].tolist()
+    if not ids:
         tolerance = f"labels.tolerance_seconds = {settings.tolerance_seconds:g} s"
         by_time = f"no time lies within {tolerance} of its station's onsets"
-        reason = "none of its event_ids is in events/" if has_ids else by_time
+        reason = "none of its event_ids is in events/" if "event_id" in table else by_time
         raise InputError(f"labels.path {settings.path} matches no event: {reason}")
-    events = _associate_labelled(store, paths, onset_of, settings.association_seconds, run)
+    events = _name_events(triggers, rows, settings.association_seconds)
     halves = dict(zip(events, in_validation(list(events.values())).tolist(), strict=True))
     if "split" in table:
-        halves |= given_halves(events, {event_id: table["split"].get(row) for event_id, row in row_of.items()})
+        halves |= given_halves(events, dict(zip(ids, table["split"].iloc[found.label_rows], strict=True)))
     return HandLabels(
-        label_of=label_of,
+        label_of=dict(zip(ids, found.labels.tolist(), strict=True)),
         event_of=events,
         validation=halves,
-        file_of=file_of,
+        file_of=dict(zip(ids, [paths[number] for number in triggers.files[rows].tolist()], strict=True)),
         num_rows=len(table),
-        num_unmatched=len(table) - len(attributed),
-        num_ambiguous=len(ambiguous),
+        num_unmatched=len(found.unmatched),
+        num_ambiguous=len(found.ambiguous),
         content_hash=known.content_hash,
     )
 
 
-Spans = Sequence[tuple[int, int]]
-"""Stretches of time [start, end) in nanoseconds since 1970, UTC."""
+Spans = list[tuple[int, int]]
+"""Stretches of time [start, end) in nanoseconds since 1970, UTC; they rise and do not touch."""
 
 
-def _read_triggers(
-    store: Store, paths: Iterable[str], spans: Spans | None
-) -> tuple[NDArray[np.int64], NDArray[np.object_], NDArray[np.int64]]:
-    """Return onsets (ns), ids and numbers of the files of events, of all or of those in some spans of time."""
-    columns = ["event_id", "onset"]
-    parts = [
-        tables.read_table(store, path, columns) if spans is None else tables.read_spans(store, path, columns, spans)
-        for path in paths
-    ]
-    events = pd.concat([part.to_pandas() for part in parts], ignore_index=True)
-    onsets = np.asarray(events["onset"].dt.as_unit("ns").astype("int64"), dtype=np.int64)
-    files = np.repeat(np.arange(len(parts)), [part.num_rows for part in parts])
-    return onsets, events["event_id"].to_numpy(dtype=object), files
+@dataclass(frozen=True, kw_only=True)
+class _Triggers:
+    """Events of some stretches of time, in the order of their files."""
+
+    event_ids: NDArray[np.object_]
+    onsets: NDArray[np.int64]
+    """In nanoseconds since 1970, UTC."""
+    files: NDArray[np.int64]
+    """Number of each event's file."""
 
 
-def _spans_of(rows: pd.DataFrame, tolerance_seconds: float) -> Spans | None:
-    """Return when the events of label rows may lie; None where the rows name them, or may lie far from their times."""
-    if "event_id" in rows or tolerance_seconds > 86_400:
-        return None
-    margin = round(tolerance_seconds * NANOSECONDS) + 1
-    times = rows["time_ns"].to_numpy()
-    first, last = (times - margin) // DAY_NS, (times + margin) // DAY_NS
-    return _spans(np.unique(np.concatenate([first, first + 1, last])))
+def _match(
+    store: Store, paths: Sequence[str], table: pd.DataFrame, tolerance_seconds: float, run: Run
+) -> tuple[_Triggers, Matches]:
+    """Match label rows to the events of their days; the days around them are read, too, in the same pass.
+
+    An id states its onset, so that a table of ids needs no more than its days, either. Only where ids are spelled in
+    another way, or are not found there, is the whole table searched for them.
+    """
+    labels = table["label"].tolist()
+    if "event_id" not in table:
+        triggers = _read_triggers(store, paths, _around(table["time_ns"].to_numpy(), tolerance_seconds), run)
+        stations = [tables.station_of(path) for path in paths]
+        of_events = [stations[number] for number in triggers.files.tolist()]
+        of_labels = list(zip(table["network"], table["station"], strict=True))
+        times = table["time_ns"].to_numpy()
+        return triggers, match_times(of_events, triggers.onsets, of_labels, times, labels, tolerance_seconds)
+    ids = table["event_id"].tolist()
+    stated = [stated_onset(name) for name in ids]
+    onsets = [onset for onset in stated if onset is not None]
+    triggers = _read_triggers(store, paths, _around(np.array(onsets, dtype=np.int64)), run)
+    missing = set(ids) - set(triggers.event_ids.tolist())
+    if missing:
+        parts = run(_onsets_of_ids, [(store, group, missing) for group in tables.by_task(paths)])
+        elsewhere = [onset for part in parts for onset in part]
+        if elsewhere:
+            triggers = _read_triggers(store, paths, _around(np.array(onsets + elsewhere, dtype=np.int64)), run)
+    return triggers, match_event_ids(triggers.event_ids.tolist(), ids, labels)
 
 
-def _spans(days: NDArray[np.int64]) -> Spans:
-    """Return rising days since 1970 as spans, one for neighbours."""
-    breaks = np.flatnonzero(np.diff(days) > 1) + 1
-    return [(int(run[0]) * DAY_NS, (int(run[-1]) + 1) * DAY_NS) for run in np.split(days, breaks)]
+def _around(times_ns: NDArray[np.int64], margin_seconds: float = 0.0) -> Spans:
+    """Return the days of some times, those that the margin reaches, and a day on both sides."""
+    if not len(times_ns):
+        return []
+    margin = math.ceil(margin_seconds * NANOSECONDS)
+    days = np.unique(times_ns // DAY_NS).tolist()
+    spans: Spans = []
+    for day in days:
+        start = ((day * DAY_NS - margin) // DAY_NS - 1) * DAY_NS
+        end = -((-(day + 1) * DAY_NS - margin) // DAY_NS) * DAY_NS + DAY_NS
+        if spans and start <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans
 
 
-def _match_station(store: Store, paths: list[str], rows: pd.DataFrame, tolerance_seconds: float) -> Any:
-    onsets, event_ids, files = _read_triggers(store, paths, _spans_of(rows, tolerance_seconds))
-    if "event_id" in rows:
-        found = match_event_ids(event_ids.tolist(), rows["event_id"].tolist(), rows["label"].tolist())
-    else:
-        found = match_times(
-            [("", "")] * len(event_ids),
-            onsets,
-            [("", "")] * len(rows),
-            rows["time_ns"].to_numpy(),
-            rows["label"].tolist(),
-            tolerance_seconds,
-        )
-    ids = event_ids[found.event_rows]
-    numbers = rows.index.to_numpy()
-    matched_in = [paths[number] for number in files[found.event_rows].tolist()]
-    matched = list(zip(ids.tolist(), found.labels.tolist(), onsets[found.event_rows].tolist(), matched_in, strict=True))
-    attributed = set(numbers.tolist()) - set(numbers[found.unmatched].tolist())
-    return matched, (
-        dict(zip(ids.tolist(), numbers[found.label_rows].tolist(), strict=True)),
-        numbers[found.ambiguous].tolist(),
-        attributed,
+def _read_triggers(store: Store, paths: Sequence[str], spans: Spans, run: Run) -> _Triggers:
+    groups = tables.by_task(paths) if spans else []
+    parts = run(_triggers_of_spans, [(store, group, spans) for group in groups])
+    sizes = [size for _, _, group_sizes in parts for size in group_sizes]
+    return _Triggers(
+        onsets=np.concatenate([np.empty(0, dtype=np.int64), *(part[0] for part in parts)]),
+        event_ids=np.concatenate([np.empty(0, dtype=object), *(part[1] for part in parts)]),
+        files=np.repeat(np.arange(len(sizes)), sizes),
     )
 
 
-def _associate_labelled(
-    store: Store, paths: Sequence[str], onset_of: dict[str, int], within_seconds: float, run: Run
-) -> dict[str, str]:
+def _triggers_of_spans(
+    store: Store, paths: list[str], spans: Spans
+) -> tuple[NDArray[np.int64], NDArray[np.object_], list[int]]:
+    """Return onsets (ns) and ids of the events whose onset lies in some spans, and how many each file has."""
+    parts = [tables.read_spans(store, path, ["event_id", "onset"], spans) for path in paths]
+    return _onsets_ns(parts), _event_ids(parts), [part.num_rows for part in parts]
+
+
+def _onsets_of_ids(store: Store, paths: list[str], wanted: set[str]) -> list[int]:
+    """Return the onsets (ns) of the events that have one of some ids."""
+    parts = [tables.read_table(store, path, ["event_id", "onset"]) for path in paths]
+    return [
+        onset
+        for event_id, onset in zip(_event_ids(parts).tolist(), _onsets_ns(parts).tolist(), strict=True)
+        if event_id in wanted
+    ]
+
+
+def _onsets_ns(parts: Sequence[pa.Table]) -> NDArray[np.int64]:
+    onsets = np.concatenate([part["onset"].to_numpy().astype("datetime64[ns]") for part in parts])
+    return onsets.astype(np.int64)
+
+
+def _event_ids(parts: Sequence[pa.Table]) -> NDArray[np.object_]:
+    return np.concatenate([part["event_id"].to_numpy().astype(object) for part in parts])
+
+
+def _name_events(triggers: _Triggers, rows: NDArray[np.int64], within_seconds: float) -> dict[str, str]:
     """Name the associated event of each labelled trigger, from all triggers of its day and the days around it."""
-    days = {onset // DAY_NS for onset in onset_of.values()}
-    wanted = sorted({day + offset for day in days for offset in (-1, 0, 1)})
-    parts = run(_triggers_of_days, [(store, group, wanted) for group in tables.by_task(paths)])
-    onsets = np.concatenate([part[0] for part in parts])
-    ids = np.concatenate([part[1] for part in parts])
+    days = np.unique(triggers.onsets[rows] // DAY_NS)
+    near = np.isin(triggers.onsets // DAY_NS, np.concatenate([days - 1, days, days + 1]))
+    onsets, ids = triggers.onsets[near], triggers.event_ids[near]
     names = dict(zip(ids.tolist(), event_names(onsets, ids, within_seconds).tolist(), strict=True))
-    return {event_id: names[event_id] for event_id in sorted(onset_of)}
-
-
-def _triggers_of_days(store: Store, paths: list[str], days: list[int]) -> tuple[NDArray[np.int64], NDArray[np.object_]]:
-    onsets, ids, _ = _read_triggers(store, paths, _spans(np.asarray(days, dtype=np.int64)))
-    return onsets, ids
+    return {event_id: names[event_id] for event_id in sorted(triggers.event_ids[rows].tolist())}

@@ -105,7 +105,7 @@ def _read_sample(store: Store, sample: EventSample) -> tuple[NDArray[np.float32]
 
     def read(part: tuple[str, list[int], list[int]]) -> tuple[NDArray[np.float32], NDArray[np.int32], str]:
         path, rows, indices = part
-        embedded, labelled = (path.replace("events/", f"{table}/", 1) for table in ("embeddings", "labels"))
+        embedded, labelled = (tables.beside(path, table) for table in ("embeddings", "labels"))
         expected = [sample.event_ids[index] for index in indices]
         try:
             vectors = tables.read_rows(store, embedded, rows, ["event_id", "embedding"])

@@ -23,7 +23,7 @@ def percent(share: float) -> str:
     """Return a share (0 to 1) in per cent, with a decimal where it is below ten.
 
     >>> percent(0.256), percent(0.0123), percent(0.0)
-    ('26 %', '1.2 %', '0 %')
+    ('26\\xa0%', '1.2\\xa0%', '0\\xa0%')
     """
     value = 100 * share
     digits = 1 if 0 < value < 9.95 else 0

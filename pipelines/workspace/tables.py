@@ -52,6 +52,11 @@ def shard_path(table: str, network: str, station: str, shard: str) -> str:
     return f"{table}/{partition(network, station)}/{path_part(shard, what='shard')}.parquet"
 
 
+def beside(path: str, table: str) -> str:
+    """Return the file of the same shard in another table."""
+    return f"{table}/{path.partition('/')[2]}"
+
+
 def partition(network: str, station: str) -> str:
     """Return `network=NN/station=SSSS`, the folders of a station; InputError where a code would lead out of them."""
     return f"{path_part(f'network={network}', what='network')}/{path_part(f'station={station}', what='station')}"

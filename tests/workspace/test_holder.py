@@ -12,7 +12,7 @@ import pytest
 
 from jobs import report, status
 from pipelines.runtime.errors import InputError, StageFailed
-from pipelines.workspace import holder, s3_requests
+from pipelines.workspace import holder
 from pipelines.workspace.holder import held
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import open_workspace
@@ -25,15 +25,6 @@ with held(open_store(sys.argv[1]), "firnline label there"):
     print("held", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture(params=["disk", "bucket"])
-def store(request, tmp_path):
-    if request.param == "disk":
-        return open_store(str(tmp_path / "workspace"))
-    server = request.getfixturevalue("moto_s3")
-    s3_requests._s3.cache_clear()
-    return open_store(f"{server.url}/workspace")
 
 
 def start_holder(url):

@@ -14,15 +14,6 @@ from pipelines.workspace.storage_errors import StorageFailed
 from pipelines.workspace.stored_object import StoredObject
 
 
-@pytest.fixture(params=["disk", "bucket"])
-def store(request, tmp_path):
-    if request.param == "disk":
-        return open_store(str(tmp_path / "root"))
-    server = request.getfixturevalue("moto_s3")
-    s3_requests._s3.cache_clear()
-    return open_store(f"{server.url}/root")
-
-
 @pytest.fixture(autouse=True)
 def _fresh_filesystem():
     yield
