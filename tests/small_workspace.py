@@ -82,6 +82,7 @@ def write_workspace(store: Store, *, events_per_file: int = 40, by_hand: bool = 
                     "margin": random.uniform(0, 1, count).astype(np.float32),
                     "label": [CLASSES[kind] for kind in kinds],
                     "label_source": np.where(hand, "hand", "cluster"),
+                    "confidence": np.full(count, np.nan, np.float32),
                 }
             )
             file = (network, station, f"{day:%Y-%m-%d}")

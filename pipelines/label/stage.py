@@ -17,10 +17,10 @@ from pipelines.config.detection import WindowSettings
 from pipelines.config.label import LabelSettings
 from pipelines.config.run import OnGrowth
 from pipelines.handlabels.table import read_label_table
+from pipelines.label import stage_clustering, stage_labels
 from pipelines.label.naming import ClusterName, name_clusters
 from pipelines.label.scores import LabelledRows, Scores, probe_sample, score_labelling
 from pipelines.label.stage_clustering import (
-    ALGORITHM_VERSION,
     Clustering,
     clustering_file,
     find_clustering,
@@ -118,7 +118,8 @@ def label_events(
     file = clustering_file(shards, registered.encoder, config) if kept is None else kept.file
     refuse_foreign_names(config.labels.names, user_names, known_clusterings(earlier, reference))
     settings = workspace.output_keys(config, "label")
-    whole = fingerprint(lineage | settings | {"clustering": file, "algorithm_version": ALGORITHM_VERSION})
+    versions = [stage_clustering.ALGORITHM_VERSION, stage_labels.ALGORITHM_VERSION]
+    whole = fingerprint(lineage | settings | {"clustering": file, "algorithm_version": versions})
     done = None if replace else _already_labelled(store, shards, registered, config, whole)
     if done is not None:
         print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)

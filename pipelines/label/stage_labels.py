@@ -23,7 +23,7 @@ from pipelines.workspace import schemas, tables
 from pipelines.workspace.ledger import MarkerName, fingerprint, remove_stale, work_left, write_marker
 from pipelines.workspace.storage import Store
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised by hand when the same clustering, embeddings and hand labels give other rows or other counts."""
 TASK_MEMORY_BYTES = 1 << 29
 
@@ -176,6 +176,7 @@ def _label_table(
         "margin": pa.array(margins, pa.float32()),
         "label": pa.array(labels, pa.string()),
         "label_source": pa.array(sources, pa.string()),
+        "confidence": pa.nulls(len(labels), pa.float32()),
     }
     for name, values in added.items():
         events = events.append_column(name, values)

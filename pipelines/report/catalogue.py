@@ -44,6 +44,7 @@ CATALOGUE_SCHEMA = pa.schema(
         ("cluster_share", pa.float32()),
         ("label", pa.string()),
         ("label_source", pa.string()),
+        ("confidence", pa.float32()),
         ("event_type", pa.string()),
         ("max_snr_db", pa.float32()),
         ("max_peak_ratio", pa.float32()),
@@ -90,8 +91,9 @@ def associated_events(
 
     `detections` has the columns of `events/` (without waveform) and of `labels/`. An event is named after its first
     detection. Its cluster is that of most of its detections, its label the most frequent one among them, hand labels
-    before all others; ties fall to the detection with the largest margin. Events of fewer than `min_stations`
-    stations are dropped. Both tables are in order of time.
+    before all others; ties fall to the detection with the largest margin. The confidence of a propagated label is the
+    mean of the detections that have it. Events of fewer than `min_stations` stations are dropped. Both tables are in
+    order of time.
     """
     if not len(detections):
         return _no_events(), detections.assign(catalog_id=pd.Series(dtype=object))
@@ -122,6 +124,7 @@ def associated_events(
     events = events.join(_majority(picks, "cluster"))
     events["cluster_share"] = (events.pop("votes") / events["num_detections"]).astype("float32")
     events = events.join(_majority_label(picks))
+    events["confidence"] = events["confidence"].astype("float32")
     for column in ("label", "label_source"):
         events[column] = pd.Series([None if pd.isna(name) else name for name in events[column]], events.index, object)
     # Amplitudes in different units cannot be compared: the unit is that of the strongest detection's instrument.
@@ -156,7 +159,7 @@ def _majority_label(picks: pd.DataFrame) -> pd.DataFrame:
     named = picks[picks["label"].notna()]
     if not len(named):
         nothing = pd.Series(None, index=pd.Index(picks["catalog_id"].unique(), name="catalog_id"), dtype=object)
-        return pd.DataFrame({"label": nothing, "label_source": nothing})
+        return pd.DataFrame({"label": nothing, "label_source": nothing, "confidence": nothing})
     by_hand = named["label_source"] == "hand"
     has_hand = named["catalog_id"].isin(set(named.loc[by_hand, "catalog_id"]))
     named = named[by_hand | ~has_hand]
@@ -172,7 +175,9 @@ def _majority_label(picks: pd.DataFrame) -> pd.DataFrame:
         .groupby("catalog_id", sort=False)["label_source"]
         .first()
     )
-    result = pd.DataFrame({"label": labels["label"], "label_source": source})
+    by_rank = chosen[chosen["label_source"] == chosen["catalog_id"].map(source)]
+    confidence = by_rank.groupby("catalog_id", sort=False)["confidence"].mean()
+    result = pd.DataFrame({"label": labels["label"], "label_source": source, "confidence": confidence})
     result = result.reindex(picks["catalog_id"].unique()).astype(object)
     result.index.name = "catalog_id"
     return result.where(result.notna(), None)

@@ -48,7 +48,9 @@ def document(
     for event in rows:
         name = _identifier(event.catalog_id)
         yield f'<event publicID="{prefix}/event/{name}">\n'
-        label = "no label" if event.label is None else f"label {event.label} ({event.label_source})"
+        label = (
+            "no label" if event.label is None else f"label {_given(event.label, event.label_source, event.confidence)}"
+        )
         words = (
             f"cluster {event.cluster} ({event.cluster_share:.0%} of the detections); {label}; "
             f"{event.num_detections} detection(s) at {event.num_stations} station(s); no origin was computed"
@@ -69,7 +71,9 @@ def document(
 def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
     row = pick._asdict()
     location = f" locationCode={_attribute(row['location'])}" if row["location"] else ""
-    label = "" if row["label"] is None or pd.isna(row["label"]) else f"; label {row['label']} ({row['label_source']})"
+    label = ""
+    if not pd.isna(row["label"]):
+        label = f"; label {_given(row['label'], row['label_source'], row['confidence'])}"
     words = (
         f"event_id {row['event_id']}; STA/LTA {row['peak_ratio']:.2f}; signal-to-noise {row['snr_db']:.1f} dB; "
         f"duration {row['duration_s']:.2f} s; cluster {row['cluster']}{label}"
@@ -84,6 +88,11 @@ def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:
         f"<comment><text>{_text(words)}</text></comment>\n"
         f"{agency_line}</pick>\n"
     )
+
+
+def _given(label: str, source: str, confidence: float | None) -> str:
+    """Return a label with where it comes from."""
+    return f"{label} ({source}{'' if pd.isna(confidence) else f', confidence {confidence:.2f}'})"
 
 
 def _identifier(name: str) -> str:

@@ -68,13 +68,13 @@ def gallery_item(event: pa.Table, label: Mapping[str, Any], band_hz: tuple[float
     onset, window_start = (pd.Timestamp(event[name][0].value, tz="UTC") for name in ("onset", "window_start"))
     site = f"{label['network']}.{label['station']}" + (f".{label['location']}" if label["location"] else "")
     svg = event_svg(waveform, values, (onset - window_start).total_seconds(), int(label["cluster"]), site, band_hz)
-    known = "" if pd.isna(label["label"]) or label["label_source"] != "hand" else f"known: {label['label']}"
+    known = {"hand": f"known: {label['label']}", "propagated": f"{label['label']}: {label['confidence']:.0%}"}
     details = [
         f"SNR {values['snr_db']:.1f} dB",
         f"STA/LTA {values['peak_ratio']:.1f}",
         f"to centroid {label['distance']:.2f}",
         f"margin {label['margin']:.2f}",
-        known,
+        known.get(label["label_source"] or "", ""),
     ]
     return GalleryItem(
         event_id=str(label["event_id"]),

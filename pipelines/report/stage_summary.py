@@ -21,6 +21,7 @@ LABEL_COLUMNS = (
     "margin",
     "label",
     "label_source",
+    "confidence",
 )
 
 

@@ -39,7 +39,7 @@ def embeddings_schema(dim: int) -> pa.Schema:
 
 
 def labels_schema() -> pa.Schema:
-    """Return the schema of labels/: one row an event."""
+    """Return the schema of labels/: one row an event; `confidence` is null unless the label was propagated."""
     return pa.schema(
         [
             ("event_id", pa.string()),
@@ -52,8 +52,13 @@ def labels_schema() -> pa.Schema:
             ("margin", pa.float32()),
             ("label", pa.string()),
             ("label_source", pa.string()),
+            ("confidence", pa.float32()),
         ]
     )
+
+
+LATER_COLUMNS: dict[str, tuple[pa.Field, ...]] = {"labels": (labels_schema().field("confidence"),)}
+"""Columns that a table did not have from the beginning, by table: a file without them is read as if they were null."""
 
 
 def availability_schema() -> pa.Schema:

@@ -27,6 +27,7 @@ from pipelines.workspace.parquet_checks import (
     with_stated_pages,
 )
 from pipelines.workspace.parquet_footer import Footer, parse_footer
+from pipelines.workspace.schemas import LATER_COLUMNS
 from pipelines.workspace.storage import Store, content_hash, path_part
 from pipelines.workspace.storage_errors import StorageFailed
 from pipelines.workspace.stored_object import StoredObject
@@ -164,11 +165,19 @@ def write_table(store: Store, path: str, table: pa.Table, metadata: Mapping[str,
 def read_table(store: Store, item: StoredObject | str, columns: Sequence[str] | None = None) -> pa.Table:
     """Read one Parquet file, or some of its columns; the partition folders are not turned into columns.
 
+    A column that its table did not have from the beginning (`LATER_COLUMNS`) is null where the file lacks it.
+
     Raises:
         InputError: it is damaged, or holds what `open_table` refuses.
     """
-    with open_table(store, item, columns) as file:
-        return file.read(columns=_listed(columns))
+    folder = (item if isinstance(item, str) else item.path).split("/")[0]
+    later = [field for field in LATER_COLUMNS.get(folder, ()) if columns is None or field.name in columns]
+    with _open(store, item, columns, may_lack=[field.name for field in later]) as (file, _):
+        table = file.read(columns=_listed(columns))
+    for field in later:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table if columns is None else table.select(list(columns))
 
 
 def iter_batches(
@@ -290,12 +299,14 @@ def _open(
     columns: Sequence[str] | None,
     *,
     also: Sequence[str] = (),
+    may_lack: Sequence[str] = (),
     groups: Callable[[Footer], Sequence[int]] | None = None,
 ) -> Iterator[tuple[pq.ParquetFile, Footer]]:
     """Yield what `open_table` does, and the footer.
 
     Args:
         store, item, columns, also: as for `open_table`.
+        may_lack: of these columns, those that the file need not have.
         groups: returns the row groups of `columns` that will be read; None: all.
     """
     path = item if isinstance(item, str) else item.path
@@ -316,7 +327,7 @@ def _open(
             else:
                 footer = _bucket_footer(store, entry)
         refuse_extensions(footer, name)
-        missing = sorted((wanted or set()) - footer.columns)
+        missing = sorted((wanted or set()) - footer.columns - set(may_lack))
         if missing:
             raise InputError(f"{name} has no column {missing[0]}; restore it or run its stage with --replace")
         numbers = range(len(footer.chunks)) if groups is None else groups(footer)

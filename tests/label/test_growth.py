@@ -12,6 +12,7 @@ import pytest
 from made_up_events import Example, shard_table, write_example
 
 from pipelines.handlabels.cluster_names import write_cluster_names
+from pipelines.label import stage_labels
 from pipelines.label.cells import Cell, add_cells
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.naming import moves_of, numbers_by_reference
@@ -151,6 +152,32 @@ def test_days_are_added_and_labels_corrected_and_what_was_there_keeps_bytes_numb
     names.write_text(write_cluster_names({0: "calving"}, "0" * 64))
     with pytest.raises(InputError, match="names the clusters of clustering 000000000000, but the clustering here is"):
         label_events(example.workspace, fewer, example.tracking)
+
+
+def test_labels_from_before_a_column_are_written_again_and_nothing_else(
+    tmp_path: Path, ray_cluster: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = write_example(tmp_path, stations=("VNA1",), num_days=2)
+    store = example.workspace.store
+    with monkeypatch.context() as earlier:
+        earlier.setattr(stage_labels, "ALGORITHM_VERSION", stage_labels.ALGORITHM_VERSION - 1)
+        label_events(example.workspace, example.config, example.tracking)
+    for path in files(example, "labels"):
+        table = tables.read_table(store, path)
+        metadata = {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+        tables.write_table(store, path, table.drop_columns("confidence"), metadata)
+    before, embeddings, clustering = rows(example), files(example, "embeddings"), FittedClustering.read(store)
+    assert before["confidence"].isna().all()
+
+    found = label_events(example.workspace, example.config, example.tracking)
+    assert (found.num_embedded, found.num_written) == (0, 2)
+    assert files(example, "embeddings") == embeddings
+    assert FittedClustering.read(store) == clustering
+    pd.testing.assert_frame_equal(rows(example), before)
+    for path in files(example, "labels"):
+        with tables.open_table(store, path) as file:
+            assert file.schema_arrow.remove_metadata().equals(schemas.labels_schema())
+    assert label_events(example.workspace, example.config, example.tracking).run_id == ""
 
 
 def _most_one_to_one(shared: np.ndarray) -> int:

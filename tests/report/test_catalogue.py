@@ -39,6 +39,7 @@ def detections(seconds: list[float], **columns: object) -> pd.DataFrame:
             "margin": np.linspace(0.1, 0.9, count).astype(np.float32),
             "label": "icequake",
             "label_source": "cluster",
+            "confidence": np.float32(np.nan),
         }
     )
     return frame.assign(**columns)
@@ -125,6 +126,26 @@ def test_an_event_has_the_cluster_and_label_of_most_of_its_detections_and_hand_l
     assert events["label"].tolist() == ["tremor", "earthquake"]
     assert events["label_source"].tolist() == ["cluster", "hand"]
     assert events["catalog_id"].tolist() == ["AW.VNA1..HH.0", "AW.VNA1..HH.3"]
+
+
+def test_a_propagated_label_has_the_mean_confidence_of_the_detections_that_have_it(tmp_path: Path) -> None:
+    rows = detections(
+        [0, 1, 2, 100, 101, 200],
+        label=["tremor", "tremor", "icequake", "earthquake", "earthquake", "spike"],
+        label_source=["propagated", "propagated", "propagated", "hand", "propagated", "cluster"],
+        confidence=np.array([0.5, 0.75, 0.9, np.nan, 0.9, np.nan], np.float32),
+    )
+    events, text = document(rows)
+    assert events["label_source"].tolist() == ["propagated", "hand", "cluster"]
+    assert events["confidence"].tolist() == pytest.approx([0.625, np.nan, np.nan], nan_ok=True)
+    table = catalogue.catalogue_table(events)
+    assert table["confidence"].to_pylist() == [0.625, None, None]
+    header, first, second, _ = catalogue.catalogue_csv(events).splitlines()
+    column = header.split(",").index("confidence")
+    assert [row.split(",")[column] for row in (first, second)] == ["0.625", ""]
+    assert "label tremor (propagated, confidence 0.62)" in text
+    assert "label earthquake (hand)" in text
+    assert "label spike (cluster)" in text
 
 
 def test_events_of_too_few_stations_are_left_out() -> None:

@@ -303,3 +303,16 @@ def test_the_job_logs_the_page_to_mlflow(reported: tuple[Workspace, pd.DataFrame
     assert run.data.metrics["events"] == len(rows)
     assert run.data.params["report.map_events"] == "60"
     assert [item.path for item in client.list_artifacts(run.info.run_id, "report")] == ["report/index.html"]
+
+
+def test_labels_from_before_a_column_are_reported_as_they_were(new_workspace: Make) -> None:
+    workspace, rows = new_workspace(events_per_file=12)
+    for item in tables.list_shards(workspace.store, "labels"):
+        tables.write_table(
+            workspace.store, item.path, tables.read_table(workspace.store, item.path).drop_columns("confidence")
+        )
+    assert job.main([workspace.url, "--report.map_events=20"]) == 0
+    months = [item.path for item in workspace.store.walk("catalog") if item.path.endswith(".parquet")]
+    found = pa.concat_tables([pq.read_table(f"{workspace.url}/{path}") for path in months])
+    assert sum(found["num_detections"].to_pylist()) == len(rows)
+    assert found["confidence"].null_count == len(found)

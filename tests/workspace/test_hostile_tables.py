@@ -272,6 +272,16 @@ def test_a_missing_column_is_named(tmp_path: Path) -> None:
         tables.read_table(store, PATH, ["event_id", "cluster"])
 
 
+def test_a_column_that_came_later_is_null_in_files_from_before(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write(PATH, parquet(pa.table({"cluster": pa.array([4, 7], pa.int32())})))
+    found = tables.read_table(store, PATH, ["confidence", "cluster"])
+    assert found.schema.names == ["confidence", "cluster"]
+    assert found.to_pydict() == {"confidence": [None, None], "cluster": [4, 7]}
+    assert tables.read_table(store, PATH).schema.names == ["cluster", "confidence"]
+    assert tables.read_table(store, PATH, ["cluster"]).schema.names == ["cluster"]
+
+
 @pytest.mark.parametrize("cut", [0, 3, 11, 100, -9, -1])
 def test_a_file_that_is_cut_is_one_sentence(tmp_path: Path, cut: int) -> None:
     store = open_store(str(tmp_path))
