@@ -1,10 +1,15 @@
 """Sections `label`, `kmeans` and `labels`: the encoder, the clustering, and the hand labels."""
 
+import math
+import re
 from typing import Literal
 
 from pydantic import Field, field_validator
 
 from pipelines.config.base import Section, operational
+
+BRANCH = "b[0-9a-f]{10}"
+"""What the id of a branch of the merge tree looks like."""
 
 
 class LabelSettings(Section):
@@ -18,6 +23,11 @@ class LabelSettings(Section):
     """Workspace (path or URL) whose cluster numbers are kept: each new cluster takes the number of the old one that it
     shares most events with. Default: the numbers of this workspace's earlier clusters are kept so; the first ones are
     numbered by size, the largest is 0."""
+
+    cut: int | float | tuple[str, ...] | None = None
+    """Which cut through the merge tree (`clustering/tree.json`) labels the events: a number of clusters such as 5, a
+    height such as 1.5, or a list of ids of branches, each of which becomes a cluster of its own. Another cut embeds
+    and clusters nothing. Default: `kmeans.k` clusters."""
 
     sweep_k: tuple[int, ...] = operational(())
     """Numbers of clusters to compare, each in a child run with its scores; labels still use `kmeans.k` (counts)."""
@@ -44,6 +54,26 @@ class LabelSettings(Section):
             raise ValueError(
                 f"label.model is {value}, the address of a server; give --mlflow the server, and label.model a "
                 "registered encoder such as models:/firnline-encoder/3"
+            )
+        return value
+
+    @field_validator("cut", mode="before")
+    @classmethod
+    def _cut(cls, value: object) -> object:
+        good = value is None
+        if isinstance(value, int) and not isinstance(value, bool):
+            good = 2 <= value <= 6_400_000
+        elif isinstance(value, float):
+            good = math.isfinite(value) and value > 0
+        elif isinstance(value, list | tuple):
+            good = 0 < len(value) == len({*map(str, value)}) and all(
+                isinstance(name, str) and re.fullmatch(BRANCH, name) for name in value
+            )
+        if not good:
+            raise ValueError(
+                f"label.cut is {list(value) if isinstance(value, tuple) else value!r}; give a number of clusters from "
+                "2 up, a height above 0 with a decimal point, or a list of different ids of branches from "
+                "clustering/tree.json, such as [b0123456789]"
             )
         return value
 

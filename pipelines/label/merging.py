@@ -41,7 +41,8 @@ joins another cluster before two larger ones are joined."""
 MIN_ROWS_PER_OVER_CLUSTER = 10
 """Rows per over-cluster, on average, that there must be at least: small archives get fewer over-clusters."""
 
-_FIXED_POINT = 2.0**32
+OVERLAP_UNIT = 2.0**-32
+"""Overlaps are counted in whole units of this."""
 _OVERLAP_SALT = -4
 
 
@@ -261,7 +262,7 @@ def count_overlaps(
                 sums[number] += shares.T @ shares
         with lock:
             for number, of_scale in enumerate(sums):
-                total[number] += np.rint(of_scale * _FIXED_POINT).astype(np.int64)
+                total[number] += np.rint(of_scale / OVERLAP_UNIT).astype(np.int64)
 
     partition.map_blocks(work)
     return total
@@ -304,7 +305,7 @@ def overlaps_of(gather: Gather, clustering: Clustering) -> NDArray[np.float64]:
     unit = max(clustering.inertia / max(int(clustering.counts.sum()), 1), 1e-300)
     scales = tuple(scale * unit for scale in OVERLAP_SCALES)
     counted = gather(count_overlaps, clustering.centroids, scales, _overlap_share(clustering))
-    return np.asarray(np.sum(counted, axis=0) / _FIXED_POINT)
+    return np.asarray(np.sum(counted, axis=0) * OVERLAP_UNIT)
 
 
 def _overlap_share(clustering: Clustering) -> float:

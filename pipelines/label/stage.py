@@ -22,10 +22,12 @@ from pipelines.label.naming import ClusterName, name_clusters
 from pipelines.label.scores import LabelledRows, Scores, probe_sample, score_labelling
 from pipelines.label.stage_clustering import (
     Clustering,
-    clustering_file,
+    cut_stays,
     find_clustering,
+    fit_of,
+    fit_stays,
+    fitted_file_of,
     read_record,
-    stays,
 )
 from pipelines.label.stage_count import Labelled
 from pipelines.label.stage_drift import cluster_sizes, drift_of, log_drift, print_drift, read_cells
@@ -46,13 +48,14 @@ from pipelines.label.stage_labels import Naming, label_marks, marker_of, write_l
 from pipelines.label.stage_log import log_outcome
 from pipelines.label.stage_shards import EventShard, list_event_shards
 from pipelines.label.stage_summary import Outcome, print_outcome, summary_of
+from pipelines.label.stage_tree import check_cut, check_settings, cut_file
 from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import ray_session
 from pipelines.runtime.text import counted
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tracking.server import Tracking
-from pipelines.workspace.artifacts import ClusteringSummary, FittedClustering
+from pipelines.workspace.artifacts import ClusteringSummary, ClusterTree, FittedClustering
 from pipelines.workspace.event_sample import events_fingerprint
 from pipelines.workspace.ledger import fingerprint, stage_fingerprint
 from pipelines.workspace.replacement import result_of
@@ -101,6 +104,7 @@ def label_events(
         StageFailed: a shard failed after its retries.
     """
     store = workspace.store
+    check_settings(store, config)
     shards = check_events(store, config)
     registered = load_encoder(store, config, tracking)
     check_windows(store, shards, registered.encoder)
@@ -112,10 +116,13 @@ def label_events(
     names_from = named_by(config, table, names_hash)
     other_names = earlier is not None and earlier.named_by != names_from
     again = replace and not other_names and workspace.conflict("label", config) is None
-    kept = earlier if not again and stays(earlier, registered.encoder, config) else None
-    if kept is not None and on_growth == "retrain" and kept.events != lineage["events"]:
-        kept = None
-    file = clustering_file(shards, registered.encoder, config) if kept is None else kept.file
+    fitted = earlier if not again and fit_stays(earlier, registered.encoder, config) else None
+    if fitted is not None and on_growth == "retrain" and fitted.events != lineage["events"]:
+        fitted = None
+    fitted_file = fitted_file_of(shards, registered.encoder, config) if fitted is None else fit_of(fitted)
+    stays = fitted is not None and cut_stays(fitted, registered.encoder, config)
+    file = cut_file(fitted_file, config.label.cut)
+    check_cut(store, fitted_file, config.label.cut, replace=replace)
     refuse_foreign_names(config.labels.names, user_names, known_clusterings(earlier, reference))
     settings = workspace.output_keys(config, "label")
     versions = [stage_clustering.ALGORITHM_VERSION, stage_labels.ALGORITHM_VERSION]
@@ -148,7 +155,7 @@ def label_events(
             workspace.refuse_conflict("label", config)
         # Labels of another clustering are made beside those that stand. Where the clustering stays, files are added one
         # by one, and those with other names or hand labels corrected.
-        beside = kept is None and (replace or store.exists(ClusteringSummary.PATH))
+        beside = not stays and (replace or store.exists(ClusteringSummary.PATH))
         embeds = again or len(unembedded_shards(store, shards, registered.encoder, config.label)) == len(shards)
         keep = () if embeds else ("embeddings", "ledger/embed")
         with stage_run(tracking, "label", stage_config(config, "label"), inputs=inputs.fingerprints) as run:
@@ -157,7 +164,9 @@ def label_events(
             with result_of(workspace, "label", config, replace=beside, keep=keep) as place:
                 if beside:
                     _begin_with(place.store, store, fitted=not again)
-                return _label(place, inputs, config, run, whole, kept=kept, labelled=store, num_cpus=session.num_cpus)
+                return _label(
+                    place, inputs, config, run, whole, fitted=fitted, labelled=store, num_cpus=session.num_cpus
+                )
 
 
 def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
@@ -165,7 +174,7 @@ def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
     if place.exists(FittedClustering.PATH):
         # Of an earlier attempt.
         return
-    endings = (".npz", FittedClustering.PATH) if fitted else (FittedClustering.PATH,)
+    endings = (".npz", ClusterTree.PATH, FittedClustering.PATH) if fitted else (FittedClustering.PATH,)
     # The record comes last, since it says that the others are there.
     for item in sorted(standing.walk("clustering"), key=lambda item: item.path == FittedClustering.PATH):
         if item.path.endswith(endings):
@@ -192,6 +201,7 @@ def check_labelling(store: Store, config: Config, tracking: Tracking, window: Wi
     Raises:
         InputError: a file, reference or encoder that cannot be read, or an encoder for other windows.
     """
+    check_settings(store, config)
     names, _ = read_cluster_names(config.labels.names)
     reference = open_reference(config.label.reference, store)
     refuse_foreign_names(config.labels.names, names, known_clusterings(read_record(store, replace=True), reference))
@@ -227,7 +237,7 @@ def _already_labelled(
         return None
     if summary.mark != stage_fingerprint(store, "label"):
         return None
-    if unembedded_shards(store, shards, registered.encoder, config.label):
+    if unembedded_shards(store, shards, registered.encoder, config.label) or not store.exists(ClusterTree.PATH):
         return None
     return LabellingSummary(
         num_events=sum(entry.events for entry in summary.clusters),
@@ -247,7 +257,7 @@ def _label(
     run: StageRun,
     whole: str,
     *,
-    kept: FittedClustering | None,
+    fitted: FittedClustering | None,
     labelled: Store,
     num_cpus: int,
 ) -> LabellingSummary:
@@ -260,29 +270,29 @@ def _label(
     before = "" if num_embedded == len(inputs.shards) else "; the others were done before"
     print(f"label: embedded {num_embedded} of {counted(len(inputs.shards), 'shard')}{before}", flush=True)
 
-    clustering = find_clustering(store, inputs, config, run, kept=kept, num_workers=num_workers, num_cpus=num_cpus)
+    clustering = find_clustering(store, inputs, config, run, fitted=fitted, num_workers=num_workers, num_cpus=num_cpus)
     label_of = inputs.hand.label_of if inputs.hand else {}
     probe_ids = probe_sample(label_of, seed=config.kmeans.seed)
-    fitted, count, moves = settle_clustering(
+    record, count, moves = settle_clustering(
         workspace, inputs, config, clustering, label_of, probe_ids, labelled=labelled
     )
-    numbers = np.array(fitted.numbers, dtype=np.int32)
+    numbers = np.array(record.numbers, dtype=np.int32)
     named = _name_clusters(inputs, config, count.labelled, numbers)
     if clustering.record is not None and clustering.record.named_by == inputs.named_by:
         # Named before on the same ground: more events do not change a name.
-        known = dict(zip(fitted.numbers, fitted.names, strict=True))
+        known = dict(zip(record.numbers, record.names, strict=True))
         named = {number: dataclasses.replace(entry, name=known[number]) for number, entry in named.items()}
     names = {number: entry.name for number, entry in named.items() if entry.name}
-    fitted = fitted.model_copy(
-        update={"names": tuple(names.get(number) for number in fitted.numbers), "named_by": inputs.named_by}
+    record = record.model_copy(
+        update={"names": tuple(names.get(number) for number in record.numbers), "named_by": inputs.named_by}
     )
-    keep_clustering(workspace, fitted, num_classes=len(set(label_of.values())))
+    keep_clustering(workspace, clustering, record, num_classes=len(set(label_of.values())))
     naming = Naming(
         clustering=clustering.id,
         numbers=numbers,
         names=names,
-        far_distance=fitted.far_distance,
-        periods={period.station: (period.first_ns, period.last_ns) for period in fitted.periods},
+        far_distance=record.far_distance,
+        periods={period.station: (period.first_ns, period.last_ns) for period in record.periods},
     )
     marks = label_marks(
         inputs.shards,
@@ -294,13 +304,13 @@ def _label(
     store.remove(ClusteringSummary.PATH)
     num_written = write_labels(store, clustering.model, naming, label_of, marks)
     cells = read_cells(store, [marker_of(shard, mark) for shard, mark in marks.items()])
-    drift = drift_of(cells, fitted)
+    drift = drift_of(cells, record)
     drift.write(store)
     outcome = Outcome(
         clustering=clustering,
-        fitted=fitted,
+        fitted=record,
         count=count,
-        sizes=cluster_sizes(cells, fitted.numbers),
+        sizes=cluster_sizes(cells, record.numbers),
         named=named,
         scores=_score(inputs, config, clustering, count.labelled, numbers),
         moves=moves,
@@ -310,7 +320,7 @@ def _label(
     # Last of all: a rerun that finds the summary has nothing to do, in MLflow either.
     mark = stage_fingerprint(store, "label")
     summary_of(outcome, fingerprint=whole, mark=mark, sweep_k=config.label.sweep_k).write(store)
-    print_outcome(outcome, grown=fitted.events != inputs.events)
+    print_outcome(outcome, grown=record.events != inputs.events)
     print_drift(drift)
     return LabellingSummary(
         num_events=sum(outcome.sizes.values()),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeGuard
 
 import numpy as np
@@ -20,10 +20,11 @@ from pipelines.label.stage_inputs import LabelInputs
 from pipelines.label.stage_kmeans import Fit, fit_model
 from pipelines.label.stage_partitions import survey_embeddings
 from pipelines.label.stage_shards import EventShard
+from pipelines.label.stage_tree import clusters_at, cut_file, read_tree, tree_record
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.progress import progress_bar
 from pipelines.tracking.runs import StageRun, stage_run
-from pipelines.workspace.artifacts import FittedClustering
+from pipelines.workspace.artifacts import ClusterTree, FittedClustering
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.storage import Store, content_hash
 
@@ -39,6 +40,10 @@ class Clustering:
     """Which one it is: the content hash of its file."""
     file: str
     """The name of its file, clustering/<file>.npz."""
+    fitted_file: str
+    """The name of the file of the fit that it is a cut of; the same where `label.cut` is not given."""
+    tree: ClusterTree
+    """Of the fit."""
     model: ClusterModel
     at_classes: ClusterModel | None
     """The same events at k = number of classes of the hand labels; None without labels, or where there is none."""
@@ -48,6 +53,12 @@ class Clustering:
 
 def clustering_settings(encoder: Encoder, config: Config) -> dict[str, Any]:
     """Return what decides a clustering beside the events."""
+    settings = _fit_settings(encoder, config)
+    # As text, since 5 and 5.0 are equal to Python; absent where it is not given, as before there were cuts.
+    return settings if config.label.cut is None else settings | {"cut": json.dumps(config.label.cut)}
+
+
+def _fit_settings(encoder: Encoder, config: Config) -> dict[str, Any]:
     return {
         "encoder": encoder.content_hash,
         "precision": config.label.precision,
@@ -57,13 +68,13 @@ def clustering_settings(encoder: Encoder, config: Config) -> dict[str, Any]:
     }
 
 
-def clustering_file(shards: Sequence[EventShard], encoder: Encoder, config: Config) -> str:
-    """Return the name of the file of these events' clustering, fitted or not."""
+def fitted_file_of(shards: Sequence[EventShard], encoder: Encoder, config: Config) -> str:
+    """Return the name of the file of these events' clustering, fitted or not, whatever `label.cut` makes of it."""
     embeddings = [
         f"{shard.path('embeddings')}{embedding_fingerprint(shard, encoder, config.label)}" for shard in shards
     ]
     embedded = content_hash("".join(embeddings).encode())
-    return fingerprint(clustering_settings(encoder, config) | {"embeddings": embedded})
+    return fingerprint(_fit_settings(encoder, config) | {"embeddings": embedded})
 
 
 def read_record(store: Store, *, replace: bool) -> FittedClustering | None:
@@ -80,10 +91,15 @@ def read_record(store: Store, *, replace: bool) -> FittedClustering | None:
         return None
 
 
-def stays(record: FittedClustering | None, encoder: Encoder, config: Config) -> TypeGuard[FittedClustering]:
-    """Whether the clustering of an earlier run labels new events, too: the same encoder and settings made it."""
-    settings = json.loads(json.dumps(clustering_settings(encoder, config)))
-    return record is not None and record.settings == settings
+def fit_stays(record: FittedClustering | None, encoder: Encoder, config: Config) -> TypeGuard[FittedClustering]:
+    """Whether the fit of an earlier run serves new events, too, in this or another cut: the same settings made it."""
+    settings = json.loads(json.dumps(_fit_settings(encoder, config)))
+    return record is not None and {**record.settings, "cut": None} == {**settings, "cut": None}
+
+
+def cut_stays(record: FittedClustering, encoder: Encoder, config: Config) -> bool:
+    """Whether the clustering of an earlier run whose fit stays labels new events, too: it is the same cut."""
+    return record.settings.get("cut") == clustering_settings(encoder, config).get("cut")
 
 
 def find_clustering(
@@ -92,55 +108,91 @@ def find_clustering(
     config: Config,
     run: StageRun,
     *,
-    kept: FittedClustering | None,
+    fitted: FittedClustering | None,
     num_workers: int,
     num_cpus: int,
 ) -> Clustering:
-    """Return the clustering that was `kept`, else the one of all events: the stored one, or a new one.
+    """Return the clustering that `label.cut` makes of a fit: of the one that was `fitted`, else of that of all events.
 
-    A new one is stored. Numbers of clusters are compared on a sample where `label.sweep_k` asks for it.
+    A new one is stored, and the merge tree of a fit without one. Numbers of clusters are compared on a sample where
+    `label.sweep_k` asks for it.
 
     Raises:
-        InputError, StageFailed: as for `fit_model`.
+        InputError, StageFailed: as for `fit_model`; InputError where the tree has no such cut.
     """
     num_classes = len(set(inputs.hand.label_of.values())) if inputs.hand else 0
     encoder = inputs.registered.encoder
-    name = clustering_file(inputs.shards, encoder, config) if kept is None else kept.file
+    name = fitted_file_of(inputs.shards, encoder, config) if fitted is None else fit_of(fitted)
     path, sweep = f"clustering/{name}.npz", config.label.sweep_k
-    content = _read_if_there(store, path)
-    if kept is not None and (content is None or content_hash(content) != kept.clustering):
+    content, tree = _read_if_there(store, path), read_tree(store, replace=True)
+    tree = tree if tree is not None and tree.file == name else None
+    digest = "" if content is None else content_hash(content)
+    if fitted is not None and digest != (tree.clustering if tree else fitted.clustering):
         # Its file is lost: the one of all events takes its place, and is the same where nothing has been added.
         print(f"label: {store.full(path)} is missing or damaged, so the events are clustered again", flush=True)
-        return find_clustering(store, inputs, config, run, kept=None, num_workers=num_workers, num_cpus=num_cpus)
+        return find_clustering(store, inputs, config, run, fitted=None, num_workers=num_workers, num_cpus=num_cpus)
     known = None if content is None else ClusterModel.from_bytes(content)
+    tree = tree if tree is not None and tree.clustering == digest else None
     classes_path = f"clustering/{name}.{num_classes}-classes.npz"
     at_classes = known if num_classes == config.kmeans.k else None
     if num_classes > 1 and at_classes is None:
         stored = _read_if_there(store, classes_path)
         at_classes = None if stored is None else ClusterModel.from_bytes(stored)
     missing = num_classes > 1 and at_classes is None
-    if known is None or missing or sweep:
-        fitted = _fit(store, inputs, config, known, num_classes if missing else None, num_workers, num_cpus)
+    if known is None or tree is None or missing or sweep:
+        found = _fit(
+            store,
+            inputs,
+            config,
+            known,
+            num_classes if missing else None,
+            0 if fitted is None else round(fitted.num_events * config.kmeans.fraction),
+            tree is None,
+            num_workers,
+            num_cpus,
+        )
         if known is None:
-            content = fitted.model.to_bytes()
+            content = found.model.to_bytes()
+            digest = content_hash(content)
             store.write(path, content)
-        if missing and fitted.at_classes is not None:
-            at_classes = fitted.at_classes
-            if at_classes is not fitted.model:
+        if found.tree is not None:
+            tree = tree_record(found.tree, digest, name)
+            tree.write(store)
+        if missing and found.at_classes is not None:
+            at_classes = found.at_classes
+            if at_classes is not found.model:
                 store.write(classes_path, at_classes.to_bytes())
-        known = fitted.model
+        known = found.model
         if sweep:
-            _compare_k(run, inputs, config, fitted.keys, fitted.sample)
-    assert content is not None
-    digest = content_hash(content)
+            _compare_k(run, inputs, config, found.keys, found.sample)
+    assert tree is not None
+    model, file = known, cut_file(name, config.label.cut)
+    if config.label.cut is not None:
+        model = replace(known, clusters=clusters_at(tree, known.clusters, config.label.cut))
+        content = model.to_bytes()
+        digest = content_hash(content)
+        store.write(f"clustering/{file}.npz", content)
     record = read_record(store, replace=True)
-    same = record is not None and (record.clustering, record.file) == (digest, name)
-    return Clustering(id=digest, file=name, model=known, at_classes=at_classes, record=record if same else None)
+    same = record is not None and (record.clustering, record.file) == (digest, file)
+    return Clustering(
+        id=digest,
+        file=file,
+        fitted_file=name,
+        tree=tree,
+        model=model,
+        at_classes=at_classes,
+        record=record if same else None,
+    )
 
 
-def remove_other_clusterings(store: Store, file: str, num_classes: int) -> None:
+def fit_of(record: FittedClustering) -> str:
+    """Return the name of the file of the fit that a clustering is a cut of."""
+    return record.fitted_file or record.file
+
+
+def remove_other_clusterings(store: Store, file: str, fitted_file: str, num_classes: int) -> None:
     """Remove the files of the clusterings of earlier inputs and settings."""
-    kept = {f"clustering/{file}{ending}.npz" for ending in ("", f".{num_classes}-classes")}
+    kept = {f"clustering/{name}.npz" for name in (file, fitted_file, f"{fitted_file}.{num_classes}-classes")}
     for item in list(store.walk("clustering")):
         if item.path.endswith(".npz") and item.path not in kept:
             store.remove(item.path)
@@ -159,6 +211,8 @@ def _fit(
     config: Config,
     known: ClusterModel | None,
     num_classes: int | None,
+    known_rows: int,
+    with_tree: bool,
     num_workers: int,
     num_cpus: int,
 ) -> Fit:
@@ -178,6 +232,8 @@ def _fit(
             cpus_per_worker=min(1.0, num_cpus / num_workers),
             known=known,
             num_classes=num_classes,
+            known_rows=known_rows,
+            with_tree=with_tree,
             progress=progress,
             sample_events=config.label.sweep_events if config.label.sweep_k else 0,
         )

@@ -9,10 +9,17 @@ from collections.abc import Collection, Mapping, Sequence
 from pipelines.config import Config
 from pipelines.label.cells import FITTED_SHARE, distance_exceeded_by
 from pipelines.label.naming import Move, moves_of, numbers_by_reference, numbers_by_size
-from pipelines.label.stage_clustering import Clustering, clustering_settings, read_record, remove_other_clusterings
+from pipelines.label.stage_clustering import (
+    Clustering,
+    clustering_settings,
+    fit_of,
+    read_record,
+    remove_other_clusterings,
+)
 from pipelines.label.stage_count import Count, count_clusters
 from pipelines.label.stage_inputs import LabelInputs
 from pipelines.label.stage_shards import EventShard
+from pipelines.label.stage_tree import with_clusters
 from pipelines.workspace.artifacts import FittedClustering, ReferencePeriod
 from pipelines.workspace.ledger import list_markers
 from pipelines.workspace.storage import Store
@@ -66,6 +73,7 @@ def settle_clustering(
     fitted = FittedClustering(
         clustering=clustering.id,
         file=clustering.file,
+        fitted_file="" if clustering.fitted_file == clustering.file else clustering.fitted_file,
         settings=clustering_settings(inputs.registered.encoder, config),
         events=inputs.events,
         num_events=int(count.counts.sum()),
@@ -79,19 +87,28 @@ def settle_clustering(
             for station, (first, last) in count.periods.items()
         ),
     )
+    if earlier is not None and fit_of(earlier) == clustering.fitted_file:
+        # Another cut: what it was fitted on stays.
+        kept = ("events", "num_events", "far_distance", "periods")
+        fitted = fitted.model_copy(update={name: getattr(earlier, name) for name in kept})
     moves = moves_of(count.shared, count.counts, numbers) if matched else ()
     return fitted, count, moves
 
 
-def keep_clustering(workspace: Workspace, fitted: FittedClustering, *, num_classes: int) -> None:
+def keep_clustering(
+    workspace: Workspace, clustering: Clustering, fitted: FittedClustering, *, num_classes: int
+) -> None:
     """Write what is known of the clustering, before any event is labelled by it; remove the files of others."""
     store = workspace.store
+    tree = with_clusters(clustering.tree, clustering.model.clusters, fitted.numbers)
+    if tree != clustering.tree:
+        tree.write(store)
     if read_record(store, replace=True) != fitted:
         fitted.write(store)
     next_cluster = max(fitted.numbers) + 1
     if next_cluster > (workspace.read_state().next_cluster or 0):
         workspace.update_state(next_cluster=next_cluster)
-    remove_other_clusterings(store, fitted.file, num_classes)
+    remove_other_clusterings(store, clustering.file, clustering.fitted_file, num_classes)
 
 
 def _shards_with_news(store: Store, inputs: LabelInputs) -> list[EventShard]:

@@ -12,11 +12,12 @@ from ray.exceptions import RayActorError
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
 from pipelines.label.cluster_model import ClusterModel
-from pipelines.label.merging import fit_to_merge, merge
+from pipelines.label.merging import MIN_ROWS_PER_OVER_CLUSTER, fit_to_merge, merge, over_clusters
 from pipelines.label.partitions import Gather, sample_rows
 from pipelines.label.space import Space, enter_space, fit_space
 from pipelines.label.stage_partitions import ActorGather, Survey, fitted_rows, start_partitions, wait_for_actors
 from pipelines.label.stage_shards import EventShard
+from pipelines.label.tree import MergeTree, fit_tree
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
@@ -30,12 +31,15 @@ def check_enough_events(store: Store, shards: Sequence[EventShard], config: Conf
 
     Reads event ids until there are enough.
     """
-    settings, sweep = config.kmeans, config.label.sweep_k
+    settings, sweep, cut = config.kmeans, config.label.sweep_k, config.label.cut
+    cut = cut if isinstance(cut, int) else 0
+    # Of so many clusters each has so many events at least, else fewer are fitted.
+    for_cut = cut * MIN_ROWS_PER_OVER_CLUSTER if cut > settings.k else cut
     # A comparison of several k finds each of them in both halves of its sample.
     for_sweep = 2 * min(sweep, default=0)
     num_events = num_fitted = 0
     for shard in shards:
-        if num_fitted >= max(settings.k, for_sweep):
+        if num_fitted >= max(settings.k, for_sweep, for_cut):
             break
         ids = tables.read_table(store, shard.path("events"), ["event_id"]).column("event_id")
         _, fitted = fitted_rows(ids, settings)
@@ -47,6 +51,11 @@ def check_enough_events(store: Store, shards: Sequence[EventShard], config: Conf
         )
     if num_fitted < settings.k:
         raise InputError(f"kmeans.k is {settings.k} but there are only {num_events} events; give a smaller kmeans.k")
+    if num_fitted < for_cut:
+        raise InputError(
+            f"label.cut is {cut}, but the merge tree of {num_fitted} events has only "
+            f"{over_clusters(settings.k, settings.overcluster, num_fitted)} leaves; give no more"
+        )
     sampled = min(num_fitted, config.label.sweep_events)
     if sampled < for_sweep:
         raise InputError(
@@ -62,6 +71,8 @@ class Fit:
     model: ClusterModel
     at_classes: ClusterModel | None
     """The same events at k = number of classes of the hand labels; None where that is not asked for, or cannot be."""
+    tree: MergeTree | None
+    """Of the model's centroids, where it is asked for."""
     keys: NDArray[np.uint64]
     """(n,): event keys of the sample."""
     sample: NDArray[Any]
@@ -77,6 +88,8 @@ def fit_model(
     cpus_per_worker: float = 1.0,
     known: ClusterModel | None = None,
     num_classes: int | None = None,
+    known_rows: int = 0,
+    with_tree: bool = False,
     progress: Callable[[int, int, float], None] | None = None,
     sample_events: int = 0,
 ) -> Fit:
@@ -87,6 +100,8 @@ def fit_model(
         num_workers, cpus_per_worker: actors, and the CPUs of each.
         known: a clustering that stands; it is not fitted again.
         num_classes: fit another one with so many clusters.
+        known_rows: how many rows `known` was fitted to.
+        with_tree: join the centroids of the clustering to a tree.
         progress: called with (restart, iteration, inertia).
         sample_events: about how many events are drawn for a comparison of numbers of clusters.
 
@@ -98,7 +113,17 @@ def fit_model(
         actors = start_partitions(store, surveys, settings, num_workers, cpus_per_worker)
         try:
             wait_for_actors(actors)
-            return _fit(ActorGather(actors), surveys, settings, known, num_classes, progress, sample_events)
+            return _fit(
+                ActorGather(actors),
+                surveys,
+                settings,
+                known,
+                num_classes,
+                known_rows,
+                with_tree,
+                progress,
+                sample_events,
+            )
         except RayActorError as error:
             if attempt + 1 == MAX_ATTEMPTS:
                 raise StageFailed(
@@ -122,6 +147,8 @@ def _fit(
     settings: KMeansSettings,
     known: ClusterModel | None,
     num_classes: int | None,
+    known_rows: int,
+    with_tree: bool,
     progress: Callable[[int, int, float], None] | None,
     sample_events: int,
 ) -> Fit:
@@ -142,10 +169,15 @@ def _fit(
             print(
                 f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True
             )
+    tree = None
+    if with_tree:
+        mean_square = model.inertia / max(num_rows if known is None else known_rows, 1)
+        tree = fit_tree(gather, model.centroids, model.clusters, mean_square, settings.merge)
     sampled = gather(sample_rows, settings.seed, sample_events / num_rows) if sample_events else []
     return Fit(
         model=model,
         at_classes=at_classes,
+        tree=tree,
         keys=np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64),
         sample=np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32),
     )

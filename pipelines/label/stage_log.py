@@ -12,6 +12,7 @@ from pipelines.label.stage_inputs import LabelInputs
 from pipelines.label.stage_summary import Outcome
 from pipelines.tracking.runs import StageRun
 from pipelines.workspace import tables
+from pipelines.workspace.artifacts import ClusterTree
 from pipelines.workspace.storage import Store
 
 MAX_TAG_CHARS = 8000
@@ -56,6 +57,7 @@ def log_outcome(run: StageRun, store: Store, inputs: LabelInputs, outcome: Outco
     # The same form that labels.names reads, for the user to edit.
     names = {number: entry.name for number, entry in named.items()}
     run.log_text(write_cluster_names(names, outcome.clustering.id), "clusters/names.yaml")
+    run.log_bytes(store.read(ClusterTree.PATH), ClusterTree.PATH.replace("clustering", "clusters"))
     if outcome.moves:
         columns: dict[str, list[Any]] = {
             "cluster": [move.number for move in outcome.moves],

@@ -5,6 +5,7 @@
     train/training.json             TrainingRecord     what the finished training gave; present = done
     clustering/summary.json         ClusteringSummary  sizes, names and scores of the clusters; present = done
     clustering/fitted.json          FittedClustering   the clustering that labels the events, and what it was fitted on
+    clustering/tree.json            ClusterTree        the merge tree of its centroids
     clustering/drift.json           DriftRecord        how later events differ from those that it was fitted on
     config/best-augmentation.yaml   an augmentation section that a search found (read_augmentation)
 
@@ -15,7 +16,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
 from pipelines.config import load_yaml, resolve, to_yaml
@@ -268,6 +269,8 @@ class FittedClustering(Artifact):
     """Which one it is: the content hash of its file."""
     file: str = Field(pattern="^[0-9a-f]{16}$")
     """The name of its file, clustering/<file>.npz."""
+    fitted_file: str = Field(default="", pattern="^([0-9a-f]{16})?$")
+    """The name of the file of the fit that it is a cut of; empty where it is the fit itself."""
     settings: dict[str, Any]
     """What decides a clustering beside the events: the encoder, its arithmetic, the keys of k-means."""
     events: str
@@ -286,6 +289,63 @@ class FittedClustering(Artifact):
     """The distance to the nearest centroid that 1 % of the fitted events exceed."""
     periods: tuple[ReferencePeriod, ...]
     """When the fitted events were, by station."""
+
+
+class TreeNode(BaseModel):
+    """A branch of the merge tree."""
+
+    model_config = Artifact.model_config
+
+    id: str = Field(pattern="^b[0-9a-f]{10}$")
+    """What it is called, in `label.cut` too: no branch of another clustering is called so."""
+    children: tuple[str, ...] = Field(max_length=2)
+    """The two branches that it joins; none for a leaf, which is one centroid."""
+    events: int = Field(ge=0, lt=2**63)
+    """Events of the fit in it."""
+    height: float = Field(ge=0, allow_inf_nan=False)
+    """How far apart its children are, see docs/labelling.md; 0 for a leaf."""
+
+
+class ClusterBranches(BaseModel):
+    """The branches that a cluster consists of, the largest ones that lie wholly in it."""
+
+    model_config = Artifact.model_config
+
+    cluster: int = Field(ge=0, lt=2**31)
+    """Its number."""
+    branches: tuple[str, ...]
+    """Their ids."""
+
+
+class ClusterTree(Artifact):
+    """`clustering/tree.json`: the merge tree of the fitted centroids. It stays when the archive grows."""
+
+    PATH = "clustering/tree.json"
+
+    clustering: str
+    """The fit that it is of: the content hash of its file."""
+    file: str = Field(pattern="^[0-9a-f]{16}$")
+    """The name of that file, clustering/<file>.npz."""
+    nodes: tuple[TreeNode, ...] = Field(min_length=1)
+    """The leaves in the order of the centroids, then every other branch in the order in which they were joined."""
+    clusters: tuple[ClusterBranches, ...] = ()
+    """What the events are labelled with; empty until the first of them is."""
+
+    @model_validator(mode="after")
+    def _is_a_tree(self) -> Self:
+        num_leaves = (len(self.nodes) + 1) // 2
+        free: set[str] = set()
+        for number, node in enumerate(self.nodes):
+            if len(node.children) != (0 if number < num_leaves else 2):
+                raise ValueError(f"node {node.id} has {len(node.children)} children")
+            if not free.issuperset(node.children) or len(set(node.children)) != len(node.children) or node.id in free:
+                raise ValueError(
+                    f"node {node.id} does not join two branches that come before it and are not joined yet"
+                )
+            free = (free - set(node.children)) | {node.id}
+        if len(free) != 1:
+            raise ValueError("its nodes are not one tree")
+        return self
 
 
 class DriftRow(BaseModel):

@@ -110,7 +110,8 @@ class Workspace:
         was = self.output_keys(configuration.resolve(stored), stage)
         now = self.output_keys(config, stage)
         for key, value in now.items():
-            if value != was.get(key):
+            # 5 and 5.0 are equal to Python, and may mean different things.
+            if (type(value), value) != (type(was.get(key)), was.get(key)):
                 return f"{key} is {value!r} but {self.url} holds {stage} results made with {was.get(key)!r}"
         return None
 
