@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipelines.archive.codes import is_station, show
 from pipelines.archive.layouts import PathInfo, guess_layout, path_parser
-from pipelines.archive.records import Run, decode
+from pipelines.archive.records import Payloads, Run, decode
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import StoredObject
 
@@ -30,7 +30,7 @@ def choose_layout(archive: Store, listed: Sequence[StoredObject], spill_ns: int)
     num_read = num_confirmed = 0
     doubt = "none of the files that were opened can be read"
     for item, info in fitting[::step][:MAX_TRIED]:
-        runs = decode(archive.read(item.path, 0, CHECKED_BYTES), payloads=False).runs
+        runs = decode(archive.read(item.path, 0, CHECKED_BYTES), payloads=Payloads.SKIP).runs
         if not runs:
             continue
         num_read += 1

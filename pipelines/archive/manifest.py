@@ -23,7 +23,7 @@ from pipelines.archive.codes import group_of, name_channels
 from pipelines.archive.layout_choice import choose_layout
 from pipelines.archive.layouts import DAY_NS, PathInfo, code_matcher, folder_filter, is_indexed, path_parser
 from pipelines.archive.reading import spans
-from pipelines.archive.records import MAX_TIME_NS, MIN_TIME_NS, Channel, decode
+from pipelines.archive.records import MAX_TIME_NS, MIN_TIME_NS, Channel, Payloads, decode
 from pipelines.archive.sample_counts import SampleCounts
 from pipelines.config.archive import ArchiveSettings
 from pipelines.runtime.errors import InputError
@@ -174,7 +174,7 @@ def probe(archive: Store, table: pa.Table, *, enough: Callable[[set[float]], boo
         item = StoredObject(*(table[name][row].as_py() for name in ("key", "size", "etag")))
         # The beginning tells enough.
         try:
-            decoded = decode(archive.read(item.path, 0, PROBE_BYTES), payloads=False)
+            decoded = decode(archive.read(item.path, 0, PROBE_BYTES), payloads=Payloads.SKIP)
         except FileNotFoundError:
             problem = problem or f"{item.path}: it was removed after it was listed"
             continue

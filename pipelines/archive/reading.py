@@ -12,7 +12,8 @@ import numpy as np
 
 from pipelines.archive.clock import bounds_of
 from pipelines.archive.crashes import decode_file_part
-from pipelines.archive.records import MAX_TIME_NS, MIN_TIME_NS, Channel, Decoded, Run, decode, record_boundary
+from pipelines.archive.headers import MAX_RECORD_BYTES
+from pipelines.archive.records import MAX_TIME_NS, MIN_TIME_NS, Channel, Decoded, Payloads, Run, decode, record_boundary
 from pipelines.archive.sample_counts import Drop, SampleCounts
 from pipelines.archive.unpacking import GZIP_MAGIC, Unpacking, excess
 from pipelines.runtime.text import counted
@@ -20,9 +21,12 @@ from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import ObjectChanged, StoredObject
 
 PIECE_BYTES = 32 * 2**20
+"""A file of at most so many bytes, unpacked, is read in one piece, and a larger gzipped one in pieces of so many."""
 AHEAD_BYTES = 16 * 2**20
 """Larger files are not fetched before they are needed."""
 
+LARGE_FILE_PIECE_BYTES = 2 * MAX_RECORD_BYTES + 2**16
+"""Pieces of a larger file: of so many bytes more than half are whole records, however long these are."""
 MAX_BARREN_BYTES = 2**28
 """A file is read no further where so much of it on end holds no record: it may be sparse."""
 _EVER = -(2**63)
@@ -52,10 +56,12 @@ class _Piece:
 
     Attributes:
         load: returns its bytes, unpacked.
+        is_whole: whether it is all of the file: of one of several pieces samples are decoded when they are needed.
         start_ns, end_ns: the time that it holds.
     """
 
     load: Callable[[], bytes]
+    is_whole: bool
     start_ns: int = 0
     end_ns: int = 0
 
@@ -115,7 +121,8 @@ class FileReader:
         """
         runs: list[Run] = []
         if self.may_hold(start_ns, end_ns):
-            if (self._whole is None or start_ns < self._kept_from) and (self._pieces is None or len(self._pieces) < 2):
+            forgotten = self._whole is None or start_ns < self._kept_from
+            if not self._pieces or (self._pieces[0].is_whole and forgotten):
                 self._index()
             if self._whole is not None:
                 runs = self._whole.between(start_ns, end_ns)
@@ -133,7 +140,7 @@ class FileReader:
         No sample is decoded, and none is decoded before it must be: whoever does it survives a crash of the decoder.
         """
         try:
-            for _, decoded in self._decode_pieces(payloads=False):
+            for _, decoded in self._decode_pieces(payloads=Payloads.SKIP):
                 begins, ends = _bounds(decoded.runs)
                 for run, begin, end in zip(decoded.runs, begins.tolist(), ends.tolist(), strict=True):
                     yield Span(run.channel, begin, end)
@@ -152,7 +159,7 @@ class FileReader:
         extent: tuple[int, int] | None = None
         num_strays = 0
         try:
-            for piece, decoded in self._decode_pieces():
+            for piece, decoded in self._decode_pieces(payloads=Payloads.KEEP):
                 num_strays += self._believe(decoded)
                 for problem in decoded.problems:
                     told.report(problem)
@@ -165,8 +172,9 @@ class FileReader:
                     begins, ends = _bounds(decoded.runs)
                     begin, end = int(begins.min()), int(ends.max())
                     extent = (begin, end) if extent is None else (min(begin, extent[0]), max(end, extent[1]))
-                whole = decoded.runs if not pieces else None
+                whole = decoded.runs if piece.is_whole else None
                 pieces.append(replace(piece, start_ns=begin, end_ns=end))
+                del decoded
         except ObjectChanged as error:
             # What was read before that is used; the next run lists the file as it is then.
             told.report(f"{error}; the rest is not read")
@@ -199,28 +207,30 @@ class FileReader:
 
     def _decode(self, content: bytes, **options: Any) -> Decoded:
         """Decode a part of the file so that a crash costs this file alone."""
-        if not options.get("payloads", True):
+        if options.get("payloads") is Payloads.SKIP:
             return decode(content, wanted=self.wanted, **options)
         name = f"{self.archive.url}\n{self.item.path}\n{self.item.size}\n{self.item.etag}"
         return decode_file_part(name, content, self.wanted, **options)
 
-    def _decode_pieces(self, *, payloads: bool = True) -> Iterator[tuple[_Piece, Decoded]]:
-        """Yield the pieces of the file in order, decoded; without payloads, as `records.decode` says."""
+    def _decode_pieces(self, *, payloads: Payloads) -> Iterator[tuple[_Piece, Decoded]]:
+        """Yield the pieces of the file in order, decoded; samples are kept of one that is all of the file only."""
         # What pieces hold to be read again must not be the reader: it and its samples would outlive their last use,
         # until the garbage collector looks for circles.
         fetch = partial(self.archive.read_checked, self.item)
         ahead, self._ahead = self._ahead, None
+        piece_bytes = PIECE_BYTES if self.item.size <= PIECE_BYTES else min(LARGE_FILE_PIECE_BYTES, PIECE_BYTES)
         offset = barren = 0
         while offset < self.item.size or offset == 0:
-            content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, PIECE_BYTES)
+            content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, piece_bytes)
             if offset == 0 and content[:2] == GZIP_MAGIC:
                 whole = len(content) == self.item.size <= AHEAD_BYTES
                 yield from self._unpack_pieces(partial(_part, content) if whole else fetch, payloads)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
-            decoded = self._decode(content[:length], offset=offset, payloads=payloads)
+            piece = _Piece(partial(fetch, offset, length), length == self.item.size)
+            content = content[:length]
+            decoded = self._decode(content, offset=offset, payloads=_tried(payloads, piece))
             barren = 0 if decoded.counts else barren + length
-            piece = _Piece(partial(fetch, offset, length))
             offset += max(length, 1)
             if barren >= MAX_BARREN_BYTES and offset < self.item.size:
                 decoded.report(
@@ -228,9 +238,14 @@ class FileReader:
                 )
                 decoded.damaged_bytes += self.item.size - offset
                 offset = self.item.size
+            # One piece at a time is held, not the one before it, too.
+            del content
             yield piece, decoded
+            del decoded
 
-    def _unpack_pieces(self, fetch: Callable[[int, int], bytes], payloads: bool) -> Iterator[tuple[_Piece, Decoded]]:
+    def _unpack_pieces(
+        self, fetch: Callable[[int, int], bytes], payloads: Payloads
+    ) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
         stream = Unpacking(fetch, self.item.size)
         carried = b""
@@ -242,18 +257,21 @@ class FileReader:
             if first and not stream.ended and (problem := excess(stream, len(content))):
                 refused = Decoded(damaged_bytes=self.item.size)
                 refused.report(problem)
-                yield _Piece(partial(fetch, 0, self.item.size)), refused
+                yield _Piece(partial(fetch, 0, self.item.size), True), refused
                 return
             if not content and not first and not stream.problem:
                 return
             length = _piece_length(content, last=stream.ended)
+            piece = _Piece(_UnpackingLoader(here, carried, length), first and stream.ended and length == len(content))
             decoded = Decoded()
             if content or first:
-                decoded = self._decode(content[:length], offset=offset, payloads=payloads)
+                decoded = self._decode(content[:length], offset=offset, payloads=_tried(payloads, piece))
             if stream.ended and length == len(content) and stream.problem:
                 decoded.report(stream.problem)
-            yield _Piece(_UnpackingLoader(here, carried, length)), decoded
             carried, offset, first = content[length:], offset + length, False
+            del content
+            yield piece, decoded
+            del decoded
             if stream.ended and not carried:
                 return
 
@@ -305,6 +323,11 @@ class _UnpackingLoader:
 
     def __call__(self) -> bytes:
         return (self.carried + self.stream.copy().read(self.length - len(self.carried)))[: self.length]
+
+
+def _tried(payloads: Payloads, piece: _Piece) -> Payloads:
+    """Return what is done with the payloads of a piece when all are read: of several, samples are kept when needed."""
+    return Payloads.TRY if payloads is Payloads.KEEP and not piece.is_whole else payloads
 
 
 def _part(content: bytes, start: int, length: int) -> bytes:

@@ -8,6 +8,7 @@ out one by one and reported; every other sample of the file is returned, whateve
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
@@ -211,6 +212,14 @@ class Decoded:
             self.problems.append(problem)
 
 
+class Payloads(Enum):
+    """What is done with the payloads of records; samples that are not kept are zero, and take no memory."""
+
+    KEEP = "decode them and keep the samples"
+    TRY = "decode them, so that those that cannot be decoded are known, and forget the samples"
+    SKIP = "let no byte of them reach libmseed: headers alone"
+
+
 def decode(
     buffer: bytes,
     *,
@@ -218,7 +227,7 @@ def decode(
     end_ns: int | None = None,
     offset: int = 0,
     wanted: Callable[[Channel], bool] = lambda _: True,
-    payloads: bool = True,
+    payloads: Payloads = Payloads.KEEP,
 ) -> Decoded:
     """Decode a whole file, or a part of one; gzipped, what its first 64 MiB unpack to.
 
@@ -228,8 +237,7 @@ def decode(
         end_ns: samples at or after this time are dropped.
         offset: where in the file they begin, for what is said of damaged ones.
         wanted: whether the samples of a channel are asked for; others are counted, but not decoded.
-        payloads: whether samples are decoded. Without, all are zero: the headers alone are read, and no byte reaches
-            libmseed.
+        payloads: whether samples are decoded and kept.
     """
     decoded = Decoded()
     if buffer[:2] == GZIP_MAGIC:
@@ -322,7 +330,7 @@ def _decode_records(
     end_ns: int | None,
     offset: int,
     wanted: Callable[[Channel], bool],
-    payloads: bool,
+    payloads: Payloads,
     decoded: Decoded,
 ) -> None:
     """Decode the records whose headers were read: add runs, counts and problems."""
@@ -440,8 +448,8 @@ def _dropped(
             yield drop, channels[index], int(fields[at, OFFSET]), int(num_records), int(num_samples)
 
 
-def _unpack(content: Array, fields: Array, payloads: bool) -> tuple[dict[int, Array], Array, Array]:
-    """Decode the payloads of records, in their order, those of one type into one array; without payloads, zeros.
+def _unpack(content: Array, fields: Array, payloads: Payloads) -> tuple[dict[int, Array], Array, Array]:
+    """Decode the payloads of records, in their order, those of one type into one array; of zeros if none is kept.
 
     Returns:
         by type (samples,); (records,) int64 where each record begins in that; (records,) bool whether it was decoded.
@@ -452,18 +460,22 @@ def _unpack(content: Array, fields: Array, payloads: bool) -> tuple[dict[int, Ar
     addresses = np.zeros(len(fields), np.int64)
     sizes = np.zeros(len(fields), np.int64)
     blocks: dict[int, Array] = {}
+    keep = payloads is Payloads.KEEP
     for kind, dtype in _DTYPES.items():
         those = np.flatnonzero(kinds == kind)
         if not len(those):
             continue
         ends = np.cumsum(fields[those, COUNT])
         # Zeros that are one zero take no memory.
-        blocks[kind] = np.empty(int(ends[-1]), dtype) if payloads else np.broadcast_to(dtype.type(0), int(ends[-1]))
+        blocks[kind] = np.empty(int(ends[-1]), dtype) if keep else np.broadcast_to(dtype.type(0), int(ends[-1]))
         positions[those] = ends - fields[those, COUNT]
         addresses[those] = blocks[kind].ctypes.data + positions[those] * dtype.itemsize
         sizes[those] = fields[those, COUNT] * dtype.itemsize
-    if not payloads:
+    if payloads is Payloads.SKIP:
         return blocks, positions, np.ones(len(fields), bool)
+    if not keep:
+        forgotten = np.empty(int(sizes.max(initial=0)) // 8 + 1)
+        addresses[:] = forgotten.ctypes.data
     ensure_thread_logging()
     scratch = np.empty(max(int(fields[:, DATA_BYTES].max(initial=0)), 8) + 8, np.uint8)
     good = _decode_payloads(content, fields, encodings, addresses, sizes, scratch)

@@ -273,17 +273,19 @@ def cut_windows(
     starts = sample_times(onset_ns, np.full(len(onsets), -lead), rate_hz)
     # Samples that are neither scaled nor resampled need no more digits on their way.
     plain = margin == 0 and responses.is_counts
-    source = np.full((len(onsets), 3, num_source), np.nan, np.float32 if plain else np.float64)
+    waveforms = np.full((len(onsets), 3, window.num_samples), np.nan, np.float32)
     channels = np.full((len(onsets), 3), None, object)
     firsts = sample_times(starts, np.full(len(starts), -margin), rate_hz)
     rows = np.array([onset.row for onset in onsets], np.int64)
     for row in range(3):
         mine = {code: pieces for code, pieces in segments.items() if component_row(code) == row}
-        channels[:, row] = _cut_component(source[:, row], mine, onsets, firsts, rate_hz)
+        source = waveforms[:, row] if plain else np.full((len(onsets), num_source), np.nan)
+        channels[:, row] = _cut_component(source, mine, onsets, firsts, rate_hz)
         for code in mine if not responses.is_counts else ():
             chosen = channels[:, row] == code
-            source[chosen, row] *= responses.factors(code, onset_ns[chosen])[:, None]
-    waveforms = resample(source, rate_hz, window.rate_hz, window.num_samples).astype(np.float32, copy=False)
+            source[chosen] *= responses.factors(code, onset_ns[chosen])[:, None]
+        if not plain:
+            waveforms[:, row] = resample(source, rate_hz, window.rate_hz, window.num_samples)
     if window.remove_response and not responses.is_counts:
         for code in segments:
             row = COMPONENTS.index(component_letter(code))

@@ -20,6 +20,7 @@ from pipelines.detect.account import FileAccount, Recording, account_of_file, st
 from pipelines.detect.anchored import Pass, component_letter, context_seconds, find_onsets, split_days
 from pipelines.detect.response import GroupResponses, Responses
 from pipelines.detect.stage_tasks import BatchTask
+from pipelines.runtime.allocator import give_back_freed_memory
 from pipelines.workspace.ledger import MarkerName
 from pipelines.workspace.outcomes import Outcome
 from pipelines.workspace.storage import Store
@@ -82,6 +83,11 @@ class Day:
         """Return how much memory the samples take."""
         segments = (part for group in self.groups for parts in group.segments.values() for part in parts)
         return sum(piece.nbytes for part in segments for piece in part.pieces)
+
+    @property
+    def is_large(self) -> bool:
+        """Return whether no second day is held beside this one."""
+        return self.num_bytes > MAX_DAY_BYTES_AHEAD
 
 
 @functools.cache
@@ -163,9 +169,13 @@ class DayReader:
         """Return the pass of a day, and begin that of the day after it."""
         if self.current is not None and self.current.anchor_ns == anchor_ns:
             return self.current
-        self.current, ahead, self.next = None, self.next, None
+        ahead = self.next
+        self.forget()
         self.current = ahead if ahead is not None and ahead.anchor_ns == anchor_ns else self._begin_day(anchor_ns)
-        if anchor_ns + DAY_NS in self.owned and self.current.num_bytes <= MAX_DAY_BYTES_AHEAD:
+        if self.current.is_large:
+            # What reading took, windows and their rows take again, in other sizes.
+            give_back_freed_memory()
+        elif anchor_ns + DAY_NS in self.owned:
             try:
                 self.next = self._begin_day(anchor_ns + DAY_NS)
             except Exception as error:
@@ -174,6 +184,13 @@ class DayReader:
                 error.with_traceback(None)
                 self.readers.clear()
         return self.current
+
+    def forget(self) -> None:
+        """Let go of the days that are held; the memory of a large one is returned to the system."""
+        was_large = self.current is not None and self.current.is_large
+        self.current = self.next = None
+        if was_large:
+            give_back_freed_memory()
 
     def _begin_day(self, anchor_ns: int) -> Day:
         """Read and assemble a day, and begin to scan it."""

@@ -132,6 +132,7 @@ def detect_batch(
             if problem:
                 detector = new_detector(batch)
                 yield again(shard, problem)
+        detector.reader.forget()
         while begun:
             yield published()
     finally:

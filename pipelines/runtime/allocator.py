@@ -1,5 +1,6 @@
 """The C library's allocator, for processes that take and free large arrays again and again."""
 
+import contextlib
 import ctypes
 
 # Of mallopt(3).
@@ -22,3 +23,12 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     return bool(mallopt(_M_MMAP_THRESHOLD, 2 * KEPT_BYTES) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+
+
+def give_back_freed_memory() -> None:
+    """Return all freed memory to the system, also what lies between arrays that are still used; GNU's C library only.
+
+    After very large arrays: those that follow are of other sizes, and fit into their places only in part.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

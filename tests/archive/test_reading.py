@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import tracemalloc
 
 import numpy as np
 import obspy
@@ -91,6 +92,50 @@ def test_a_damaged_record_of_a_large_file_costs_its_own_samples_only(recording, 
     # Counted from the beginning of the file, whatever the pieces.
     assert found.problems == decode(bytes(damaged)).problems
     assert found.problems[0].startswith(f"bytes {512 * 31} to {512 * 32}: ")
+
+
+@pytest.mark.parametrize("packing", ["plain", "gzip"])
+def test_what_cannot_be_decoded_is_counted_alike_in_pieces(recording, tmp_path, monkeypatch, packing):
+    damaged = bytearray(recording)
+    # The last sample of the first frame, which Steim's differences must lead to, and one of the header's counts.
+    damaged[512 * 30 + 64 + 8 : 512 * 30 + 64 + 12] = b"\x12\x34\x56\x78"
+    damaged[512 * 80 + 30 : 512 * 80 + 32] = b"\xff\xff"
+    whole = decode(bytes(damaged))
+    found = reader(tmp_path, PACKINGS[packing](bytes(damaged)), monkeypatch).read(0, 10**12)
+    assert whole.num_problems == found.num_problems > 0
+    assert found.counts == whole.counts
+    assert_same_samples(found.runs, whole.runs)
+
+
+def test_reading_a_part_of_a_large_file_holds_no_more_than_a_piece_and_that_part(tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    header = {"network": "XX", "station": "A", "channel": "HHZ", "sampling_rate": 100.0}
+    trace = obspy.Trace(np.cumsum(rng.integers(-90, 90, 4_000_000)).astype(np.int32), header)
+    content = io.BytesIO()
+    trace.write(content, format="MSEED", reclen=4096)
+    decode(content.getvalue()[:8192])
+    mine = reader(tmp_path, content.getvalue(), monkeypatch, piece_bytes=2**18)
+    assert len(content.getvalue()) > 16 * 2**18
+    end_ns = 40_000 * 10**9
+    tracemalloc.start()
+    try:
+        part = mine.read(end_ns - 500 * 10**9, end_ns)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(len(run.data) for run in part.runs) == 50_000
+    # A piece, its copy cut at a record, and what is asked for; the samples of the file take 16 MB.
+    assert peak < 4 * 2**18 + 4 * 50_000
+
+
+def test_of_a_file_that_was_cut_after_it_was_listed_the_first_piece_is_used(recording, tmp_path, monkeypatch):
+    mine = reader(tmp_path, recording, monkeypatch)
+    (tmp_path / "file").write_bytes(recording[:11_000])
+    for _ in range(2):
+        found = mine.read(0, 10**12)
+        assert "changed after it was listed" in found.problems[0]
+        # A piece of 10,000 bytes has 19 whole records.
+        assert_same_samples(found.runs, decode(recording[: 19 * 512]).runs)
 
 
 def test_a_file_that_could_be_read_in_part_only_is_read_again_in_whole(recording, tmp_path, monkeypatch):
