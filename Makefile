@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: help install install-dev demo test lint docs tutorial bench fuzz chaos test-ceph lock clean
+.PHONY: help install install-dev demo test lint docs tutorial bench fuzz chaos test-ceph test-readers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -78,6 +78,20 @@ chaos: install-dev ## kill worker, driver and node twenty times each; the events
 
 test-ceph: install-dev ## the storage tests against a real Ceph object store, with faults in front
 	$(PY) -m pytest -m "ceph" --timeout=1800
+
+test-readers: install-dev build/venv-readers/.installed build/venv-pyrocko/.installed ## read the catalogue with SeisBench, GeoPandas and Pyrocko, each in an environment of its own
+	$(PY) -m pytest -m "readers" --timeout=1800
+
+build/venv-readers/.installed: requirements.lock
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c requirements.lock seisbench==0.12.6 geopandas==1.2.0
+	@touch $@
+
+# It takes NumPy 1 where Python is 3.11.
+build/venv-pyrocko/.installed:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check pyrocko==2026.6.2
+	@touch $@
 
 lock: ## resolve all versions again and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

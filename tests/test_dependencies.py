@@ -35,6 +35,7 @@ def declared(*requirements: str) -> set[str]:
 
 
 NEEDED = declared(*PROJECT["dependencies"])
+OPTIONAL = declared(*PROJECT["optional-dependencies"]["seisbench"])
 DEVELOPMENT = declared(*PROJECT["optional-dependencies"]["dev"])
 
 
@@ -84,7 +85,7 @@ def installed() -> Mapping[str, list[str]]:
 
 @pytest.mark.parametrize("folder", ["pipelines", "jobs"])
 def test_every_package_that_firnline_imports_is_declared(folder: str) -> None:
-    missing = {name: path for name, path in distributions(folder).items() if name not in NEEDED}
+    missing = {name: path for name, path in distributions(folder).items() if name not in NEEDED | OPTIONAL}
     assert not missing, f"not in pyproject.toml's dependencies: {missing}"
 
 
@@ -97,6 +98,7 @@ def test_every_package_that_only_development_imports_is_declared(folder: str) ->
 def test_every_declared_package_is_used() -> None:
     used = set[str]().union(*(distributions(folder) for folder in ("pipelines", "jobs", *DEVELOPMENT_FOLDERS)))
     assert (NEEDED | DEVELOPMENT) - used - NOT_IMPORTED == set()
+    assert OPTIONAL - (set(distributions("pipelines")) & DEVELOPMENT) == set()
     assert NEEDED - set(distributions("pipelines")) - set(distributions("jobs")) == set()
 
 

@@ -272,7 +272,7 @@ def test_whoever_starts_machines_at_aws_has_boto3():
     assert "import boto3" in Path(utils.__file__).read_text()
     guide = (ROOT / "docs" / "operations.md").read_text()
     assert 0 < guide.index("pip install -c requirements.lock boto3") < guide.index("ray up cluster.yaml\n")
-    assert re.search(r"pip install .* \. boto3", (ROOT / "infra" / "Dockerfile").read_text())
+    assert re.search(r"pip install .* '\.\[seisbench\]' boto3", (ROOT / "infra" / "Dockerfile").read_text())
 
 
 def test_the_docs_install_boto3_where_they_start_a_server_on_a_bucket():

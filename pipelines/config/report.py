@@ -55,8 +55,14 @@ class CatalogSettings(Section):
     min_stations: int = Field(1, le=100_000)
     """Minimum number of stations that detected an event (count)."""
 
-    formats: tuple[Literal["quakeml", "csv", "parquet"], ...] = ("quakeml", "csv", "parquet")
-    """Files to write for each month: `quakeml` (.xml), `csv`, `parquet`."""
+    formats: tuple[Literal["quakeml", "csv", "parquet", "pyrocko", "seisbench"], ...] = (
+        "quakeml",
+        "csv",
+        "parquet",
+        "pyrocko",
+    )
+    """Files to write for each month: `quakeml` (.xml), `csv`, `parquet` (GeoParquet), `pyrocko` (.markers), and
+    `seisbench` (seisbench/, with a copy of every window; needs `pip install 'firnline[seisbench]'`)."""
 
     authority: str = "local"
     """Authority in every QuakeML resource identifier, `smi:<authority>/firnline/...`."""

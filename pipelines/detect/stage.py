@@ -1,5 +1,6 @@
 """The detection stage: plan the shards, detect those without a marker over Ray Data, account for all of them."""
 
+import contextlib
 import time
 
 from pipelines.archive.manifest import write_manifest
@@ -20,10 +21,12 @@ from pipelines.detect.stage_summary import (
     print_summary,
     read_summary,
 )
-from pipelines.runtime.errors import StageFailed
+from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.text import counted, printable
 from pipelines.tracking.server import Tracking
+from pipelines.workspace.artifacts import STATIONXML, StationList
 from pipelines.workspace.ledger import remove_stale
+from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
 
@@ -50,6 +53,7 @@ def detect_events(
     plan = make_plan(manifest, workspace, config, archive.stationxml_hash)
     workspace.update_state(shard_interval=plan.interval, archive=archive.store.url, layout=manifest.layout)
     write_manifest(workspace.store, manifest)
+    _keep_stations(archive, workspace.store)
     table, ledger = destination(config.detection)
     to_do = (shard.name for shard in plan.pending)
     remove_stale(workspace.store, table, ledger, plan.stale, to_do, beside=["availability"])
@@ -93,3 +97,15 @@ def detect_events(
             "(archive.allow_empty_stations true accepts that)"
         )
     return summary
+
+
+def _keep_stations(archive: Archive, store: Store) -> None:
+    """Keep the StationXML file, and where it says that the stations are, for the stages that no archive is given to."""
+    before = None
+    with contextlib.suppress(InputError):
+        before = StationList.read(store)
+    if archive.stations is None or archive.stationxml is None:
+        store.remove_folder("stations")
+    elif before != archive.stations or not store.exists(STATIONXML):
+        store.write(STATIONXML, archive.stationxml)
+        archive.stations.write(store)

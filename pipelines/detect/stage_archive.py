@@ -1,11 +1,12 @@
 """Open an archive for detection: list it, probe its sampling rates, and check the configuration against them."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.archive.layouts import code_matcher
 from pipelines.archive.manifest import ANY, Manifest, build_manifest, probe, read_manifest
-from pipelines.archive.stationxml import MAX_STATIONXML_BYTES, read_stationxml
+from pipelines.archive.stationxml import MAX_STATIONXML_BYTES, read_positions, read_stationxml
 from pipelines.config import Config, with_keys
 from pipelines.config.archive import ArchiveSettings
 from pipelines.config.detection import DetectionSettings
@@ -13,6 +14,7 @@ from pipelines.detect.anchored import component_row
 from pipelines.detect.response import Epoch, Responses
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.text import counted, printable
+from pipelines.workspace.artifacts import StationList, StationPosition
 from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
 from pipelines.workspace.workspace import Workspace
 
@@ -35,6 +37,10 @@ class Archive:
     """Of `archive.stationxml`; none for counts."""
     stationxml_hash: str
     """Content hash of that file; "" for counts."""
+    stationxml: bytes | None
+    """Content of that file, in counts too; None without one."""
+    stations: StationList | None
+    """Where it says that the stations are."""
 
 
 def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
@@ -59,10 +65,21 @@ def open_archive(url: str, workspace: Workspace, config: Config) -> Archive:
     if fit:
         config = _fitted(config, rates)
     _check_rates(config.detection, rates)
-    responses, stationxml_hash = _read_responses(config)
+    stationxml, inventory, stations = _read_stationxml(config.archive)
+    in_counts = inventory is None or config.detection.units == "counts"
+    try:
+        responses = Responses() if in_counts else Responses.of(inventory, config.window)
+    except ValueError as error:
+        raise InputError(f"archive.stationxml {config.archive.stationxml} cannot be read: {error}") from None
     _check_responses(responses, manifest, config.archive)
     return Archive(
-        store=archive, manifest=manifest, config=config, responses=responses, stationxml_hash=stationxml_hash
+        store=archive,
+        manifest=manifest,
+        config=config,
+        responses=responses,
+        stationxml_hash="" if in_counts or stationxml is None else content_hash(stationxml),
+        stationxml=stationxml,
+        stations=stations,
     )
 
 
@@ -104,17 +121,18 @@ def _fitted(config: Config, rates: set[float]) -> Config:
     return config
 
 
-def _read_responses(config: Config) -> tuple[Responses, str]:
-    path = config.archive.stationxml
+def _read_stationxml(settings: ArchiveSettings) -> tuple[bytes | None, Any, StationList | None]:
+    """Return the content of `archive.stationxml`, its ObsPy inventory and its positions; None without the file."""
+    path = settings.stationxml
     if path is None:
-        return Responses(), ""
+        return None, None, None
     content = read_file(path, "archive.stationxml", max_bytes=MAX_STATIONXML_BYTES)
-    if config.detection.units == "counts":
-        return Responses(), ""
     try:
-        return Responses.of(read_stationxml(content), config.window), content_hash(content)
+        inventory = read_stationxml(content)
     except ValueError as error:
         raise InputError(f"archive.stationxml {path} cannot be read: {error}") from None
+    positions = tuple(StationPosition(**dataclasses.asdict(position)) for position in read_positions(inventory))
+    return content, inventory, StationList(content_hash=content_hash(content), positions=positions)
 
 
 def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveSettings) -> None:

@@ -4,7 +4,10 @@ A detection is one row of `events/` with its row of `labels/`. Detections belong
 `pipelines.metrics.association.associate`. No location is computed.
 """
 
-from collections.abc import Mapping
+import heapq
+import json
+import struct
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -51,8 +54,11 @@ CATALOGUE_SCHEMA = pa.schema(
         ("max_duration_s", pa.float32()),
         ("peak_amplitude", pa.float32()),
         ("units", pa.string()),
+        ("clustering", pa.string()),
+        ("geometry", pa.binary()),
     ]
 )
+_COMPUTED = [name for name in CATALOGUE_SCHEMA.names if name not in ("clustering", "geometry")]
 
 
 def events_opened_before(
@@ -76,6 +82,31 @@ def events_opened_before(
     if not ours.any():
         return detections[ours], taken_until_ns
     return detections[ours], int(first_ns[ours].max()) + round(within_seconds * 1e9)
+
+
+def taken_before(onset_ns: npt.NDArray[np.int64], from_ns: int, within_seconds: float, *, complete: bool) -> int | None:
+    """Return until when the last event that opens among some onsets takes detections (ns since 1970-01-01 UTC).
+
+    The onsets are all of those from `from_ns` on; `complete` says that there are none before. Otherwise an event that
+    opened earlier may hold the first ones, and each onset that may then be the first to open an event is followed. Such
+    chains meet sooner or later: None where they have not.
+    """
+    times = np.sort(onset_ns)
+    if not len(times):
+        return int(np.iinfo(np.int64).min) if complete else None
+    within_ns = round(within_seconds * 1e9)
+    following = np.searchsorted(times, times + within_ns, side="right")
+    num_free = 1 if complete else int(np.searchsorted(times, from_ns + within_ns, side="right")) + 1
+    if num_free > len(times):
+        return None
+    openers = list(range(num_free))
+    while len(openers) > 1 or following[openers[0]] < len(times):
+        following_one = int(following[heapq.heappop(openers)])
+        if following_one == len(times):
+            return None
+        if following_one not in openers:
+            heapq.heappush(openers, following_one)
+    return int(times[openers[0]]) + within_ns
 
 
 def onset_nanoseconds(detections: pd.DataFrame) -> npt.NDArray[np.int64]:
@@ -137,12 +168,12 @@ def associated_events(
         "not reported" if label is None else types.get(label, "other event") for label in events["label"].tolist()
     ]
     events = events.reset_index().sort_values(["onset", "catalog_id"], kind="stable")
-    return events[CATALOGUE_SCHEMA.names].reset_index(drop=True), picks.drop(columns="site").reset_index(drop=True)
+    return events[_COMPUTED].reset_index(drop=True), picks.drop(columns="site").reset_index(drop=True)
 
 
 def _no_events() -> pd.DataFrame:
     empty: pd.DataFrame = CATALOGUE_SCHEMA.empty_table().to_pandas()
-    return empty
+    return empty[_COMPUTED]
 
 
 def _majority(picks: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -183,25 +214,50 @@ def _majority_label(picks: pd.DataFrame) -> pd.DataFrame:
     return result.where(result.notna(), None)
 
 
-def catalogue_table(events: pd.DataFrame) -> pa.Table:
-    """Return the events as an Arrow table of `CATALOGUE_SCHEMA`."""
+def catalogue_table(
+    events: pd.DataFrame, clustering: str = "", points: Sequence[tuple[float, float] | None] | None = None
+) -> pa.Table:
+    """Return the events as an Arrow table of `CATALOGUE_SCHEMA`.
+
+    Args:
+        events: as `associated_events` returns them.
+        clustering: id of the clustering that their clusters belong to.
+        points: longitude and latitude (degrees) for each event; None where unknown. They become points in WKB.
+    """
+    known = [None] * len(events) if points is None else points
+    geometry = [None if point is None else wkb_point(*point) for point in known]
+    events = events.assign(clustering=clustering, geometry=pd.Series(geometry, events.index, dtype=object))
     table = pa.Table.from_pandas(events, schema=CATALOGUE_SCHEMA, preserve_index=False)
     return table.replace_schema_metadata(None)
 
 
-def catalogue_csv(events: pd.DataFrame) -> str:
+def wkb_point(longitude_deg: float, latitude_deg: float) -> bytes:
+    """Return a point as well-known binary (WKB): little-endian, type 1, x, y."""
+    return struct.pack("<BIdd", 1, 1, longitude_deg, latitude_deg)
+
+
+def geoparquet_metadata(*, has_points: bool) -> str:
+    """Return the `geo` metadata of GeoParquet 1.1; the coordinates are WGS 84, longitude first, which is its default.
+
+    https://geoparquet.org/releases/v1.1.0/
+    """
+    geometry = {"encoding": "WKB", "geometry_types": ["Point"] if has_points else []}
+    return json.dumps({"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}})
+
+
+def catalogue_csv(events: pd.DataFrame, clustering: str = "", *, header: bool = True) -> str:
     """Return the events as CSV: times in ISO 8601 with nine decimals and Z, lists joined by a semicolon.
 
     Text that a spreadsheet would run as a formula gets an apostrophe before it, see `csv_cell`.
     """
-    table = events.copy()
+    table = events.assign(clustering=clustering)
     for column in ("onset", "last_onset"):
         table[column] = iso_times(table[column], "ns")
     for column in ("stations", "event_ids"):
         table[column] = [";".join(values) for values in table[column]]
-    for column in ("catalog_id", "stations", "event_ids", "label", "label_source", "event_type", "units"):
+    for column in ("catalog_id", "stations", "event_ids", "label", "label_source", "event_type", "units", "clustering"):
         table[column] = [None if pd.isna(text) else csv_cell(text) for text in table[column]]
-    text: str = table.to_csv(index=False, lineterminator="\n", float_format="%.7g")
+    text: str = table.to_csv(index=False, header=header, lineterminator="\n", float_format="%.7g")
     return text
 
 

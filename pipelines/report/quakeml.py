@@ -6,6 +6,7 @@ It is written event by event as text: ObsPy's writer holds a month's catalogue a
 import itertools
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
@@ -20,52 +21,74 @@ _HEAD = """<?xml version="1.0" encoding="utf-8"?>
 _UNSAFE = re.compile(r"[^A-Za-z0-9_\-.*()']")
 
 
-def document(
-    month: str,
-    events: pd.DataFrame,
-    picks: pd.DataFrame,
-    authority: str,
-    agency: str | None,
-    method: str,
-) -> Iterator[str]:
-    """Yield a QuakeML 1.2 document in pieces, the same text for the same tables.
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """A QuakeML 1.2 document in pieces: `head`, `body` of any number of tables, `tail`.
 
-    `month` (such as 2009-01) names the document; `picks` has the detections with their `catalog_id`; `method` names
-    the detector's configuration in the picks' method identifier. Times are cut to microseconds. Picks are onsets
-    found by an automatic detector: no phase is claimed. A character that XML cannot hold becomes U+FFFD.
+    Times are cut to microseconds. Picks are onsets found by an automatic detector: no phase is claimed. A character
+    that XML cannot hold becomes U+FFFD.
     """
-    prefix = f"smi:{authority}/firnline"
-    agency_line = f"<creationInfo><agencyID>{_text(agency)}</agencyID></creationInfo>" if agency else ""
-    yield _HEAD
-    yield f'<eventParameters publicID="{prefix}/catalog/{month}">\n'
-    yield (
-        "<comment><text>Detections associated in time only: no origin and no magnitude was computed.</text></comment>\n"
-    )
-    # An event ends before the next one begins, so in order of time its picks stand together.
-    picks = picks.sort_values(["onset", "event_id"], kind="stable")
-    pick_rows = picks.assign(time=iso_times(picks["onset"], "us") if len(picks) else []).itertuples(index=False)
-    rows: Iterator[Any] = iter(events.itertuples(index=False))
-    for event in rows:
-        name = _identifier(event.catalog_id)
-        yield f'<event publicID="{prefix}/event/{name}">\n'
-        label = (
-            "no label" if event.label is None else f"label {_given(event.label, event.label_source, event.confidence)}"
+
+    month: str
+    """Names the document, such as 2009-01."""
+    authority: str
+    """Of every resource identifier."""
+    agency: str | None
+    """Of the creation information; None: none is written."""
+    method: str
+    """Names the detector's configuration in the picks' method identifier."""
+    clustering: str = ""
+    """Id of the clustering that the clusters belong to."""
+
+    def head(self) -> str:
+        """Return what comes before the events."""
+        words = "Detections associated in time only: no origin and no magnitude was computed."
+        if self.clustering:
+            words += f" Cluster numbers are those of clustering {self.clustering}."
+        return (
+            f'{_HEAD}<eventParameters publicID="{self._prefix}/catalog/{self.month}">\n'
+            f"<comment><text>{_text(words)}</text></comment>\n"
         )
-        words = (
-            f"cluster {event.cluster} ({event.cluster_share:.0%} of the detections); {label}; "
-            f"{event.num_detections} detection(s) at {event.num_stations} station(s); no origin was computed"
-        )
-        yield f"<comment><text>{_text(words)}</text></comment>\n"
-        for pick in itertools.islice(pick_rows, event.num_detections):
-            yield _pick(pick, prefix, method, agency_line)
-        yield f"<type>{event.event_type}</type>\n"
-        if event.label is not None:
-            certainty = "known" if event.label_source == "hand" else "suspected"
-            yield f"<typeCertainty>{certainty}</typeCertainty>\n"
-        yield agency_line
-        yield "</event>\n"
-    yield agency_line
-    yield "</eventParameters>\n</q:quakeml>\n"
+
+    def body(self, events: pd.DataFrame, picks: pd.DataFrame) -> Iterator[str]:
+        """Yield some events with their picks (detections with their `catalog_id`), the same text for the same tables.
+
+        What comes in several tables, one after the other in time, gives the text of one.
+        """
+        # An event ends before the next one begins, so in order of time its picks stand together.
+        picks = picks.sort_values(["onset", "event_id"], kind="stable")
+        pick_rows = picks.assign(time=iso_times(picks["onset"], "us") if len(picks) else []).itertuples(index=False)
+        rows: Iterator[Any] = iter(events.itertuples(index=False))
+        for event in rows:
+            yield f'<event publicID="{self._prefix}/event/{_identifier(event.catalog_id)}">\n'
+            label = "no label"
+            if event.label is not None:
+                label = f"label {_given(event.label, event.label_source, event.confidence)}"
+            words = (
+                f"cluster {event.cluster} ({event.cluster_share:.0%} of the detections); {label}; "
+                f"{event.num_detections} detection(s) at {event.num_stations} station(s); no origin was computed"
+            )
+            yield f"<comment><text>{_text(words)}</text></comment>\n"
+            for pick in itertools.islice(pick_rows, event.num_detections):
+                yield _pick(pick, self._prefix, self.method, self._agency_line)
+            yield f"<type>{event.event_type}</type>\n"
+            if event.label is not None:
+                certainty = "known" if event.label_source == "hand" else "suspected"
+                yield f"<typeCertainty>{certainty}</typeCertainty>\n"
+            yield self._agency_line
+            yield "</event>\n"
+
+    def tail(self) -> str:
+        """Return what comes after the events."""
+        return f"{self._agency_line}</eventParameters>\n</q:quakeml>\n"
+
+    @property
+    def _prefix(self) -> str:
+        return f"smi:{self.authority}/firnline"
+
+    @property
+    def _agency_line(self) -> str:
+        return f"<creationInfo><agencyID>{_text(self.agency)}</agencyID></creationInfo>" if self.agency else ""
 
 
 def _pick(pick: Any, prefix: str, method: str, agency_line: str) -> str:

@@ -38,7 +38,7 @@ from pipelines.workspace.replacement import result_of
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Raised by hand when the same tables and settings give another catalogue or page."""
 
 PAGE_PATH = "report/index.html"

@@ -7,6 +7,7 @@
     clustering/fitted.json          FittedClustering   the clustering that labels the events, and what it was fitted on
     clustering/tree.json            ClusterTree        the merge tree of its centroids
     clustering/drift.json           DriftRecord        how later events differ from those that it was fitted on
+    stations/stations.json          StationList        where the stations are, as the archive's StationXML says
     config/best-augmentation.yaml   an augmentation section that a search found (read_augmentation)
 
 A workspace may come from a stranger: what is read is bounded in size and depth, and every value has its type.
@@ -32,6 +33,10 @@ MAX_JSON_BYTES = 64 << 20
 
 ENCODER = "train/encoder.safetensors"
 """The encoder that was last trained here; `train/training.json` says that the training is done."""
+
+STATIONXML = "stations/stations.xml"
+"""The StationXML file that the archive was detected with, as it was; `stations/stations.json` says what is used of it.
+"""
 
 BEST_AUGMENTATION = "config/best-augmentation.yaml"
 """Where `tune` writes the best augmentation section."""
@@ -132,6 +137,37 @@ class WorkspaceState(Artifact):
         """Write the file, atomically; keys without a value are left out."""
         text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2, sort_keys=True)
         store.write(self.PATH, (text + "\n").encode())
+
+
+class StationPosition(BaseModel):
+    """Where a station's instruments of one location code are, in one period."""
+
+    model_config = Artifact.model_config
+
+    network: str
+    station: str
+    location: str | None
+    """None for the station as a whole."""
+    latitude_deg: float = Field(ge=-90, le=90, allow_inf_nan=False)
+    """WGS 84, north positive."""
+    longitude_deg: float = Field(ge=-180, le=180, allow_inf_nan=False)
+    """WGS 84, east positive."""
+    elevation_m: float = Field(allow_inf_nan=False)
+    first_ns: int
+    """Since when (ns since 1970, UTC)."""
+    end_ns: int
+    """Until when (ns since 1970, UTC)."""
+
+
+class StationList(Artifact):
+    """`stations/stations.json`: where the stations are, as the archive's StationXML says."""
+
+    PATH = "stations/stations.json"
+    REMEDY = "restore it or run firnline detect again"
+
+    content_hash: str
+    """Of `stations/stations.xml`."""
+    positions: tuple[StationPosition, ...]
 
 
 class FailedShard(BaseModel):

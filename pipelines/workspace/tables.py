@@ -12,6 +12,7 @@ Columns are in `workspace/schemas.py`. A file may come from a stranger: before a
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -116,28 +117,56 @@ def prepare_batches(
 ) -> tuple[int, Callable[[], None]]:
     """As write_batches, but for the last step: return the number of rows, and what makes the file durable and seen."""
     schema = schema.with_metadata(dict(metadata)) if metadata else schema
-    pending: list[pa.RecordBatch] = []
-    held = rows = 0
+    rows = 0
     batches = (batch for batch in batches if batch.num_rows)
     first = next(iter(batches), None)
     if first is None:
         return 0, lambda: None
     with ExitStack() as stack:
         temporary = stack.enter_context(store.atomic_file(path))
-        with pq.ParquetWriter(temporary, schema, **_encodings(schema)) as writer:
+        with _row_groups(temporary, schema) as add:
             for batch in _chain(first, batches):
-                pending.append(batch)
-                held += batch.num_rows
                 rows += batch.num_rows
-                while held >= ROWS_PER_GROUP:
-                    table = pa.Table.from_batches(pending).combine_chunks()
-                    writer.write_table(_cast(table.slice(0, ROWS_PER_GROUP), schema))
-                    rest = table.slice(ROWS_PER_GROUP)
-                    pending, held = rest.to_batches(), rest.num_rows
-            if held:
-                writer.write_table(_cast(pa.Table.from_batches(pending).combine_chunks(), schema))
+                add(batch)
         publish = stack.pop_all().close
     return rows, publish
+
+
+@contextmanager
+def table_writer(
+    store: Store, path: str, schema: pa.Schema, metadata: Mapping[str, str] | None = None
+) -> Iterator[Callable[[pa.Table], None]]:
+    """Yield what adds rows to a Parquet file; on a clean exit it is there as `write_batches` writes it, else not."""
+    schema = schema.with_metadata(dict(metadata)) if metadata else schema
+    with store.atomic_file(path) as temporary, _row_groups(temporary, schema) as add:
+
+        def add_table(table: pa.Table) -> None:
+            for batch in table.to_batches():
+                add(batch)
+
+        yield add_table
+
+
+@contextmanager
+def _row_groups(file: Path, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
+    """Yield what adds rows to a file in row groups of ROWS_PER_GROUP, however they come."""
+    pending: list[pa.RecordBatch] = []
+    held = 0
+    with pq.ParquetWriter(file, schema, **_encodings(schema)) as writer:
+
+        def add(batch: pa.RecordBatch) -> None:
+            nonlocal pending, held
+            pending.append(batch)
+            held += batch.num_rows
+            while held >= ROWS_PER_GROUP:
+                table = pa.Table.from_batches(pending).combine_chunks()
+                writer.write_table(_cast(table.slice(0, ROWS_PER_GROUP), schema))
+                rest = table.slice(ROWS_PER_GROUP)
+                pending, held = rest.to_batches(), rest.num_rows
+
+        yield add
+        if held:
+            writer.write_table(_cast(pa.Table.from_batches(pending).combine_chunks(), schema))
 
 
 def _encodings(schema: pa.Schema) -> dict[str, Any]:
@@ -170,14 +199,25 @@ def read_table(store: Store, item: StoredObject | str, columns: Sequence[str] | 
     Raises:
         InputError: it is damaged, or holds what `open_table` refuses.
     """
-    folder = (item if isinstance(item, str) else item.path).split("/")[0]
-    later = [field for field in LATER_COLUMNS.get(folder, ()) if columns is None or field.name in columns]
+    later = _later(item, columns)
     with _open(store, item, columns, may_lack=[field.name for field in later]) as (file, _):
         table = file.read(columns=_listed(columns))
+    table = _with_later(table, later)
+    return table if columns is None else table.select(list(columns))
+
+
+def _later(item: StoredObject | str, columns: Sequence[str] | None) -> list[pa.Field]:
+    """Return those of some columns that files of the table need not have."""
+    folder = (item if isinstance(item, str) else item.path).split("/")[0]
+    return [field for field in LATER_COLUMNS.get(folder, ()) if columns is None or field.name in columns]
+
+
+def _with_later(table: pa.Table, later: Sequence[pa.Field]) -> pa.Table:
+    """Return a table with nulls for the columns that it lacks."""
     for field in later:
         if field.name not in table.column_names:
             table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table if columns is None else table.select(list(columns))
+    return table
 
 
 def iter_batches(
@@ -212,8 +252,9 @@ def read_spans(
         ]
 
     needed = list(dict.fromkeys((*columns, "onset")))
-    with _open(store, item, needed, groups=groups) as (file, footer):
-        table = file.read_row_groups(groups(footer), columns=needed)
+    later = _later(item, columns)
+    with _open(store, item, needed, may_lack=[field.name for field in later], groups=groups) as (file, footer):
+        table = _with_later(file.read_row_groups(groups(footer), columns=needed), later)
     onsets = table.column("onset").to_numpy().astype("datetime64[ns]").astype(np.int64)
     inside = np.zeros(len(onsets), dtype=bool)
     for start, end in spans:
@@ -227,15 +268,22 @@ def read_events(store: Store, path: str, event_ids: Collection[str], columns: Se
     Raises:
         InputError: as for `read_table`.
     """
+    pieces = list(iter_events(store, path, event_ids, columns))
+    if pieces:
+        return pa.concat_tables(pieces)
+    with open_table(store, path, (), also=columns) as file:
+        return file.schema_arrow.empty_table().select(list(columns))
+
+
+def iter_events(store: Store, path: str, event_ids: Collection[str], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Yield the rows of some events, in the order of the file, a row group at a time; InputError as `read_table`."""
     wanted = pa.array(sorted(set(event_ids)), pa.string())
     with open_table(store, path, ["event_id"], also=columns) as file:
-        pieces = []
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["event_id"])["event_id"]
             mask = pa.compute.is_in(ids, value_set=wanted)
             if pa.compute.any(mask).as_py():
-                pieces.append(file.read_row_group(group, columns=list(columns)).filter(mask))
-        return pa.concat_tables(pieces) if pieces else file.schema_arrow.empty_table().select(list(columns))
+                yield file.read_row_group(group, columns=list(columns)).filter(mask)
 
 
 def read_rows(store: Store, path: str, rows: Sequence[int], columns: Sequence[str]) -> pa.Table:

@@ -15,7 +15,7 @@ from pipelines.workspace.storage import Store, check_readable, open_store
 
 # The folders that a stage's --replace removes: its own tables, state and markers and those derived from them.
 STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
-    "detect": ("events", "triggers", "availability", "ledger/detect", "ledger/trigger"),
+    "detect": ("events", "triggers", "availability", "stations", "ledger/detect", "ledger/trigger"),
     "train": ("train",),
     "label": ("embeddings", "labels", "clustering", "ledger/embed", "ledger/label"),
     "report": ("catalog", "report", "ledger/report"),

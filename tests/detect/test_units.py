@@ -27,6 +27,7 @@ from pipelines.config.detection import WindowSettings
 from pipelines.detect.response import Responses, ground_motion
 from pipelines.detect.stage_archive import open_archive
 from pipelines.runtime.errors import InputError
+from pipelines.workspace.artifacts import StationList
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import Workspace
 
@@ -212,6 +213,27 @@ def test_what_a_sensitivity_does_not_convert_is_refused_by_name_before_detection
     assert right in error
     assert "XX.0101..HHZ" in error
     assert not (tmp_path / "w").exists() or not list((tmp_path / "w").rglob("*.parquet"))
+
+
+def test_stationxml_stays_in_the_workspace_in_counts_too_and_follows_the_file(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    xml, workspace = tmp_path / "stations.xml", tmp_path / "w"
+    command = [str(archive), str(workspace), "--archive.stationxml", str(xml)]
+    for latitude in (-70.5, -71.25):
+        stations = inventory(("HHZ", None))
+        stations[0][0].latitude = latitude
+        stations.write(str(xml), format="STATIONXML")
+        assert detect_job.main(command) == 0
+        assert (workspace / "stations" / "stations.xml").read_bytes() == xml.read_bytes()
+        kept = StationList.read(open_store(str(workspace)))
+        assert kept is not None
+        assert {(one.network, one.station) for one in kept.positions} == {("XX", "0101")}
+        assert latitude in {one.latitude_deg for one in kept.positions}
+    assert "nothing to do" in capsys.readouterr().out
+    xml.write_text("<html>")
+    assert detect_job.main(command) == 2
+    assert "archive.stationxml" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_stationxml_without_stages_or_with_stages_of_no_gain_is_refused_where_the_response_is_asked_for():

@@ -47,7 +47,12 @@ def detections(seconds: list[float], **columns: object) -> pd.DataFrame:
 
 def document(rows: pd.DataFrame, within_seconds: float = 10.0, **types: str) -> tuple[pd.DataFrame, str]:
     events, picks = catalogue.associated_events(rows, within_seconds, 1, types)
-    return events, "".join(quakeml.document("2020-12", events, picks, "local", "AWI", "sta-lta~abc"))
+    return events, written(events, picks)
+
+
+def written(events: pd.DataFrame, picks: pd.DataFrame) -> str:
+    document = quakeml.Document(month="2020-12", authority="local", agency="AWI", method="sta-lta~abc")
+    return "".join([document.head(), *document.body(events, picks), document.tail()])
 
 
 def test_quakeml_passes_obspys_schema_and_reads_back_with_its_picks(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_the_page_opens_without_a_network_and_shows_every_cluster(reported: tupl
         assert f'<td class="number">{count}</td>' in text
     folder = Path(workspace.url) / "report"
     files = [link for link in page.links if link.startswith("../catalog/")]
-    assert len(files) == 6
+    assert len(files) == 8
     assert all((folder / link).is_file() for link in files)
 
 
@@ -186,7 +186,7 @@ def test_ray_tasks_write_the_same_catalogue(
     fill_workspace(workspace.store)
     summary = summarise_labels(workspace.store, label_files(workspace), SummarySize(per_role=1, sample=9))
     written, _ = write_catalog(workspace, CatalogSettings(), summary, 30.0)
-    assert len(written) == 6
+    assert len(written) == 8
     for path in written:
         assert workspace.store.read(path) == reported[0].store.read(path)
 
