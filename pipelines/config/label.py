@@ -29,6 +29,10 @@ class LabelSettings(Section):
     height such as 1.5, or a list of ids of branches, each of which becomes a cluster of its own. Another cut embeds
     and clusters nothing. Default: `kmeans.k` clusters."""
 
+    propagate: Literal["none", "linear"] = "none"
+    """How events without a hand label get one: `none`, their cluster's name; `linear`, by logistic regression on the
+    embedding, learned from all hand labels, with a calibrated `confidence`."""
+
     sweep_k: tuple[int, ...] = operational(())
     """Numbers of clusters to compare, each in a child run with its scores; labels still use `kmeans.k` (counts)."""
 

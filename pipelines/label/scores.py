@@ -13,14 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.metrics.evaluation import (
+    CALIBRATION_BINS,
     ClassScores,
     Interval,
     Probe,
     adjusted_rand_index,
     assigned_accuracy,
+    balanced_accuracy,
     bootstrap_interval,
     class_scores,
     confusion,
+    expected_calibration_error,
     hungarian_assignment,
     knn_predict,
     linear_predict,
@@ -64,6 +67,20 @@ class LabelledRows:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Propagated:
+    """Events of the test half, and what a classifier that has learned from none of them says."""
+
+    labels: NDArray[np.object_]
+    """Hand labels."""
+    given: NDArray[np.object_]
+    """The classifier's."""
+    confidence: NDArray[np.float32]
+    """Its probabilities of these."""
+    events: NDArray[np.object_]
+    """Name of the associated event that each belongs to."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
     """Scores of a labelling; each has its protocol in `PROTOCOL` under the same name."""
 
@@ -92,6 +109,10 @@ _KNN = f"15 nearest neighbours (cosine) {_SAMPLE}"
 _LINEAR = f"logistic regression {_SAMPLE}"
 _BY_EVENT = "learned on the validation half, scored on the test half"
 _BY_STATION = "each station's test half by the others' validation half"
+_PROPAGATED = (
+    "labels of the test half propagated by a classifier that is fitted and calibrated like the one that writes "
+)
+_PROPAGATED += "labels/, but to the validation half alone"
 _MEAN_RECALL = "the mean of the recalls of the classes"
 PROTOCOL = {
     "inertia": "sum of the squared distances of the fitted events to their nearest centroid, in the space of the "
@@ -117,11 +138,18 @@ PROTOCOL = {
     "test.linear_balanced_accuracy": f"as test.linear_accuracy, {_MEAN_RECALL}",
     "test.linear_station_accuracy": f"{_LINEAR}: {_BY_STATION}",
     "test.linear_station_balanced_accuracy": f"as test.linear_station_accuracy, {_MEAN_RECALL}",
+    "test.propagated_accuracy": f"accuracy of {_PROPAGATED}",
+    "test.propagated_balanced_accuracy": f"as test.propagated_accuracy, {_MEAN_RECALL}",
+    "test.propagated_calibration_error": "expected calibration error, the mean difference between confidence and "
+    f"accuracy over {CALIBRATION_BINS} bins, of {_PROPAGATED}",
     "validation.purity": "purity at the k used within the validation half: for searches, never for publication",
     "validation.hungarian_accuracy": "Hungarian accuracy at k = number of classes within the validation half: for "
     "searches, never for publication",
 }
 """How each number is made. Intervals are 95 %, from redrawn events."""
+
+PROPAGATED = tuple(name for name in PROTOCOL if name.startswith("test.propagated_"))
+"""Numbers of propagated labels."""
 
 PER_CLASS = ("test.precision", "test.recall")
 """Numbers that each class has of its own, named `<number>.<metric_ending of the class>`."""
@@ -187,8 +215,10 @@ def probe_sample(event_ids: Collection[str], *, seed: int) -> list[str]:
     return [ids[row] for row in drawn]
 
 
-def score_labelling(rows: LabelledRows, *, bootstrap_draws: int = 200, seed: int = 0) -> Scores:
-    """Score clusters and embeddings against hand labels; what cannot be computed is NaN."""
+def score_labelling(
+    rows: LabelledRows, propagated: Propagated | None = None, *, bootstrap_draws: int = 200, seed: int = 0
+) -> Scores:
+    """Score clusters, embeddings and propagated labels against hand labels; what cannot be computed is NaN."""
     validation, test = rows.validation, ~rows.validation
     labels, events = rows.labels[test], rows.events[test]
     many = majority_assignment(rows.labels[validation], rows.clusters[validation])
@@ -210,12 +240,18 @@ def score_labelling(rows: LabelledRows, *, bootstrap_draws: int = 200, seed: int
     probes = _probes(rows)
     for name, (probe, scored_events) in probes.items():
         redrawn[f"test.{name}_accuracy"] = (_share(probe.hits), scored_events)
+    if propagated is not None:
+        redrawn["test.propagated_accuracy"] = (_share(propagated.labels == propagated.given), propagated.events)
     intervals = {
         name: bootstrap_interval(score, drawn_events, num_draws=bootstrap_draws, seed=seed)
         for name, (score, drawn_events) in redrawn.items()
     }
     values = {name: interval.value for name, interval in intervals.items()}
     values |= {f"test.{name}_balanced_accuracy": probe.balanced_accuracy for name, (probe, _) in probes.items()}
+    if propagated is not None:
+        hits = np.asarray(propagated.labels == propagated.given, dtype=bool)
+        values["test.propagated_balanced_accuracy"] = balanced_accuracy(propagated.labels, propagated.given)
+        values["test.propagated_calibration_error"] = expected_calibration_error(propagated.confidence, hits)
     several = len(labels) > 0
     values |= {
         "labelled_events": float(len(rows.labels)),

@@ -32,6 +32,10 @@ class Space:
     basis: NDArray[np.float64] | None = None
     """(d, r); None: the axes are kept."""
 
+    def num_dims(self, num_embedded: int) -> int:
+        """Return the dimensions of a point, r, where an embedding has `num_embedded`."""
+        return num_embedded if self.basis is None else self.basis.shape[1]
+
 
 def fit_space(gather: Gather, *, normalize: Normalize = "none", whiten: bool = False) -> Space:
     """Fit the space of the clustering to all rows, from sums over blocks, and turn the rows into its points.

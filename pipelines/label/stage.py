@@ -46,6 +46,15 @@ from pipelines.label.stage_inputs import (
 from pipelines.label.stage_kmeans import check_enough_events
 from pipelines.label.stage_labels import Naming, label_marks, marker_of, write_labels
 from pipelines.label.stage_log import log_outcome
+from pipelines.label.stage_propagate import (
+    Propagation,
+    check_hand_labels,
+    check_propagation,
+    find_propagation,
+    forget_propagation,
+    log_propagation,
+    propagated_labels,
+)
 from pipelines.label.stage_shards import EventShard, list_event_shards
 from pipelines.label.stage_summary import Outcome, print_outcome, summary_of
 from pipelines.label.stage_tree import check_cut, check_settings, cut_file
@@ -55,7 +64,7 @@ from pipelines.runtime.ray_session import ray_session
 from pipelines.runtime.text import counted
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tracking.server import Tracking
-from pipelines.workspace.artifacts import ClusteringSummary, ClusterTree, FittedClustering
+from pipelines.workspace.artifacts import ClusteringSummary, ClusterTree, FittedClustering, LabelPropagation
 from pipelines.workspace.event_sample import events_fingerprint
 from pipelines.workspace.ledger import fingerprint, stage_fingerprint
 from pipelines.workspace.replacement import result_of
@@ -111,6 +120,7 @@ def label_events(
     user_names, names_hash = read_cluster_names(config.labels.names)
     reference = open_reference(config.label.reference, store)
     table = None if config.labels.path is None else read_label_table(config.labels.path)
+    check_propagation(config, table)
     lineage = lineage_of(shards, registered, reference, table, names_hash)
     earlier = read_record(store, replace=replace)
     names_from = named_by(config, table, names_hash)
@@ -141,6 +151,7 @@ def label_events(
                 "ambiguous",
                 flush=True,
             )
+        check_hand_labels(config, hand)
         inputs = LabelInputs(
             shards=shards,
             registered=registered,
@@ -174,7 +185,9 @@ def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
     if place.exists(FittedClustering.PATH):
         # Of an earlier attempt.
         return
-    endings = (".npz", ClusterTree.PATH, FittedClustering.PATH) if fitted else (FittedClustering.PATH,)
+    endings = (
+        (".npz", ClusterTree.PATH, LabelPropagation.PATH, FittedClustering.PATH) if fitted else (FittedClustering.PATH,)
+    )
     # The record comes last, since it says that the others are there.
     for item in sorted(standing.walk("clustering"), key=lambda item: item.path == FittedClustering.PATH):
         if item.path.endswith(endings):
@@ -202,6 +215,8 @@ def check_labelling(store: Store, config: Config, tracking: Tracking, window: Wi
         InputError: a file, reference or encoder that cannot be read, or an encoder for other windows.
     """
     check_settings(store, config)
+    if config.label.propagate != "none":
+        check_propagation(config, None if config.labels.path is None else read_label_table(config.labels.path))
     names, _ = read_cluster_names(config.labels.names)
     reference = open_reference(config.label.reference, store)
     refuse_foreign_names(config.labels.names, names, known_clusterings(read_record(store, replace=True), reference))
@@ -287,12 +302,14 @@ def _label(
         update={"names": tuple(names.get(number) for number in record.numbers), "named_by": inputs.named_by}
     )
     keep_clustering(workspace, clustering, record, num_classes=len(set(label_of.values())))
+    propagation = _propagation(store, inputs, config, clustering, count.labelled, run)
     naming = Naming(
         clustering=clustering.id,
         numbers=numbers,
         names=names,
         far_distance=record.far_distance,
         periods={period.station: (period.first_ns, period.last_ns) for period in record.periods},
+        propagation=propagation,
     )
     marks = label_marks(
         inputs.shards,
@@ -312,7 +329,7 @@ def _label(
         count=count,
         sizes=cluster_sizes(cells, record.numbers),
         named=named,
-        scores=_score(inputs, config, clustering, count.labelled, numbers),
+        scores=_score(inputs, config, clustering, count.labelled, numbers, propagation),
         moves=moves,
     )
     log_outcome(run, store, inputs, outcome)
@@ -349,8 +366,33 @@ def _name_clusters(
     return name_clusters(numbers, labels, clusters, given, min_purity=config.labels.min_purity)
 
 
+def _propagation(
+    store: Store,
+    inputs: LabelInputs,
+    config: Config,
+    clustering: Clustering,
+    labelled: Labelled | None,
+    run: StageRun,
+) -> Propagation | None:
+    """Return what labels the events without a hand label, unless the names of their clusters do."""
+    if config.label.propagate == "none":
+        forget_propagation(store)
+        return None
+    assert inputs.hand is not None
+    assert labelled is not None
+    fit, space = clustering.tree.clustering, clustering.model.space
+    found = find_propagation(store, config, fit, space, inputs.hand, labelled)
+    log_propagation(run, found)
+    return found
+
+
 def _score(
-    inputs: LabelInputs, config: Config, clustering: Clustering, labelled: Labelled | None, numbers: NDArray[np.int32]
+    inputs: LabelInputs,
+    config: Config,
+    clustering: Clustering,
+    labelled: Labelled | None,
+    numbers: NDArray[np.int32],
+    propagation: Propagation | None,
 ) -> Scores | None:
     if inputs.hand is None or labelled is None:
         return None
@@ -365,4 +407,5 @@ def _score(
         events=np.array([inputs.hand.event_of[event_id] for event_id in ids], dtype=object),
         validation=np.array([inputs.hand.validation[event_id] for event_id in ids], dtype=bool),
     )
-    return score_labelling(rows, bootstrap_draws=config.label.bootstrap_draws, seed=config.kmeans.seed)
+    propagated = propagated_labels(propagation, clustering.model.space, inputs.hand, labelled)
+    return score_labelling(rows, propagated, bootstrap_draws=config.label.bootstrap_draws, seed=config.kmeans.seed)

@@ -15,6 +15,7 @@ COLUMNS = {
     "knn station": "test.knn_station_accuracy",
     "linear": "test.linear_accuracy",
     "linear station": "test.linear_station_accuracy",
+    "propagated": "test.propagated_accuracy",
     "baseline": "test.majority_baseline",
 }
 

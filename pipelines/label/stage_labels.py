@@ -14,7 +14,9 @@ from pipelines import __version__
 from pipelines.label.cells import Cell, cells_of, noise_level_db
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.kmeans import label_rows
+from pipelines.label.propagation import classify
 from pipelines.label.stage_count import read_points
+from pipelines.label.stage_propagate import Propagation
 from pipelines.label.stage_shards import EventShard
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.progress import progress_bar
@@ -42,6 +44,8 @@ class Naming:
     """An event farther from its centroid is far."""
     periods: Mapping[str, tuple[int, int]]
     """First and last onset (ns since 1970, UTC) of the fitted events, by network.station."""
+    propagation: Propagation | None = None
+    """What labels the events without a hand label; None: the names of their clusters do."""
 
 
 def label_marks(
@@ -61,7 +65,9 @@ def label_marks(
         {
             "clustering": naming.clustering,
             "numbers": naming.numbers.tolist(),
-            "names": sorted(naming.names.items()),
+            # Where labels are propagated, no row has the name of its cluster.
+            "names": sorted(naming.names.items()) if naming.propagation is None else [],
+            "propagation": "" if naming.propagation is None else naming.propagation.mark,
             "algorithm_version": ALGORITHM_VERSION,
         }
     )
@@ -155,28 +161,38 @@ def _label_table(
     """Return a shard's labels, and its events counted for what is watched."""
     columns = ["event_id", "network", "station", "location", "onset", "peak_amplitude", "snr_db"]
     events = tables.read_table(store, shard.path("events"), columns).replace_schema_metadata(None)
-    parts = []
-    embedded: list[str] = []
+    parts, embedded = [], []
+    given: list[str | None] = []
+    confidences: list[NDArray[np.float32]] = []
     for batch, points in read_points(store, shard, model):
         parts.append(label_rows(points, model.centroids, model.clusters))
         embedded += batch.column("event_id").to_pylist()
+        if naming.propagation is not None:
+            codes, confidence = classify(naming.propagation.writes, points)
+            given += [naming.propagation.writes.classes[code] for code in codes.tolist()]
+            confidences.append(confidence)
     event_ids = events.column("event_id").to_pylist()
     if embedded != event_ids:
         raise ValueError("its embeddings are not those of its events; run `firnline label --replace`")
     clusters, distances, margins = (np.concatenate(column) for column in zip(*parts, strict=True))
     numbers = naming.numbers[clusters]
     by_hand = [label_of.get(event_id) for event_id in event_ids]
-    labels = [hand or naming.names.get(int(number)) for hand, number in zip(by_hand, numbers, strict=True)]
+    other = "cluster" if naming.propagation is None else "propagated"
+    if naming.propagation is None:
+        given = [naming.names.get(int(number)) for number in numbers]
+    labels = [hand or label for hand, label in zip(by_hand, given, strict=True)]
     sources = [
-        None if label is None else "hand" if hand else "cluster" for hand, label in zip(by_hand, labels, strict=True)
+        None if label is None else "hand" if hand else other for hand, label in zip(by_hand, labels, strict=True)
     ]
+    unsure = np.array([source != "propagated" for source in sources], dtype=bool)
+    confidence = np.concatenate(confidences) if confidences else np.zeros(len(labels), dtype=np.float32)
     added = {
         "cluster": pa.array(numbers, pa.int32()),
         "distance": pa.array(distances, pa.float32()),
         "margin": pa.array(margins, pa.float32()),
         "label": pa.array(labels, pa.string()),
         "label_source": pa.array(sources, pa.string()),
-        "confidence": pa.nulls(len(labels), pa.float32()),
+        "confidence": pa.array(confidence, pa.float32(), mask=unsure),
     }
     for name, values in added.items():
         events = events.append_column(name, values)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.label.naming import ClusterName, Move
-from pipelines.label.scores import UNASSIGNED, Scores, protocol_of
+from pipelines.label.scores import PROPAGATED, UNASSIGNED, Scores, protocol_of
 from pipelines.label.stage_clustering import Clustering
 from pipelines.label.stage_count import Count
 from pipelines.runtime.text import counted
@@ -83,6 +83,8 @@ def print_outcome(outcome: Outcome, *, grown: bool) -> None:
         ground = f" (purity {entry.purity:.2f} of {entry.num_labels} hand labels)" if entry.num_labels else ""
         print(f"  cluster {number:>3} {size:>9} events  {entry.name or '-'}{ground}")
     if scores is not None:
-        for name in ("test.hungarian_accuracy", "test.purity", "test.majority_baseline"):
+        main = ("test.hungarian_accuracy", "test.purity", "test.majority_baseline")
+        propagated = tuple(name for name in scores.metrics() if name in PROPAGATED)
+        for name in (*main, *propagated):
             value = scores.intervals.get(name, f"{scores.values[name]:.3f}") if name in scores.metrics() else None
             print(f"  {name} {value or 'not available'}: {protocol_of(name)}")

@@ -19,6 +19,9 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+CALIBRATION_BINS = 15
+"""Bins of the expected calibration error, as in most of its literature."""
+
 Labels = Sequence[str] | NDArray[Any]
 Integers = Sequence[int] | NDArray[Any]
 
@@ -158,6 +161,27 @@ def balanced_accuracy(labels: Labels, predicted: Labels) -> float:
     """Return the mean recall over the true classes; NaN without rows."""
     scores = class_scores(labels, predicted)
     return float(np.mean([score.recall for score in scores.values()])) if scores else float("nan")
+
+
+def expected_calibration_error(
+    confidence: NDArray[Any], hits: NDArray[np.bool_], *, num_bins: int = CALIBRATION_BINS
+) -> float:
+    """Return how far confidence is from the share of right answers, over bins of equal width (Guo et al. 2017).
+
+    Args:
+        confidence: (n,) probabilities.
+        hits: (n,) whether each answer is right.
+        num_bins: of the confidence from 0 to 1.
+
+    Returns:
+        The mean of the bins' absolute differences, weighted by their rows; NaN without rows.
+    """
+    if not len(hits):
+        return float("nan")
+    bins = np.clip(np.ceil(np.asarray(confidence, dtype=np.float64) * num_bins) - 1, 0, num_bins - 1).astype(int)
+    promised = np.bincount(bins, weights=confidence, minlength=num_bins)
+    kept = np.bincount(bins, weights=hits, minlength=num_bins)
+    return float(np.abs(promised - kept).sum() / len(hits))
 
 
 def majority_baseline(labels: Labels) -> float:

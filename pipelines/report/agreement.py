@@ -18,6 +18,9 @@ SCORE_TITLES = {
     "test.linear_accuracy": ("accuracy of a linear classifier on the embedding", True),
     "test.knn_station_accuracy": ("accuracy of nearest neighbours at an unseen station", True),
     "test.linear_station_accuracy": ("accuracy of a linear classifier at an unseen station", True),
+    "test.propagated_accuracy": ("accuracy of propagated labels", True),
+    "test.propagated_balanced_accuracy": ("mean recall of the classes, propagated labels", True),
+    "test.propagated_calibration_error": ("expected calibration error of propagated labels", True),
     "test.nmi": ("normalised mutual information", False),
     "test.ari": ("adjusted Rand index", False),
 }

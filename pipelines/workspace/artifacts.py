@@ -6,6 +6,7 @@
     clustering/summary.json         ClusteringSummary  sizes, names and scores of the clusters; present = done
     clustering/fitted.json          FittedClustering   the clustering that labels the events, and what it was fitted on
     clustering/tree.json            ClusterTree        the merge tree of its centroids
+    clustering/propagation.json     LabelPropagation   the classifier that carries hand labels to other events
     clustering/drift.json           DriftRecord        how later events differ from those that it was fitted on
     stations/stations.json          StationList        where the stations are, as the archive's StationXML says
     config/best-augmentation.yaml   an augmentation section that a search found (read_augmentation)
@@ -381,6 +382,55 @@ class ClusterTree(Artifact):
             free = (free - set(node.children)) | {node.id}
         if len(free) != 1:
             raise ValueError("its nodes are not one tree")
+        return self
+
+
+class FittedClassifier(BaseModel):
+    """A multinomial logistic regression with a temperature. Legend: d dimensions, c classes."""
+
+    model_config = Artifact.model_config
+
+    classes: tuple[str, ...] = Field(min_length=2)
+    """(c,)"""
+    weights: tuple[tuple[float, ...], ...]
+    """(d, c), of standardised points."""
+    intercepts: tuple[float, ...]
+    """(c,)"""
+    strength: float = Field(gt=0, allow_inf_nan=False)
+    """Inverse of the regularisation, chosen by cross-validation."""
+    temperature: float = Field(gt=0, allow_inf_nan=False)
+    """By which logits are divided."""
+    num_labels: int = Field(ge=2)
+    """Events that it was fitted to."""
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        if {len(self.classes)} != {len(self.intercepts), *map(len, self.weights)}:
+            raise ValueError(f"its weights are not of {len(self.classes)} classes")
+        return self
+
+
+class LabelPropagation(Artifact):
+    """`clustering/propagation.json`: the classifier that carries hand labels on. It stays when the archive grows."""
+
+    PATH = "clustering/propagation.json"
+
+    ground: str
+    """Fingerprint of the hand labels, the clustering and the settings that it comes from."""
+    mean: tuple[float, ...]
+    """(d,), by which points in the space of the clustering are centred."""
+    scale: tuple[float, ...]
+    """(d,), by which they are then divided."""
+    writes: FittedClassifier
+    """Fitted to all hand labels: what `labels/` has."""
+    scored: FittedClassifier | None
+    """Fitted to the validation half in the same way: what the published scores are of; None where it is too small."""
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        dims = {len(self.mean), len(self.scale), len(self.writes.weights)}
+        if len(dims | ({len(self.scored.weights)} if self.scored else set())) != 1:
+            raise ValueError("its parts are of different dimensions")
         return self
 
 

@@ -12,6 +12,7 @@ from pipelines.metrics.evaluation import (
     bootstrap_interval,
     class_scores,
     confusion,
+    expected_calibration_error,
     hungarian_accuracy,
     hungarian_assignment,
     knn_predict,
@@ -118,3 +119,16 @@ def test_one_station_leaves_nothing_to_hold_out():
     probe = probe_by_station(knn_predict, np.eye(4), ["a"] * 4, np.array([True, True, False, False]), ["X"] * 4)
     assert len(probe.rows) == 0
     assert np.isnan(probe.accuracy)
+
+
+def test_the_calibration_error_is_that_of_the_definition():
+    confidence = np.array([0.1, 0.12, 0.5, 0.51, 0.52, 0.95, 1.0, 1.0])
+    hits = np.array([False, True, True, False, True, True, True, False])
+    by_hand = 0.0
+    for low in np.arange(10) / 10:
+        inside = (confidence > low + 1e-12) & (confidence <= low + 0.1 + 1e-12)
+        if inside.any():
+            by_hand += inside.mean() * abs(hits[inside].mean() - confidence[inside].mean())
+    assert expected_calibration_error(confidence, hits, num_bins=10) == pytest.approx(by_hand)
+    assert expected_calibration_error(np.full(100, 0.75), np.arange(100) < 75) == pytest.approx(0.0)
+    assert np.isnan(expected_calibration_error(np.zeros(0), np.zeros(0, dtype=bool)))
