@@ -37,7 +37,7 @@ class Clock:
 
     def time_at(self, index: int) -> int:
         """Return the time of a sample in nanoseconds; beyond the last one, as the last record would go on."""
-        record = max(bisect_right(self._begins, index) - 1, 0)
+        record = max(bisect_right(self._begins, index) - 1, 0) if len(self.begins) > 1 else 0
         return sample_time(int(self.starts_ns[record]), index - int(self.anchors[record]), float(self.rates_hz[record]))
 
     def times_at(self, indexes: Array) -> Array:

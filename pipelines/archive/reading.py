@@ -75,12 +75,14 @@ class FileReader:
         item: the file as it was listed; a change since then is an error.
         believed: the (start, end) in nanoseconds outside which its samples are not used, but reported.
         wanted: whether the samples of a channel are asked for; all others are passed over.
+        reach: the (start, end) in nanoseconds within which samples will be asked for.
     """
 
     archive: Store
     item: StoredObject
     believed: tuple[int, int] = (_EVER, -_EVER)
     wanted: Callable[[Channel], bool] = lambda _: True
+    reach: tuple[int, int] = (_EVER, -_EVER)
     _whole: "_Kept | None" = field(default=None, repr=False)
     _kept_from: int = field(default=_EVER, repr=False)
     _pieces: list[_Piece] | None = field(default=None, repr=False)
@@ -159,7 +161,9 @@ class FileReader:
         extent: tuple[int, int] | None = None
         num_strays = 0
         try:
-            for piece, decoded in self._decode_pieces(payloads=Payloads.KEEP):
+            # What is astray is counted by its samples' times, and so of all runs.
+            within = self.reach if self._believes_all else None
+            for piece, decoded in self._decode_pieces(payloads=Payloads.KEEP, within=within):
                 num_strays += self._believe(decoded)
                 for problem in decoded.problems:
                     told.report(problem)
@@ -189,9 +193,13 @@ class FileReader:
         self._whole = None if whole is None else _Kept(whole)
         self._extent = extent or (0, 0)
 
+    @property
+    def _believes_all(self) -> bool:
+        return self.believed[0] <= MIN_TIME_NS and self.believed[1] >= MAX_TIME_NS
+
     def _believe(self, decoded: Decoded) -> int:
         """Keep of what was decoded the parts that are used; return how many of its samples are not."""
-        if self.believed[0] <= MIN_TIME_NS and self.believed[1] >= MAX_TIME_NS:
+        if self._believes_all:
             return 0
         dropped = 0
         kept = []
@@ -212,7 +220,9 @@ class FileReader:
         name = f"{self.archive.url}\n{self.item.path}\n{self.item.size}\n{self.item.etag}"
         return decode_file_part(name, content, self.wanted, **options)
 
-    def _decode_pieces(self, *, payloads: Payloads) -> Iterator[tuple[_Piece, Decoded]]:
+    def _decode_pieces(
+        self, *, payloads: Payloads, within: tuple[int, int] | None = None
+    ) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of the file in order, decoded; samples are kept of one that is all of the file only."""
         # What pieces hold to be read again must not be the reader: it and its samples would outlive their last use,
         # until the garbage collector looks for circles.
@@ -224,12 +234,12 @@ class FileReader:
             content = ahead.result() if ahead is not None and offset == 0 else fetch(offset, piece_bytes)
             if offset == 0 and content[:2] == GZIP_MAGIC:
                 whole = len(content) == self.item.size <= AHEAD_BYTES
-                yield from self._unpack_pieces(partial(_part, content) if whole else fetch, payloads)
+                yield from self._unpack_pieces(partial(_part, content) if whole else fetch, payloads, within)
                 return
             length = _piece_length(content, last=offset + len(content) >= self.item.size)
             piece = _Piece(partial(fetch, offset, length), length == self.item.size)
             content = content[:length]
-            decoded = self._decode(content, offset=offset, payloads=_tried(payloads, piece))
+            decoded = self._decode(content, offset=offset, payloads=_tried(payloads, piece), within=within)
             barren = 0 if decoded.counts else barren + length
             offset += max(length, 1)
             if barren >= MAX_BARREN_BYTES and offset < self.item.size:
@@ -244,7 +254,7 @@ class FileReader:
             del decoded
 
     def _unpack_pieces(
-        self, fetch: Callable[[int, int], bytes], payloads: Payloads
+        self, fetch: Callable[[int, int], bytes], payloads: Payloads, within: tuple[int, int] | None
     ) -> Iterator[tuple[_Piece, Decoded]]:
         """Yield the pieces of a gzipped file; each remembers where the unpacking stood, so that it can be entered."""
         stream = Unpacking(fetch, self.item.size)
@@ -265,7 +275,8 @@ class FileReader:
             piece = _Piece(_UnpackingLoader(here, carried, length), first and stream.ended and length == len(content))
             decoded = Decoded()
             if content or first:
-                decoded = self._decode(content[:length], offset=offset, payloads=_tried(payloads, piece))
+                options = {"offset": offset, "payloads": _tried(payloads, piece), "within": within}
+                decoded = self._decode(content[:length], **options)
             if stream.ended and length == len(content) and stream.problem:
                 decoded.report(stream.problem)
             carried, offset, first = content[length:], offset + length, False
@@ -297,8 +308,9 @@ class _Kept:
         """Return these without most of what lies before a time; copied where that gives back half of the memory."""
         if 2 * self.bytes_from[bisect_left(self.starts, time_ns)] > self.held:
             return self
-        left = self.runs[bisect_right(self.reach, time_ns) :]
-        parts = [part for run in left if (part := run.clip(time_ns, run.end_ns)) is not None]
+        first, whole = bisect_right(self.reach, time_ns), bisect_left(self.starts, time_ns)
+        left = [run.clip(time_ns, run.end_ns) for run in self.runs[first:whole]]
+        parts = [*(part for part in left if part is not None), *self.runs[max(first, whole) :]]
         if 2 * sum(part.data.nbytes for part in parts) > self.held:
             return self
         # A view of a part would hold the memory of all.

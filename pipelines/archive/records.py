@@ -228,6 +228,7 @@ def decode(
     offset: int = 0,
     wanted: Callable[[Channel], bool] = lambda _: True,
     payloads: Payloads = Payloads.KEEP,
+    within: tuple[int, int] | None = None,
 ) -> Decoded:
     """Decode a whole file, or a part of one; gzipped, what its first 64 MiB unpack to.
 
@@ -238,6 +239,7 @@ def decode(
         offset: where in the file they begin, for what is said of damaged ones.
         wanted: whether the samples of a channel are asked for; others are counted, but not decoded.
         payloads: whether samples are decoded and kept.
+        within: a (start, end) in nanoseconds; runs wholly outside are decoded and counted, but not returned.
     """
     decoded = Decoded()
     if buffer[:2] == GZIP_MAGIC:
@@ -262,7 +264,7 @@ def decode(
         decoded.report(f"bytes {offset + first} to {offset + end}: {PROBLEMS[reason]}")
         decoded.damaged_bytes += end - first
     if len(found.fields):
-        _decode_records(content, found, start_ns, end_ns, offset, wanted, payloads, decoded)
+        _decode_records(content, found, start_ns, end_ns, offset, wanted, payloads, within, decoded)
     if not decoded.counts and not decoded.num_problems:
         decoded.report("no samples in it")
     return decoded
@@ -331,6 +333,7 @@ def _decode_records(
     offset: int,
     wanted: Callable[[Channel], bool],
     payloads: Payloads,
+    within: tuple[int, int] | None,
     decoded: Decoded,
 ) -> None:
     """Decode the records whose headers were read: add runs, counts and problems."""
@@ -358,7 +361,16 @@ def _decode_records(
             f"{name}: {counted(num_records, 'record')} ({counted(num_samples, 'sample')}, first at byte "
             f"{offset + first}): {_REPORTED[drop]}"
         )
-    for run in _runs(content, fields[order], rates_hz[order], number[order], channels, blocks, positions, good):
+    usable = order[good]
+    fields, rates_hz, number, positions = fields[usable], rates_hz[usable], number[usable], positions[good]
+    firsts, lasts = _join(fields, rates_hz, number, positions)
+    if within is not None:
+        reaching = _reach(fields, rates_hz, firsts, lasts, within)
+        outside = np.repeat(~reaching, lasts - firsts)
+        for which in np.unique(number[outside]).tolist():
+            counts[channels[which]].drop(Drop.OUTSIDE, int(fields[outside & (number == which), COUNT].sum()))
+        firsts, lasts = firsts[reaching], lasts[reaching]
+    for run in _runs(content, fields, rates_hz, number, channels, blocks, positions, firsts, lasts):
         part: Run | None = run
         if start_ns is not None or end_ns is not None:
             part = run.clip(MIN_TIME_NS if start_ns is None else start_ns, MAX_TIME_NS if end_ns is None else end_ns)
@@ -380,7 +392,7 @@ def _reasons(
     wanted: Callable[[Channel], bool],
 ) -> Array:
     """Return why each record's samples cannot be used: (records,) int, 0 where they can, else as `_NUMBERS`."""
-    encodings = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
+    encodings = _encodings(fields)
     kinds = _KINDS[encodings]
     room = fields[:, DATA_BYTES] // _BYTES[encodings] * _SAMPLES[encodings]
     known = np.array([codes is not None for codes in channels])[number]
@@ -454,7 +466,7 @@ def _unpack(content: Array, fields: Array, payloads: Payloads) -> tuple[dict[int
     Returns:
         by type (samples,); (records,) int64 where each record begins in that; (records,) bool whether it was decoded.
     """
-    encodings = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
+    encodings = _encodings(fields)
     kinds = _KINDS[encodings]
     positions = np.zeros(len(fields), np.int64)
     addresses = np.zeros(len(fields), np.int64)
@@ -513,22 +525,11 @@ def _decode_payloads(
     return good
 
 
-def _runs(
-    content: Array,
-    fields: Array,
-    rates_hz: Array,
-    number: Array,
-    channels: list[Channel | None],
-    blocks: dict[int, Array],
-    positions: Array,
-    good: Array,
-) -> Iterator[Run]:
-    """Yield the runs of records in order of channel, version and time: those that continue each other are one."""
-    fields, rates_hz, number, positions = fields[good], rates_hz[good], number[good], positions[good]
+def _join(fields: Array, rates_hz: Array, number: Array, positions: Array) -> tuple[Array, Array]:
+    """Return the first record and the end of each run: records in order of channel, version and time that go on."""
     if not len(fields):
-        return
-    encodings = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
-    kinds = _KINDS[encodings]
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    kinds = _KINDS[_encodings(fields)]
     nominal = nominal_rates(rates_hz)
     counts = fields[:, COUNT]
     late = (np.diff(fields[:, START]) / 1e9) * rates_hz[:-1] - counts[:-1]
@@ -540,26 +541,56 @@ def _runs(
         & (nominal[1:] == nominal[:-1])
         & (np.abs(late) <= JOIN_TOLERANCE_SAMPLES)
     )
+    firsts = np.flatnonzero(np.append(True, ~continues))
+    return firsts, np.append(firsts[1:], len(fields))
+
+
+def _reach(fields: Array, rates_hz: Array, firsts: Array, lasts: Array, within: tuple[int, int]) -> Array:
+    """Return which runs may hold samples in a time: (runs,) bool."""
+    last = lasts - 1
+    ends_ns = fields[last, START] + fields[last, COUNT] / rates_hz[last] * 1e9
+    # A second covers what rounding may do.
+    reaching: Array = (ends_ns > within[0] - 1e9) & (fields[firsts, START] < within[1] + 1e9)
+    return reaching
+
+
+def _runs(
+    content: Array,
+    fields: Array,
+    rates_hz: Array,
+    number: Array,
+    channels: list[Channel | None],
+    blocks: dict[int, Array],
+    positions: Array,
+    firsts: Array,
+    lasts: Array,
+) -> Iterator[Run]:
+    """Yield the runs that have the records from each of `firsts` to before each of `lasts`."""
+    nominal = nominal_rates(rates_hz[firsts])
     leaps = _leaps(content, fields)
-    firsts = np.concatenate([[0], np.flatnonzero(~continues) + 1])
-    begins = positions - np.repeat(positions[firsts], np.diff(np.append(firsts, len(fields))))
-    lasts = np.append(firsts[1:], len(fields))
     starts_ns = np.ascontiguousarray(fields[:, START])
     for first, last, which, rate_hz, version, kind, begin, end in zip(
         firsts.tolist(),
         lasts.tolist(),
         number[firsts].tolist(),
-        nominal[firsts].tolist(),
+        nominal.tolist(),
         fields[firsts, VERSION].tolist(),
-        kinds[firsts].tolist(),
+        _KINDS[_encodings(fields[firsts])].tolist(),
         positions[firsts].tolist(),
-        (positions + counts)[lasts - 1].tolist(),
+        (positions + fields[:, COUNT])[lasts - 1].tolist(),
         strict=True,
     ):
         codes = channels[which]
         if codes is not None:
-            clock = Clock(begins[first:last], begins[first:last], starts_ns[first:last], rates_hz[first:last])
+            begins = positions[first:last] - begin
+            clock = Clock(begins, begins, starts_ns[first:last], rates_hz[first:last])
             yield Run(codes, rate_hz, version, clock, blocks[kind][begin:end], leaps[first:last])
+
+
+def _encodings(fields: Array) -> Array:
+    """Return the encoding of each record: Steim 1 where a header does not state one."""
+    encodings: Array = np.where(fields[:, ENCODING] < 0, clibmseed.DE_STEIM1, fields[:, ENCODING])
+    return encodings
 
 
 def _leaps(content: Array, fields: Array) -> Array:

@@ -164,6 +164,7 @@ class DayReader:
         self.last_ns = EVER[1] if last is None else last
         self.owned = {anchor for shard in batch.shards for anchor, _, _ in split_days(shard.start_ns, shard.end_ns)}
         """00:00 UTC of each day of which the batch owns something."""
+        self.reach = (min(self.owned) - self.before_ns, max(self.owned) + DAY_NS + self.after_ns)
 
     def day(self, anchor_ns: int) -> Day:
         """Return the pass of a day, and begin that of the day after it."""
@@ -239,7 +240,7 @@ class DayReader:
             wanted = _Wanted(batch.shards[0].name, batch.location, batch.band, self.config.archive, self.paths[index])
             # Where the headers were read, they say what the file holds; else its path does.
             believed = EVER if is_indexed(batch.layout) else batch.spans[index]
-            reader = FileReader(self.archive, batch.files[index], believed, wanted)
+            reader = FileReader(self.archive, batch.files[index], believed, wanted, self.reach)
             self.readers[index] = reader
         return reader
 

@@ -3,15 +3,18 @@
 import gzip
 import io
 import tracemalloc
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import obspy
 import pytest
+from made_records import record2
 
 from pipelines.archive import reading, unpacking
-from pipelines.archive.continuity import assemble
+from pipelines.archive.continuity import DAY_NS, assemble
 from pipelines.archive.reading import FileReader
 from pipelines.archive.records import decode
+from pipelines.archive.sample_counts import Drop
 from pipelines.workspace.storage import Store, open_store
 
 
@@ -197,6 +200,37 @@ def test_what_was_forgotten_is_read_again(recording, tmp_path, monkeypatch):
     mine.forget_before(10**12)
     assert not mine.may_hold(10**12, 2 * 10**12)
     assert_same_samples(mine.read(0, 10**12).runs, everything)
+
+
+@pytest.mark.parametrize("piece_bytes", [10_000, 10**6])
+def test_out_of_reach_samples_are_counted_and_not_returned(recording, tmp_path, monkeypatch, piece_bytes):
+    damaged = bytearray(recording)
+    damaged[512 * 80 + 30 : 512 * 80 + 32] = b"\xff\xff"
+    everywhere = reader(tmp_path, bytes(damaged), monkeypatch, piece_bytes=piece_bytes)
+    within = (100 * 10**9, 120 * 10**9)
+    mine = FileReader(everywhere.archive, everywhere.item, reach=within)
+    found, whole = mine.read(*within), everywhere.read(0, 10**12)
+    assert found.problems == whole.problems != []
+    for codes, counts in whole.counts.items():
+        assert found.counts[codes].stated == counts.stated
+        assert found.counts[codes].lost() == counts.lost()
+        assert found.counts[codes].balances
+    expected = decode(bytes(damaged), start_ns=within[0], end_ns=within[1]).runs
+    clipped = [part for run in found.runs if (part := run.clip(*within)) is not None]
+    assert_same_samples(clipped, expected)
+
+
+def test_a_task_makes_runs_of_those_records_only_that_its_days_reach(tmp_path):
+    # A record a day for 400 days: whoever needs three days holds no 400 runs.
+    content = b"".join(record2([day], datetime(2021, 1, 1, tzinfo=UTC) + timedelta(days=day)) for day in range(400))
+    (tmp_path / "file").write_bytes(content)
+    store = open_store(str(tmp_path))
+    first_ns = 1_609_459_200 * 10**9
+    within = (first_ns + 200 * DAY_NS, first_ns + 203 * DAY_NS)
+    mine = FileReader(store, next(store.walk()), reach=within)
+    assert sorted(int(run.data[0]) for run in mine.read(-(2**62), 2**62).runs) == [200, 201, 202, 203]
+    (counts,) = mine.read(*within).counts.values()
+    assert (counts.stated, counts.returned, counts.dropped) == (400, 4, {Drop.OUTSIDE: 396})
 
 
 def test_little_that_unpacks_to_a_lot_is_read_in_pieces(tmp_path, monkeypatch):
