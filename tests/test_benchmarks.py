@@ -15,8 +15,8 @@ BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    # `train` and `detect` are names of benchmarks, which import each other so.
-    before = {name: sys.modules.pop(name, None) for name in ("train", "detect")}
+    # `train`, `detect` and `report` are names of benchmarks, which import each other so.
+    before = {name: sys.modules.pop(name, None) for name in ("train", "detect", "report")}
     yield importlib.import_module
     for name, module in before.items():
         sys.modules.pop(name, None)
@@ -74,3 +74,13 @@ def test_dollars_of_a_station_year(benchmark: Any):
     cores, requests = end_to_end.dollars_a_year(3600.0, {"write": 1000.0, "read": 0.0}, (2.0, 2))
     assert cores == pytest.approx(365.25)
     assert requests == pytest.approx(365.25 * 0.0054)
+
+
+def test_the_report_benchmark_gives_seconds_and_memory(benchmark: Any, tmp_path: Path):
+    (figures,) = benchmark("report").main(
+        ["--events", "60", "--stations", "2", "--days", "3", "--folder", str(tmp_path)]
+    )
+    assert figures["events"] == 60
+    assert figures["seconds"] > 1
+    assert 0.1 < figures["driver_gb"] <= figures["together_gb"] < 10
+    assert list(tmp_path.glob("*/report/index.html"))

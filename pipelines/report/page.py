@@ -1,5 +1,6 @@
 """The report's page: one HTML file with its style and figures inside, which opens without a network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 
@@ -91,6 +92,18 @@ class DriftLine:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """A figure of the page, which lies beside it as files, too."""
+
+    name: str
+    """Of the files, `figures/<name>.svg` and `.png`."""
+    svg: str
+    caption: str
+    files: Mapping[str, bytes]
+    """Content by suffix."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """Everything the page shows."""
 
@@ -106,15 +119,18 @@ class Page:
     confusions: tuple[ConfusionTable, ...] = ()
     no_evaluation: str = ""
     """Why there is no agreement with known classes, where there is none."""
-    activity_svg: str = ""
-    activity_caption: str = ""
-    coverage_svg: str = ""
-    coverage_caption: str = ""
+    activity: tuple[Drawing, ...] = ()
+    """Detections over time, by hour and month."""
+    measures: tuple[Drawing, ...] = ()
+    """What the clusters look like: spectra, durations, amplitudes."""
+    coverage: tuple[Drawing, ...] = ()
+    """What was recorded, and what became of it."""
     drift_words: tuple[str, ...] = ()
     """What has changed since the clustering was fitted, and how that was found."""
     drift: tuple[DriftLine, ...] = ()
-    map_svg: str = ""
-    map_caption: str = ""
+    map: tuple[Drawing, ...] = ()
+    no_map: str = ""
+    """Why there is no map, where there is none."""
     catalogue_words: str = ""
     catalogue_files: tuple[tuple[str, str], ...] = ()
     """Links to the catalogue: relative address and name."""

@@ -38,7 +38,7 @@ from pipelines.workspace.replacement import result_of
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
-ALGORITHM_VERSION = 4
+ALGORITHM_VERSION = 5
 """Raised by hand when the same tables and settings give another catalogue or page."""
 
 PAGE_PATH = "report/index.html"
@@ -97,6 +97,7 @@ def _write(workspace: Workspace, config: Config, tracking: Tracking | None, file
     notes = [*unlabelled_words(unlabelled, workspace.url), *earlier_encoder_words(workspace)]
     page = build_page(workspace, config.report, summary, catalog_files, catalog_events, within_seconds, notes, tracking)
     html = render(page)
+    figures = _write_figures(store, page)
     store.write(PAGE_PATH, html.encode())
     clusters = summary.groups.groupby("cluster")["events"].sum()
     content = {
@@ -121,12 +122,30 @@ def _write(workspace: Workspace, config: Config, tracking: Tracking | None, file
                 }
             )
             run.log_text(html, "report/index.html")
+            for path, content_of in figures.items():
+                run.log_bytes(content_of, path)
             content["mlflow_run_id"] = run.run_id
     write_marker(store, "report", marker, content)
     for name in before:
         if name != marker:
             store.remove(marker_path("report", name))
     return content
+
+
+def _write_figures(store: Store, page: Page) -> dict[str, bytes]:
+    """Write the page's figures as files beside it, remove those that it no longer has, and return them by path."""
+    drawn = (*page.activity, *page.measures, *page.coverage, *page.map)
+    files = {
+        f"report/figures/{figure.name}.{suffix}": content
+        for figure in drawn
+        for suffix, content in figure.files.items()
+    }
+    for path, content in files.items():
+        store.write(path, content)
+    for item in list(store.walk("report/figures")):
+        if item.path not in files:
+            store.remove(item.path)
+    return files
 
 
 def _marker_name(workspace: Workspace, config: Config) -> MarkerName:

@@ -1,44 +1,38 @@
-"""Reads what was recorded from the markers of the detection: the coverage of each station and day."""
+"""Reads what was recorded, and what became of it: coverage by station and day, outcomes by channel and day."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pandas as pd
 
 from pipelines.report.stage_reading import READ_THREADS
+from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words
+from pipelines.workspace import tables
 from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
+from pipelines.workspace.outcomes import TIMED, Outcome
 from pipelines.workspace.storage import Store
 
 COVERAGE_STATIONS = 60
+COVERAGE_CHANNELS = 60
 
 
 def read_coverage(store: Store) -> tuple[pd.DataFrame, str]:
     """Return the recorded part of each day by station, from the markers of the detection, and what else they say.
 
     Columns `station`, `day`, `fraction` (of the day, of the station's best channel); at most `COVERAGE_STATIONS`
-    stations are read.
+    stations are read, as Ray tasks where they are many and Ray runs.
     """
     names = list(list_markers(store, "detect"))
     stations = sorted({f"{name.network}.{name.station}" for name in names})
     shown = set(stations[:COVERAGE_STATIONS])
-    seconds: dict[tuple[str, str, str], float] = {}
-    quarantined: set[str] = set()
-    gaps = 0
-
-    def read(name: MarkerName) -> tuple[str, dict[str, Any]]:
-        return f"{name.network}.{name.station}", read_marker(store, "detect", name)
-
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for station, marker in pool.map(read, [name for name in names if f"{name.network}.{name.station}" in shown]):
-            gaps += int(marker.get("gaps", 0))
-            quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
-            for entry in marker.get("coverage", []):
-                key = (station, entry["day"], entry["channel"])
-                seconds[key] = seconds.get(key, 0.0) + float(entry["seconds"])
-    rows = pd.DataFrame(
-        [(*key, value) for key, value in seconds.items()], columns=["station", "day", "channel", "seconds"]
-    )
+    wanted = [name for name in names if f"{name.network}.{name.station}" in shown]
+    parts = [wanted[start : start + _MARKERS_A_TASK] for start in range(0, len(wanted), _MARKERS_A_TASK)]
+    read = list(map_tasks(lambda part: _read_markers(store, part), parts))
+    gaps = sum(found for _, found, _ in read)
+    quarantined = {key for _, _, keys in read for key in keys}
+    rows = pd.concat([_NO_SECONDS, *(found for found, _, _ in read)])
+    rows = rows.groupby(["station", "day", "channel"], sort=True)["seconds"].sum().reset_index()
     best = rows.groupby(["station", "day"], sort=True)["seconds"].max().reset_index()
     coverage = pd.DataFrame(
         {
@@ -54,3 +48,60 @@ def read_coverage(store: Store) -> tuple[pd.DataFrame, str]:
     if len(stations) > len(shown):
         words += f" Shown are the first {len(shown)} of {len(stations)} stations, in order of their names."
     return coverage, words
+
+
+_MARKERS_A_TASK = 1024
+_NO_SECONDS = pd.DataFrame([], columns=["station", "day", "channel", "seconds"]).astype({"seconds": float})
+
+
+def _read_markers(store: Store, names: Sequence[MarkerName]) -> tuple[pd.DataFrame, int, set[str]]:
+    """Return recorded seconds by station, day and channel, the number of gaps, and the files that cannot be read."""
+    rows: list[tuple[str, str, str, float]] = []
+    gaps = 0
+    quarantined: set[str] = set()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for name, marker in zip(names, pool.map(lambda one: read_marker(store, "detect", one), names), strict=True):
+            gaps += int(marker.get("gaps", 0))
+            quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
+            rows += [
+                (f"{name.network}.{name.station}", entry["day"], entry["channel"], float(entry["seconds"]))
+                for entry in marker.get("coverage", [])
+            ]
+    return pd.DataFrame(rows, columns=list(_NO_SECONDS)), gaps, quarantined
+
+
+def read_channels(store: Store) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Return what became of each channel's recordings, from `availability/`: for the figure of `channels.py`.
+
+    The first table has `channel` (network.station.location.channel), `day` and `fraction` (used part of the day), the
+    second the seconds by outcome, a row a channel; the sentence says how many are shown. At most `COVERAGE_CHANNELS`
+    channels are, in order of their names; of all others only the names are kept.
+    """
+    files = [item.path for item in tables.list_shards(store, "availability")]
+    found = list(map_tasks(lambda part: _read_availability(store, part), tables.by_task(files)))
+    names = sorted(set().union(*(part.keys() for part in found)))
+    shown = names[:COVERAGE_CHANNELS]
+    parts = [part[name] for part in found for name in shown if name in part]
+    if not parts:
+        return pd.DataFrame({"channel": [], "day": [], "fraction": []}), pd.DataFrame(), ""
+    rows = pd.concat(parts).groupby(["channel", "day"], sort=True).sum()
+    used = (rows[str(Outcome.USED)].clip(upper=86_400) / 86_400).rename("fraction").reset_index()
+    words = f"{count_words(len(names), 'channel')}"
+    if len(names) > len(shown):
+        words += f", of which the first {len(shown)} are shown"
+    return used[used["fraction"] > 0], rows.groupby(level="channel", sort=True).sum(), words
+
+
+def _read_availability(store: Store, files: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Return `channel`, `day` and seconds by outcome, by channel."""
+    outcomes = {f"{outcome}_seconds": str(outcome) for outcome in TIMED}
+    columns = ["network", "station", "location", "channel", "day", *outcomes]
+    rows = pd.concat([tables.read_table(store, file, columns).to_pandas() for file in files], ignore_index=True)
+    known = rows[rows["channel"].notna()].rename(columns=outcomes)
+    codes = ("network", "station", "location")
+    name = known["channel"].astype(str)
+    for code in reversed(codes):
+        name = known[code].fillna("").astype(str) + "." + name
+    known = known.assign(channel=name, day=pd.to_datetime(known["day"]))
+    seconds = known.groupby(["channel", "day"], sort=True)[list(outcomes.values())].sum().reset_index()
+    return {str(channel): group for channel, group in seconds.groupby("channel", sort=True)}

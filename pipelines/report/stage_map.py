@@ -4,11 +4,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 
 from pipelines.config.report import ReportSettings
 from pipelines.report import embedding_map
 from pipelines.report.stage_reading import read_events
-from pipelines.report.style import drawing, to_svg
+from pipelines.report.style import drawing
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 
@@ -18,8 +19,8 @@ MIN_EVENTS = 10
 
 def draw_map(
     store: Store, settings: ReportSettings, sample: pd.DataFrame, titles: Mapping[int, str]
-) -> tuple[str, str]:
-    """Return the map of a sample as SVG ("" where none can be drawn) and its caption.
+) -> tuple[Figure | None, str]:
+    """Return the map of a sample (None where none can be drawn) and its caption.
 
     `sample` has the columns of `labels/` and the `file` of each row; `titles` maps clusters to names in the legend.
     """
@@ -34,10 +35,10 @@ def draw_map(
     finite = {event_id for event_id, vector in vectors.items() if np.isfinite(vector).all()}
     rows = sample[sample["event_id"].isin(finite)]
     if len(rows) < MIN_EVENTS:
-        return "", f"A map needs the embeddings of at least {MIN_EVENTS} events; {len(rows)} were found."
+        return None, f"A map needs the embeddings of at least {MIN_EVENTS} events; {len(rows)} were found."
     embeddings = np.stack([vectors[event_id] for event_id in rows["event_id"]])
     if not embedding_map.have_extent(embeddings):
-        return "", f"There is no map: the embeddings of the {len(rows)} events chosen are all the same."
+        return None, f"There is no map: the embeddings of the {len(rows)} events chosen are all the same."
     plane, share = embedding_map.principal_plane(embeddings)
     planes = {f"principal components ({share:.0%} of the variance)": plane}
     words = f"{len(rows)} events, chosen at random and coloured by cluster. "
@@ -53,4 +54,4 @@ def draw_map(
         words += f"Known classes come from hand labels or truth, for {int(by_hand.sum())} of these events."
     with drawing():
         figure = embedding_map.map_figure(planes, rows["cluster"].to_numpy(dtype=np.int32), titles, classes)
-        return to_svg(figure, "Map of the embedding in two dimensions", dpi=200), words.strip()
+    return figure, words.strip()

@@ -1,25 +1,31 @@
 """Gathers all that the report's page shows, and draws its figures."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import pyarrow as pa
+from matplotlib.figure import Figure
 
 from pipelines import config as configuration
 from pipelines.config.report import ReportSettings
 from pipelines.report.activity import activity_figure
 from pipelines.report.agreement import confusion_tables, statements
+from pipelines.report.channels import channel_figure
 from pipelines.report.clusters import cluster_cards, cluster_names
 from pipelines.report.coverage import coverage_figure
-from pipelines.report.page import ClusterCard, Page
-from pipelines.report.stage_coverage import read_coverage
+from pipelines.report.distributions import distribution_figure
+from pipelines.report.page import ClusterCard, Drawing, Page
+from pipelines.report.rhythm import recorded_days, rhythm_figure
+from pipelines.report.spectra import spectra_figure
+from pipelines.report.stage_coverage import read_channels, read_coverage
 from pipelines.report.stage_drift import drift_section
 from pipelines.report.stage_gallery import band_words, gallery_items, shown_band
 from pipelines.report.stage_inputs import read_evaluation
 from pipelines.report.stage_lineage import lineage
 from pipelines.report.stage_map import draw_map
 from pipelines.report.stage_reading import read_events
-from pipelines.report.style import drawing, to_svg
+from pipelines.report.stage_spectra import read_spectra
+from pipelines.report.style import drawing, to_files, to_svg
 from pipelines.report.summary import LabelSummary
 from pipelines.report.words import count_words, percent, span_words, thousands
 from pipelines.tracking.server import Tracking
@@ -49,10 +55,8 @@ def build_page(
     sample = _sample_with_measures(store, summary.sample)
     cards = cluster_cards(summary, names, sample)
     coverage, coverage_words = read_coverage(store)
-    with drawing():
-        activity_svg = to_svg(activity_figure(summary.by_cluster, titles), "Detections of each cluster over time")
-        coverage_svg = to_svg(coverage_figure(coverage, summary.by_site), "Coverage by station and day")
-    map_svg, map_caption = draw_map(store, settings, summary.sample, titles)
+    units = str(workspace.stored_config("detect").get("detection", {}).get("units", "counts"))
+    map_drawing, map_words = draw_map(store, settings, summary.sample, titles)
     drift_words, drift_lines = drift_section(store)
     total = int(summary.groups["events"].sum())
     sites = summary.groups.groupby("site")["events"].sum()
@@ -81,16 +85,13 @@ def build_page(
             "clusters agree with known classes. Clusters are groups of similar waveforms; they need not be kinds of "
             "events."
         ),
-        activity_svg=activity_svg,
-        activity_caption=(
-            f"Detections of each cluster in bins of {summary.by_cluster.width_name}, UTC. Each panel has its own scale."
-        ),
-        coverage_svg=coverage_svg,
-        coverage_caption=f"Recorded part of each day by station, and detections over time. {coverage_words}",
+        activity=_activity(summary, titles, coverage),
+        measures=_measures(store, summary, titles, units, band_hz),
+        coverage=_coverage(store, summary, coverage, coverage_words),
         drift_words=drift_words,
         drift=drift_lines,
-        map_svg=map_svg,
-        map_caption=map_caption,
+        map=() if map_drawing is None else (_drawn("map", map_drawing, "Map of the embedding", map_words),),
+        no_map=map_words if map_drawing is None else "",
         catalogue_words=(
             f"The catalogue has {count_words(catalog_events, 'event')}. All detections within {within_seconds:g} s of "
             "an event's first detection, at any station, belong to that event. Events have onsets (picks of the "
@@ -107,6 +108,100 @@ def build_page(
             if (stored := workspace.stored_config(stage))
         ),
     )
+
+
+def _drawn(name: str, figure: Figure, description: str, caption: str) -> Drawing:
+    with drawing():
+        files = to_files(figure)
+        return Drawing(name=name, svg=to_svg(figure, description, dpi=200), caption=caption, files=files)
+
+
+def _activity(summary: LabelSummary, titles: Mapping[int, str], coverage: pd.DataFrame) -> tuple[Drawing, ...]:
+    """Return the detections over time, and by hour and month."""
+    sites = set(summary.groups["site"])
+    # Only where the recorded days of every station are known, the rate in a month is one.
+    known = len(coverage) and sites <= set(coverage["station"])
+    recorded = recorded_days(coverage["day"], coverage["fraction"]) if known else None
+    with drawing():
+        over_time = activity_figure(summary.by_cluster, titles)
+        cycles = rhythm_figure(summary.rhythm, titles, recorded)
+    rate = "detections in a station-day of recording; grey months have none" if known else "counts"
+    return (
+        _drawn(
+            "activity",
+            over_time,
+            "Detections of each cluster over time",
+            f"Detections of each cluster in bins of {summary.by_cluster.width_name}, UTC. Each panel has its own "
+            "scale.",
+        ),
+        _drawn(
+            "rhythm",
+            cycles,
+            "Detections of each cluster by hour of the day and month of the year",
+            f"Detections of each cluster by hour of the day (UTC) and by month of the year, all years together. Months "
+            f"show {rate}. Each panel has its own scale.",
+        ),
+    )
+
+
+def _measures(
+    store: Store, summary: LabelSummary, titles: Mapping[int, str], units: str, band_hz: tuple[float, float] | None
+) -> tuple[Drawing, ...]:
+    """Return what the clusters look like: spectra, durations, amplitudes."""
+    spectra = read_spectra(store, summary.sample)
+    with drawing():
+        distributions = distribution_figure(summary.measures, titles, units)
+        spectral = spectra_figure(spectra, titles, units, band_hz) if spectra else None
+    drawn = [
+        _drawn(
+            "distributions",
+            distributions,
+            "Durations and peak amplitudes of each cluster",
+            "Durations of the triggers and peak amplitudes of all detections, ten bins a decade; the line is the "
+            "median. Each panel has its own scale.",
+        )
+    ]
+    if spectral is not None:
+        shaded = "" if band_hz is None else " The grey stretch is the band of the detection."
+        drawn.insert(
+            0,
+            _drawn(
+                "spectra",
+                spectral,
+                "Mean spectrum of each cluster",
+                "Mean power spectral density of randomly drawn windows of each cluster (their number in brackets), "
+                "the component that triggered, as recorded; shaded is the middle half of the events. The grey line "
+                f"is the mean of all clusters.{shaded}",
+            ),
+        )
+    return tuple(drawn)
+
+
+def _coverage(store: Store, summary: LabelSummary, coverage: pd.DataFrame, words: str) -> tuple[Drawing, ...]:
+    """Return what was recorded, and what became of it."""
+    days, seconds, channels = read_channels(store)
+    with drawing():
+        by_station = coverage_figure(coverage, summary.by_site)
+        by_channel = channel_figure(days, seconds) if len(seconds) else None
+    drawn = [
+        _drawn(
+            "coverage",
+            by_station,
+            "Coverage by station and day",
+            f"Recorded part of each day by station, and detections over time. {words}",
+        )
+    ]
+    if by_channel is not None:
+        drawn.append(
+            _drawn(
+                "channels",
+                by_channel,
+                "What became of each channel's recordings",
+                f"Used part of each day by channel, and what became of all its seconds; {channels}. What each outcome "
+                "means is in the documentation of the detection.",
+            )
+        )
+    return tuple(drawn)
 
 
 def _lede(total: int, sites: int, first: pd.Timestamp, last: pd.Timestamp, cards: Sequence[ClusterCard]) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
+from pipelines.report.distributions import MEASURES
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.summary import LabelSummary, SummarySize, merge_all, summarise
 from pipelines.workspace import tables
@@ -36,7 +37,9 @@ def summarise_files(store: Store, files: Sequence[str], size: SummarySize) -> La
     def batches() -> Iterator[pd.DataFrame]:
         held: list[pd.DataFrame] = []
         for file in files:
-            held.append(tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file))
+            labels = tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file)
+            measures = tables.read_table(store, f"events/{file}", ("event_id", *MEASURES)).to_pandas()
+            held.append(labels.merge(measures, on="event_id", how="left"))
             if sum(map(len, held)) >= ROWS_AT_ONCE:
                 yield pd.concat(held, ignore_index=True)
                 held = []

@@ -18,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from pipelines.runtime.text import fit_for_xml
 
@@ -32,19 +33,10 @@ _THEME = {
     PAPER: "var(--paper,#fefdfc)",
 }
 
-CLUSTER_COLOURS = (
-    "#2f7fc1",
-    "#e07b1a",
-    "#2a9d74",
-    "#c8425a",
-    "#8a63c9",
-    "#a8862b",
-    "#d265ab",
-    "#1fa3b5",
-    "#7c8a97",
-    "#7a9b35",
-)
-CLASS_COLOURS = ("#6b54d3", "#c2570c", "#0d8a7d", "#b8348b", "#6b8e1f", "#8a6a3c", "#3b6fd4", "#c0392b")
+# Okabe and Ito's colours, which readers with any colour vision tell apart, without yellow (unreadable on white) and
+# black (on a dark page), and a dark purple from Paul Tol's.
+CLUSTER_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f2d5f")
+CLASS_COLOURS = (*CLUSTER_COLOURS[3:], *CLUSTER_COLOURS[:3])
 CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 # Matplotlib's settings are global to the process; a server draws from several threads.
@@ -85,7 +77,7 @@ _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', A
 
 
 def cluster_colour(cluster: int) -> str:
-    """Return the colour of a cluster; ten differ, then they repeat."""
+    """Return the colour of a cluster; seven differ, then they repeat."""
     return CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)]
 
 
@@ -118,6 +110,13 @@ def quiet(axes: Axes) -> None:
     """Make the background of these axes transparent and their grid light, behind the data."""
     axes.patch.set_alpha(0.0)
     axes.set_axisbelow(True)
+
+
+def log_axis(axes: Axes) -> None:
+    """Make the horizontal axis logarithmic, its ticks plain numbers: this style has no formulas."""
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def to_svg(figure: Figure, description: str, dpi: int = 150) -> str:
@@ -164,3 +163,19 @@ def to_png(figure: Figure, dpi: int = 150) -> bytes:
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return stream.getvalue()
+
+
+def to_files(figure: Figure, dpi: int = 200) -> dict[str, bytes]:
+    """Return the figure as files for a paper, on white: `svg`, whose text stays text, and `png`. The same bytes always.
+
+    Call inside `drawing()`, before `to_svg`.
+    """
+    FigureCanvasSVG(figure)
+    for element in figure.findobj(Text):
+        element.set_text(fit_for_xml(element.get_text()))
+    stream = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        metadata = {"Date": None, "Creator": None}
+        figure.savefig(stream, format="svg", dpi=dpi, facecolor="white", metadata=metadata)
+        return {"svg": stream.getvalue(), "png": to_png(figure, dpi)}

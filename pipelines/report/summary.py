@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from pipelines.report.distributions import MEASURES, count_measures, merge_measures
 from pipelines.report.gallery import best_candidates, event_hash, gallery_candidates, smallest_hashes
+from pipelines.report.rhythm import count_rhythm, merge_rhythms
 from pipelines.report.time_bins import BIN_WIDTHS_S, BinnedCounts, add_onsets, merge_counts, no_counts
 
 MAX_BINS = 480
@@ -30,6 +32,12 @@ class LabelSummary:
 
     by_site: BinnedCounts
     """Events over time, one series for each site, in bins of at least an hour."""
+
+    rhythm: pd.DataFrame
+    """Events of each cluster by hour of the day and month of the year, see `rhythm.count_rhythm`."""
+
+    measures: pd.DataFrame
+    """Durations and amplitudes of each cluster in bins, see `distributions.count_measures`."""
 
     candidates: pd.DataFrame
     """Candidates for the gallery, see `gallery.best_candidates`, with the `file` that holds them."""
@@ -53,9 +61,13 @@ class SummarySize:
 
 
 def summarise(labels: pd.DataFrame, size: SummarySize) -> LabelSummary:
-    """Return the summary of rows with the columns of `labels/` and the `file` that each comes from."""
+    """Return the summary of rows with the columns of `labels/`, the `file` that each comes from, and the measures.
+
+    These are `duration_s` and `peak_amplitude`, NaN where an event is gone.
+    """
     site = labels["network"].astype(str) + "." + labels["station"].astype(str)
     rows = labels.assign(site=site, hash=event_hash(labels["event_id"]))
+    kept = rows.drop(columns=list(MEASURES))
     names = {name: rows[name].fillna("").astype(str) for name in ("label", "label_source")}
     groups = rows.assign(**names).groupby(_GROUP, sort=True).size().rename("events").reset_index()
     onset_ns = rows["onset"].dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(dtype="datetime64[ns]").astype(np.int64)
@@ -65,8 +77,10 @@ def summarise(labels: pd.DataFrame, size: SummarySize) -> LabelSummary:
         groups=groups,
         by_cluster=add_onsets(no_counts(), onset_ns, rows["cluster"].to_numpy(), MAX_BINS),
         by_site=add_onsets(no_counts(_HOUR_S), onset_ns, rows["site"].to_numpy(dtype=object), MAX_BINS),
-        candidates=best_candidates(gallery_candidates(rows), size.per_role),
-        sample=smallest_hashes(rows, size.sample),
+        rhythm=count_rhythm(onset_ns, rows["cluster"].to_numpy()),
+        measures=count_measures(rows),
+        candidates=best_candidates(gallery_candidates(kept), size.per_role),
+        sample=smallest_hashes(kept, size.sample),
         files=files.rename(columns={"size": "events", "min": "first_ns", "max": "last_ns"}),
     )
 
@@ -78,6 +92,8 @@ def merge(first: LabelSummary, second: LabelSummary, size: SummarySize) -> Label
         groups=groups,
         by_cluster=merge_counts(first.by_cluster, second.by_cluster, MAX_BINS),
         by_site=merge_counts(first.by_site, second.by_site, MAX_BINS),
+        rhythm=merge_rhythms([first.rhythm, second.rhythm]),
+        measures=merge_measures([first.measures, second.measures]),
         candidates=best_candidates(pd.concat([first.candidates, second.candidates]), size.per_role),
         sample=smallest_hashes(pd.concat([first.sample, second.sample]), size.sample),
         files=pd.concat([first.files, second.files]).sort_values("file", ignore_index=True),

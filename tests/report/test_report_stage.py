@@ -86,7 +86,8 @@ def test_the_page_opens_without_a_network_and_shows_every_cluster(reported: tupl
     assert all(address.startswith(("data:image/png", "#")) for address in page.fetched)
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    assert page.figures == 3 * 2 + 3
+    # Two events of each cluster; activity, hours and months, spectra, distributions, coverage, map.
+    assert page.figures == 3 * 2 + 6
     assert len(text) < 8_000_000
     for cluster, count in rows["cluster"].value_counts().items():
         assert f'id="cluster-{cluster}"' in text
@@ -302,7 +303,10 @@ def test_the_job_logs_the_page_to_mlflow(reported: tuple[Workspace, pd.DataFrame
     assert run.info.status == "FINISHED"
     assert run.data.metrics["events"] == len(rows)
     assert run.data.params["report.map_events"] == "60"
-    assert [item.path for item in client.list_artifacts(run.info.run_id, "report")] == ["report/index.html"]
+    assert [item.path for item in client.list_artifacts(run.info.run_id, "report")] == [
+        "report/figures",
+        "report/index.html",
+    ]
 
 
 def test_labels_from_before_a_column_are_reported_as_they_were(new_workspace: Make) -> None:
