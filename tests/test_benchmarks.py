@@ -77,10 +77,11 @@ def test_dollars_of_a_station_year(benchmark: Any):
 
 
 def test_the_report_benchmark_gives_seconds_and_memory(benchmark: Any, tmp_path: Path):
-    (figures,) = benchmark("report").main(
-        ["--events", "60", "--stations", "2", "--days", "3", "--folder", str(tmp_path)]
-    )
+    flags = ["--events", "60", "--stations", "2", "--days", "3", "--folder", str(tmp_path)]
+    figures, *_ = benchmark("report").main([*flags, "--", "--report.map_method=pca", "--report.max_gallery_events=1"])
     assert figures["events"] == 60
     assert figures["seconds"] > 1
-    assert 0.1 < figures["driver_gb"] <= figures["together_gb"] < 10
+    # Pages that the process shares with this one count in full for the driver, and in part for all together.
+    assert 0.1 < figures["driver_gb"] < 10
+    assert 0.1 < figures["together_gb"] < 10
     assert list(tmp_path.glob("*/report/index.html"))
