@@ -6,8 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from small_workspace import small_workspace
+
+__all__ = ["small_workspace"]
+
+from pipelines.workspace.workspace import Workspace
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -85,3 +91,25 @@ def test_the_report_benchmark_gives_seconds_and_memory(benchmark: Any, tmp_path:
     assert 0.1 < figures["driver_gb"] < 10
     assert 0.1 < figures["together_gb"] < 10
     assert list(tmp_path.glob("*/report/index.html"))
+
+
+def test_a_few_labels_are_measured_on_a_half_that_is_not_looked_at(
+    benchmark: Any, small_workspace: tuple[Workspace, pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    workspace, rows = small_workspace
+    truth = tmp_path / "truth.csv"
+    # A quarter of the events is not in the truth, and is looked at in vain.
+    named = rows[["event_id", "label"]][np.arange(len(rows)) % 4 > 0]
+    halves = np.where(np.arange(len(named)) % 2, "test", "validation")
+    named.assign(split=halves).to_csv(truth, index=False)
+    argv = [f"{workspace.url}={truth}", "--numbers", "12", "30", "9999", "--seeds", "2", "--k", "3"]
+    found = benchmark("labels").main(argv)
+    for answers in found["neumayer"]:
+        ways = [("0", "clusters"), *((number, how) for number in ("12", "30") for how in ("suggested", "random"))]
+        assert set(answers) == {*ways, ("all", "validation half")}
+        assert 100 < answers["all", "validation half"].looked_at < 170
+        assert answers["all", "validation half"].accuracy > 0.99
+        assert answers["30", "suggested"].accuracy > 0.95
+        assert 30 < answers["30", "suggested"].looked_at < 120
+        assert answers["30", "suggested"].calibration_error < 0.2
+    assert "| neumayer | 30 | suggested | " in capsys.readouterr().out

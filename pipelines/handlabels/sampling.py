@@ -38,7 +38,7 @@ def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) ->
     Raises:
         InputError: the label table cannot be read, lacks columns or matches no event.
     """
-    hand = _matched(store, sample, settings)
+    hand = hand_labels_of_sample(store, sample, settings)
     if hand is None:
         return None
     indices = [index for index, event_id in enumerate(sample.event_ids) if hand.validation.get(event_id, False)]
@@ -54,11 +54,12 @@ def label_sample(store: Store, sample: EventSample, settings: LabelsSettings) ->
 
 def labels_of_sample(store: Store, sample: EventSample, settings: LabelsSettings) -> dict[str, str]:
     """Return the configured hand labels of the whole table by event id, both halves; InputError as `label_sample`."""
-    hand = _matched(store, sample, settings)
+    hand = hand_labels_of_sample(store, sample, settings)
     return {} if hand is None else dict(hand.label_of)
 
 
-def _matched(store: Store, sample: EventSample, settings: LabelsSettings) -> HandLabels | None:
+def hand_labels_of_sample(store: Store, sample: EventSample, settings: LabelsSettings) -> HandLabels | None:
+    """Return the configured hand labels, matched to the whole table; None without any. InputError as `label_sample`."""
     if settings.path is None:
         return None
     return match_hand_labels(store, sample.paths, settings, read_label_table(settings.path), _run_on_threads)

@@ -16,7 +16,7 @@ from pipelines.label.merging import merge_ward
 NEIGHBOURS = 20
 """An event is typical where so many others are near: the inverse of their mean distance."""
 
-UNCERTAIN_SHARE = 0.2
+UNCERTAIN_SHARE = 0.1
 """Share of the suggestions that lie between two clusters; the others are typical."""
 
 
@@ -54,7 +54,7 @@ def suggest(sample: Clustered, number: int) -> list[Suggestion]:
 
     First the most typical event of each cluster without a label, the largest cluster first. Then branches: the largest
     branch that holds neither a label nor a suggestion gives its most typical event; where all do, the largest is cut in
-    two by the least growth of the inertia (Ward). A fifth at the end are those between two clusters, of different
+    two by the least growth of the inertia (Ward). A tenth at the end are those between two clusters, of different
     centroids while there are any. No draw: the same sample gives the same suggestions.
     """
     free = ~sample.labelled

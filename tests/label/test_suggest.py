@@ -65,9 +65,9 @@ def test_a_cluster_with_a_label_waits_and_a_labelled_event_is_never_suggested():
     assert sorted(found) == sorted(set(range(len(sample.points))) - {labelled})
 
 
-def test_the_last_fifth_lies_between_clusters():
+def test_the_last_tenth_lies_between_clusters():
     sample = blobs()
-    found = suggest(sample, 20)
+    found = suggest(sample, 40)
     uncertain = [one for one in found if one.why.startswith("uncertain")]
     assert found[-len(uncertain) :] == uncertain
     assert len(uncertain) >= 4
