@@ -37,6 +37,7 @@ from pipelines.metrics.evaluation import (
     expected_calibration_error,
     hungarian_assignment,
 )
+from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
 from pipelines.workspace.event_sample import choose_events
 from pipelines.workspace.storage import Store
@@ -208,7 +209,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in arguments.workspaces:
         url, _, truth = text.partition("=")
-        workspace = open_workspace(url, create=False, write=False)
+        try:
+            workspace = open_workspace(url, create=False, write=False)
+        except InputError as error:
+            raise SystemExit(f"{error}; `make demo` makes the default one") from None
         config = resolve(workspace.stored_config("label"))
         settings = config.kmeans if arguments.k is None else config.kmeans.model_copy(update={"k": arguments.k})
         events = read_events(workspace.store, config.labels.model_copy(update={"path": truth}))

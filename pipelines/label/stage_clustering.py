@@ -127,7 +127,9 @@ def find_clustering(
     content, tree = _read_if_there(store, path), read_tree(store, replace=True)
     tree = tree if tree is not None and tree.file == name else None
     digest = "" if content is None else content_hash(content)
-    if fitted is not None and digest != (tree.clustering if tree else fitted.clustering):
+    # Of the fit that another cut is of, only its tree tells the hash.
+    expected = tree.clustering if tree else fitted.clustering if fitted and not fitted.fitted_file else digest
+    if fitted is not None and (content is None or digest != expected):
         # Its file is lost: the one of all events takes its place, and is the same where nothing has been added.
         print(f"label: {store.full(path)} is missing or damaged, so the events are clustered again", flush=True)
         return find_clustering(store, inputs, config, run, fitted=None, num_workers=num_workers, num_cpus=num_cpus)

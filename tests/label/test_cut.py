@@ -93,13 +93,17 @@ def test_one_tree_serves_every_cut(tmp_path: Path, ray_cluster: object, monkeypa
     assert len([item for item in store.walk("clustering") if item.path.endswith(".npz")]) == 1
 
 
-def test_a_workspace_without_a_tree_gets_one_and_keeps_its_clusters(tmp_path: Path, ray_cluster: object) -> None:
+@pytest.mark.parametrize("value", [None, 4])
+def test_a_workspace_without_a_tree_gets_one_and_keeps_its_clusters(
+    tmp_path: Path, ray_cluster: object, value: int | None
+) -> None:
     example = write_example(tmp_path, stations=("VNA1",), num_days=2)
     store = example.workspace.store
-    label_events(example.workspace, cut(example, None), example.tracking)
+    found = label_events(example.workspace, cut(example, value), example.tracking)
+    assert len(found.cluster_sizes) == (value or 3)
     tree, fitted, labels = store.read(ClusterTree.PATH), FittedClustering.read(store), files(example, "labels")
     store.remove(ClusterTree.PATH)
-    found = label_events(example.workspace, cut(example, None), example.tracking)
+    found = label_events(example.workspace, cut(example, value), example.tracking)
     assert (found.num_embedded, found.num_written) == (0, 0)
     assert store.read(ClusterTree.PATH) == tree
     assert (FittedClustering.read(store), files(example, "labels")) == (fitted, labels)
