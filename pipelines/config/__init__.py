@@ -46,6 +46,10 @@ STAGE_SECTIONS["run"] = (
 )
 
 
+BEFORE_THERE_WAS: dict[str, Any] = {"train.polarisation": 0.0}
+"""Keys that were added after a workspace may have been made, and the value that says what was done without them."""
+
+
 PATH_KEYS = (
     "archive.stationxml",
     "train.augment_from",
@@ -164,6 +168,16 @@ def map_paths(nested: Mapping[str, Any], change: Callable[[str], str]) -> dict[s
         return result
 
     return changed(nested, "")
+
+
+def with_later_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage's stored configuration with the keys that there were not yet when it was stored."""
+    values = dict(stored)
+    for key, value in BEFORE_THERE_WAS.items():
+        section, name = key.split(".")
+        if isinstance(values.get(section), Mapping):
+            values[section] = {name: value, **values[section]}
+    return values
 
 
 def stage_config(config: Config, stage: str) -> dict[str, Any]:

@@ -28,6 +28,10 @@ class TrainSettings(Section):
     log_amplitude: bool = False
     """Include each window's log amplitude in its embedding, which otherwise depends on the waveform's shape alone."""
 
+    polarisation: float = Field(1.0, ge=0, le=100)
+    """Weight, in the embeddings of `spectrogram` and `waveform`, of a last component that is not learned: how linear
+    the motion is, which tells artefacts of the instrument from motion of the ground; 0: there is none (ratio)."""
+
     epochs: int = Field(40, ge=1, le=1_000_000)
     """Passes over the training windows (count)."""
     batch_size: int = Field(128, ge=2, le=1_000_000)

@@ -19,7 +19,7 @@ from pipelines.contrastive.augmentations import Augmenter, augmentation_seed
 from pipelines.contrastive.loss import nt_xent
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
 from pipelines.encoders.encoder import build_network
-from pipelines.encoders.networks import NetworkConfig, ProjectionHead
+from pipelines.encoders.networks import ContrastiveNetwork, NetworkConfig, ProjectionHead, learned_dim
 
 REFERENCE_BATCH = 256
 """The learning rate is given for this global batch and scaled with its square root, as suits AdamW."""
@@ -82,12 +82,14 @@ class Learner(nn.Module):
 
     def __init__(self, config: NetworkConfig, plan: TrainPlan) -> None:
         super().__init__()
-        self.network = build_network(config)
-        self.head = ProjectionHead(config.dim, plan.projection_hidden, plan.projection_dim)
+        network = build_network(config)
+        assert isinstance(network, ContrastiveNetwork)
+        self.network = network
+        self.head = ProjectionHead(learned_dim(config), plan.projection_hidden, plan.projection_dim)
 
     def forward(self, first_BCS: Tensor, second_BCS: Tensor) -> tuple[Tensor, Tensor]:
         """Return the projections of two views (window, projection) each."""
-        projections = self.head(self.network(torch.cat([first_BCS, second_BCS])))
+        projections = self.head(self.network.learned(torch.cat([first_BCS, second_BCS])))
         first, second = projections.chunk(2)
         return first, second
 
@@ -254,18 +256,23 @@ def train_step(
 
 @torch.no_grad()
 def embedding_quality(
-    network: nn.Module, windows_NCS: Tensor, augmenter: Augmenter, plan: TrainPlan, epoch: int, device: torch.device
+    network: ContrastiveNetwork,
+    windows_NCS: Tensor,
+    augmenter: Augmenter,
+    plan: TrainPlan,
+    epoch: int,
+    device: torch.device,
 ) -> dict[str, float]:
-    """Return alignment, uniformity and effective rank of the embeddings of this rank's first windows."""
+    """Return alignment, uniformity and effective rank of what is learned, for this rank's first windows."""
     generator = torch.Generator(device).manual_seed(_seed("quality", plan.seed, epoch))
     plain, first, second = [], [], []
     batch = 128
     for start in range(0, min(len(windows_NCS), QUALITY_WINDOWS), batch):
         windows = windows_NCS[start : min(start + batch, QUALITY_WINDOWS)].to(device)
-        plain.append(network(windows))
+        plain.append(network.learned(windows))
         if start < batch:
-            first.append(network(augmenter(windows, generator)))
-            second.append(network(augmenter(windows, generator)))
+            first.append(network.learned(augmenter(windows, generator)))
+            second.append(network.learned(augmenter(windows, generator)))
     embeddings = torch.cat(plain)
     return {
         "alignment": alignment(torch.cat(first), torch.cat(second)),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.contrastive.augmentations import Augmenter, augmentation_seed
+from pipelines.encoders.networks import ContrastiveNetwork
 
 _RIDGE = 0.01
 """Share of the mean variance within views that is added to every direction, so that none is blown up."""
@@ -22,18 +23,19 @@ def whiten_by_views(network: nn.Module, windows_NCS: Tensor, augmenter: Augmente
     The components come sorted, the one that tells windows best from each other first.
 
     Args:
-        network: ends in a linear layer `out`; changed in place.
+        network: its last layer `out` is changed in place; what it measures beside is left as it is.
         windows_NCS: prepared windows, on the network's device.
         augmenter: makes views.
         seed: of the views.
     """
+    assert isinstance(network, ContrastiveNetwork)
     last = network.out
     assert isinstance(last, nn.Linear)
     generator = torch.Generator(windows_NCS.device).manual_seed(augmentation_seed(seed, -1, 0))
     parts = []
     for batch in torch.split(windows_NCS, 128):
         views = [batch, augmenter(batch, generator), augmenter(batch, generator)]
-        parts.append(torch.stack([network(view).double() for view in views]))
+        parts.append(torch.stack([network.learned(view).double() for view in views]))
     views_VND = torch.cat(parts, dim=1)
     turn, mean = whitening_map(views_VND)
     last.bias.copy_(turn @ (last.bias.double() - mean))

@@ -44,6 +44,8 @@ MAX_SIZES = {
 
 MAX_RATE_HZ = 10_000.0
 
+MAX_POLARISATION = 100.0
+
 MAX_BAND_MATRIX = 1 << 25
 """Bands times samples of a frame: a matrix that is computed, not stored, of at most 128 MiB."""
 
@@ -128,7 +130,7 @@ class Encoder:
         from safetensors.torch import save
 
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.network.state_dict().items()}
-        return save(tensors, metadata={_HEADER_KEY: json.dumps(asdict(self.config), sort_keys=True)})
+        return save(tensors, metadata={_HEADER_KEY: _stored(self.config)})
 
     def to(self, device: str) -> "Encoder":
         """Move the network to a device and return the encoder."""
@@ -186,6 +188,8 @@ def _parse(content: bytes) -> tuple[NetworkConfig, dict[str, Tensor]]:
             right = isinstance(value, str if key == "kind" else bool)
         elif key == "rate_hz":
             right = number and 0 < value <= MAX_RATE_HZ
+        elif key == "polarisation":
+            right = number and 0 <= value <= MAX_POLARISATION
         else:
             right = number and isinstance(value, int) and 0 <= value <= MAX_SIZES[key]
         if not right:
@@ -212,8 +216,16 @@ def _build(config: NetworkConfig, tensors: dict[str, Tensor]) -> nn.Module:
     return network
 
 
+def _stored(config: NetworkConfig) -> str:
+    """Return a configuration as JSON; `polarisation` is left out where it is 0, as it was before there was the key."""
+    values = asdict(config)
+    if not config.polarisation:
+        del values["polarisation"]
+    return json.dumps(values, sort_keys=True)
+
+
 def _content_hash(config: NetworkConfig, tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    digest = hashlib.sha256(_stored(config).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

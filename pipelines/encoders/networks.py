@@ -3,12 +3,14 @@
 Normalisation is by group within one window (GroupNorm), so that no window's output depends on its batch.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .polarisation import LinearMotion
 from .preparation import (
     band_matrix,
     frame_length_for,
@@ -44,12 +46,16 @@ class NetworkConfig:
     """About how many frames the spectrogram has."""
     log_amplitude: bool = False
     """Pass the window's log amplitude on to the embedding."""
+    polarisation: float = 0.0
+    """Weight of the last component of the embedding, which says how linear the motion is; 0: there is none."""
 
     def __post_init__(self) -> None:
         if self.num_samples < 64:
             raise ValueError(f"num_samples is {self.num_samples}: an encoder needs windows of at least 64 samples.")
         if self.width % NUM_GROUPS:
             raise ValueError(f"width is {self.width}: it must be a multiple of {NUM_GROUPS}.")
+        if not 0 <= self.polarisation < math.inf:
+            raise ValueError(f"polarisation is {self.polarisation}: it must not be negative.")
         if not 0 <= self.lead_samples < self.num_samples:
             raise ValueError(f"lead_samples is {self.lead_samples}: it must lie in [0, {self.num_samples}).")
 
@@ -110,12 +116,49 @@ class SpectrogramPicture(nn.Module):
         return log_power - noise, log_rms
 
 
-class SpectrogramNetwork(nn.Module):
-    """A 2-D residual network on the log spectrogram of horizontals and vertical."""
+class ContrastiveNetwork(nn.Module):
+    """What a contrastive training learns, and beside it what is measured: together they are the embedding.
+
+    A subclass defines `learned` and ends in a linear layer `out` of `learned_dim` outputs.
+    """
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
+        self.linear_motion: LinearMotion | None = None
+        if config.polarisation:
+            self.linear_motion = LinearMotion(
+                config.num_samples, config.lead_samples, config.num_bands, config.num_frames
+            )
+
+    def learned(self, x_BCS: Tensor) -> Tensor:
+        """Return the learned part of the embedding (window, learned_dim) of prepared windows (window, 3, sample)."""
+        raise NotImplementedError
+
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """Return the embedding (window, dim) of prepared windows (window, 3, sample).
+
+        The last component is `polarisation` times the length of the learned part times the linear motion, so that its
+        weight does not depend on that length.
+        """
+        learned = self.learned(x_BCS)
+        if self.linear_motion is None:
+            return learned
+        motion_B1 = self.linear_motion(x_BCS)[:, None].to(learned.dtype)
+        measured = self.config.polarisation * learned.norm(dim=1, keepdim=True) * motion_B1
+        return torch.cat([learned, measured], dim=1)
+
+
+def learned_dim(config: NetworkConfig) -> int:
+    """Return the length of the learned part of an embedding."""
+    return config.dim - (config.polarisation > 0)
+
+
+class SpectrogramNetwork(ContrastiveNetwork):
+    """A 2-D residual network on the log spectrogram of horizontals and vertical."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__(config)
         self.picture = SpectrogramPicture(config)
         width = config.width
         self.stem = nn.Conv2d(2, width, 5, stride=(2, 2), padding=2, bias=False)
@@ -123,10 +166,10 @@ class SpectrogramNetwork(nn.Module):
         self.trunk = _stages(2, width, (2, 4), (2, 2), 3, config.blocks)
         # The pooling keeps the band axis: the frequency of a signal tells what it is.
         rows = -(-config.num_bands // 8)
-        self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, config.dim)
+        self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, learned_dim(config))
 
-    def forward(self, x_BCS: Tensor) -> Tensor:
-        """Return the embedding (window, dim) of prepared windows (window, 3, sample)."""
+    def learned(self, x_BCS: Tensor) -> Tensor:
+        """Return the learned part of the embedding (window, learned_dim) of prepared windows (window, 3, sample)."""
         picture, log_rms = self.picture(x_BCS)
         y = functional.relu(self.stem_norm(self.stem(picture)))
         y = self.trunk(y)
@@ -137,20 +180,19 @@ class SpectrogramNetwork(nn.Module):
         return embedding
 
 
-class WaveformNetwork(nn.Module):
+class WaveformNetwork(ContrastiveNetwork):
     """A 1-D residual network on the three waveforms."""
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         width = config.width
         self.stem = nn.Conv1d(3, width, 15, stride=4, padding=7, bias=False)
         self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
         self.trunk = _stages(1, width, (1, 2, 4, 4), (2, 4, 4, 2), 7, config.blocks)
-        self.out = nn.Linear(2 * 4 * width + config.log_amplitude, config.dim)
+        self.out = nn.Linear(2 * 4 * width + config.log_amplitude, learned_dim(config))
 
-    def forward(self, x_BCS: Tensor) -> Tensor:
-        """Return the embedding (window, dim) of prepared windows (window, 3, sample)."""
+    def learned(self, x_BCS: Tensor) -> Tensor:
+        """Return the learned part of the embedding (window, learned_dim) of prepared windows (window, 3, sample)."""
         with torch.no_grad():
             standard, _, alive, log_rms = standardise(x_BCS)
             standard = lend_components(standard, alive)

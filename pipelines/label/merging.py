@@ -101,7 +101,9 @@ def merge(
     centroids stay as they are, and `ward` are ranked by inertia. Merging by overlap is tried with every scale. Where a
     centroid happens to lie between two classes, they are joined, and another class is cut in two; the inertia does not
     show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times the smallest overlap come last, and the
-    best of the others is the one that agrees most with all of them. Where no centroids overlap, they merge by `ward`.
+    best of the others is the one that agrees most with all of them and whose clusters are least unequal: the sum of the
+    mean adjusted Rand index and of the balance decides. Without the balance, a few events far from all others would be
+    a cluster in most tries, and two large classes would be one. Where no centroids overlap, they merge by `ward`.
     """
     by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
     if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
@@ -115,7 +117,11 @@ def merge(
     most = TOLERATED_OVERLAP * min(tried.overlap for tried in tries)
     tolerable = [tried for tried in tries if tried.overlap <= most]
     agreement = _agreements(gather, by_inertia, tolerable, k)
-    ranked = [tolerable[index] for index in sorted(range(len(tolerable)), key=lambda index: -agreement[index])]
+    worth = [
+        agrees + balance(by_inertia[tried.number].counts, tried.clusters, k)
+        for agrees, tried in zip(agreement, tolerable, strict=True)
+    ]
+    ranked = [tolerable[index] for index in sorted(range(len(tolerable)), key=lambda index: -worth[index])]
     ranked += sorted((tried for tried in tries if tried.overlap > most), key=lambda tried: tried.overlap)
     best_of_restart: dict[int, NDArray[np.int32]] = {}
     for tried in ranked:
@@ -172,6 +178,16 @@ def _agreements(gather: Gather, clusterings: Sequence[Clustering], tries: Sequen
         total[one] += index
         total[other] += index
     return [value / (len(tries) - 1) for value in total]
+
+
+def balance(counts: NDArray[np.int64], clusters: NDArray[np.int32], k: int) -> float:
+    """Return the entropy of the k clusters' shares of all rows, in units of that of equal shares: from 0 to 1.
+
+    `counts` (m,) are the rows of each centroid, `clusters` (m,) the cluster of each.
+    """
+    shares = np.bincount(clusters, weights=counts, minlength=k) / max(1, int(counts.sum()))
+    shares = shares[shares > 0]
+    return float(-(shares * np.log(shares)).sum() / np.log(k)) if k > 1 else 1.0
 
 
 def merge_ward(centroids: NDArray[np.float64], counts: NDArray[np.int64], k: int) -> NDArray[np.int32]:

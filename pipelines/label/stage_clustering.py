@@ -28,7 +28,7 @@ from pipelines.workspace.artifacts import ClusterTree, FittedClustering
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.storage import Store, content_hash
 
-ALGORITHM_VERSION = 3
+ALGORITHM_VERSION = 4
 """Raised by hand when the same embeddings and settings give another clustering or other labels."""
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.config import MAX_YAML_BYTES, Config
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.step import TrainPlan
-from pipelines.encoders import NetworkConfig
+from pipelines.encoders import NETWORKS, NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.artifacts import BEST_AUGMENTATION, read_augmentation
@@ -74,6 +74,7 @@ def network_config(config: Config, window: WindowShape) -> NetworkConfig:
             num_bands=settings.num_bands,
             num_frames=settings.num_frames,
             log_amplitude=settings.log_amplitude,
+            polarisation=settings.polarisation if settings.encoder in NETWORKS else 0.0,
         )
     except ValueError as error:
         shape = f"{window.num_samples} samples at {window.rate_hz:g} Hz"

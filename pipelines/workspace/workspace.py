@@ -59,9 +59,10 @@ class Workspace:
         except FileNotFoundError:
             return {}
         stored = configuration.read_yaml(content, name=self.store.full(path))
-        if self.read_state().layout_version < 2:
-            return stored
-        return configuration.Layer(configuration.map_paths(stored, self._from_here), source=stored.source)
+        values = configuration.with_later_keys(stored)
+        if self.read_state().layout_version >= 2:
+            values = configuration.map_paths(values, self._from_here)
+        return configuration.Layer(values, source=stored.source)
 
     def store_config(self, stage: str, config: configuration.Config) -> None:
         """Write the resolved configuration of a stage; paths in the workspace are relative to it, others absolute."""

@@ -7,6 +7,7 @@ from mlflow.utils.validation import _validate_metric
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import cdist, squareform
 from scipy.special import softmax
+from scipy.stats import entropy
 from sklearn.decomposition import PCA
 
 from pipelines.config.label import KMeansSettings
@@ -17,6 +18,7 @@ from pipelines.label.merging import (
     OVERLAP_SCALES,
     _agreements,
     _Try,
+    balance,
     fit_to_merge,
     merge,
     merge_overlap,
@@ -345,3 +347,11 @@ def test_a_score_that_cannot_be_had_is_left_out_and_the_others_stand(change, mis
     assert not missing & set(numbers)
     assert numbers["labelled_events"] == 200
     assert all(np.isfinite(value) for value in numbers.values())
+
+
+def test_the_balance_of_clusters_is_the_entropy_of_their_shares():
+    counts = np.array([10, 30, 20, 40])
+    clusters = np.array([0, 1, 0, 2], dtype=np.int32)
+    assert balance(counts, clusters, 3) == pytest.approx(entropy([0.3, 0.3, 0.4], base=3))
+    assert balance(np.array([5, 5]), np.array([0, 1], dtype=np.int32), 2) == pytest.approx(1)
+    assert balance(np.array([5, 0]), np.array([0, 1], dtype=np.int32), 2) == pytest.approx(0)

@@ -130,3 +130,14 @@ def test_nothing_is_written_where_there_is_no_row(tmp_path):
 
 def test_flags_are_yaml():
     assert read_flags([("a.b.c", "[1, 2]"), ("a.d", "true")]) == {"a": {"b": {"c": [1, 2]}, "d": True}}
+
+
+def test_a_workspace_from_before_a_key_keeps_what_was_done_then(tmp_path):
+    workspace = open_workspace(str(tmp_path / "w"), create=True)
+    workspace.store_config("train", resolve({"train": {"seed": 3}}))
+    assert resolve(workspace.stored_config("train")).train.polarisation == resolve({}).train.polarisation > 0
+    path = tmp_path / "w" / "config" / "train.yaml"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(line for line in lines if "polarisation" not in line))
+    found = resolve(workspace.stored_config("train")).train
+    assert (found.seed, found.polarisation) == (3, 0.0)
