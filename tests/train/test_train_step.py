@@ -16,7 +16,7 @@ from pipelines.contrastive.checkpoint import network_state, read_facts, restore_
 from pipelines.contrastive.objective import adjusted_rand, cluster_stability, kmeans
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
 from pipelines.contrastive.step import TrainPlan, epoch_order, learning_rate, new_state, run_epoch, view_share
-from pipelines.encoders import NETWORKS, Encoder, NetworkConfig
+from pipelines.encoders import NETWORKS, Encoder, NetworkConfig, build_network
 from pipelines.encoders.preparation import prepare
 from pipelines.workspace.event_sample import lowest_hashes, quotas
 
@@ -167,8 +167,8 @@ def test_kmeans_finds_separate_groups():
 
 def test_stability_prefers_an_encoder_that_ignores_what_does_not_matter():
     raw, _ = make_windows(60, seed=3)
-    state = new_state(network("features"), plan(), CPU)
-    features = cluster_stability(Encoder(network("features"), state.learner.network), raw, num_clusters=3, seed=0)
+    hand_made = build_network(network("features"))
+    features = cluster_stability(Encoder(network("features"), hand_made), raw, num_clusters=3, seed=0)
     untrained = new_state(network("waveform"), plan(), CPU).learner.network
     noise = cluster_stability(Encoder(network("waveform"), untrained), raw, num_clusters=3, seed=0)
     assert features["stability"] > noise["stability"]
