@@ -47,7 +47,7 @@ JOBS = {
 REPLACES = {
     "synthesize": "remove an archive that has other settings first",
     "fetch": "download again what the archive holds already",
-    "detect": "remove the events and everything derived from them first",
+    "detect": "detect again; the old events, and all that is derived from them, stay until the new ones are ready",
     "train": "train again; the old encoder stays until the new one is ready",
     "label": "label again with other settings; the old labels stay until the new ones are ready",
     "report": "write report and catalogue again; the old ones stay until the new ones are ready",

@@ -12,6 +12,7 @@ from pipelines.detect.stage import detect_events
 from pipelines.detect.stage_archive import open_archive
 from pipelines.runtime.ray_session import ray_session
 from pipelines.tracking.server import open_tracking
+from pipelines.workspace.replacement import result_of
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,11 +27,13 @@ def detect(arguments: Arguments) -> None:
     config = archive.config
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
     print_config(config, "detect", workspace)
-    with ray_session(arguments.address) as session:
-        workspace.claim("detect", config, replace=arguments.replace)
+    with (
+        ray_session(arguments.address) as session,
+        result_of(workspace, "detect", config, replace=arguments.replace, with_derived=True) as place,
+    ):
         detect_events(
             archive,
-            workspace,
+            place,
             config,
             tracking=tracking,
             num_workers=config.shards.num_workers or session.num_cpus,

@@ -35,6 +35,7 @@ from pipelines.train.stage import (
 )
 from pipelines.tune.stage import check_search, tune_augmentations
 from pipelines.workspace.artifacts import BEST_AUGMENTATION, TrainingRecord
+from pipelines.workspace.replacement import result_of
 from pipelines.workspace.tables import list_shards
 from pipelines.workspace.workspace import Workspace
 
@@ -66,14 +67,15 @@ def run(arguments: Arguments) -> None:
     with ray_session(arguments.address) as session:
         check_resources(where_it_runs(configs["train"]))
         check_gpus(configs["label"])
-        workspace.claim("detect", configs["detect"], replace="detect" in replaced)
-        detect_events(
-            archive,
-            workspace,
-            configs["detect"],
-            tracking=tracking,
-            num_workers=configs["detect"].shards.num_workers or session.num_cpus,
-        )
+        detection, anew = configs["detect"], "detect" in replaced
+        with result_of(workspace, "detect", detection, replace=anew, with_derived=True) as place:
+            detect_events(
+                archive,
+                place,
+                detection,
+                tracking=tracking,
+                num_workers=detection.shards.num_workers or session.num_cpus,
+            )
         if not list_shards(workspace.store, "events"):
             print("run: no event was found, so there is nothing to learn from, label or report")
             return

@@ -4,8 +4,9 @@
     firnline status WORKSPACE --json
     firnline status s3://bucket/workspace --plot
 
-`--json` prints totals by outcome for a program. `--plot` writes WORKSPACE/report/coverage.png as well. Only the ledger
-and the list of files are read, so it works while a detection runs.
+`--json` prints totals by outcome for a program; a detection that is to replace another is under `replacement`. `--plot`
+writes WORKSPACE/report/coverage.png as well. Only the ledger and the list of files are read, so it works while a
+detection runs.
 """
 
 import json
@@ -20,6 +21,7 @@ from pipelines.detect.stage_status import DetectionStatus, read_status
 from pipelines.report.coverage import coverage_plot
 from pipelines.report.time_bins import BinnedCounts
 from pipelines.runtime.text import counted, printable
+from pipelines.workspace.replacement import being_built
 
 PLOT_PATH = "report/coverage.png"
 MAX_LINES = 40
@@ -39,8 +41,16 @@ def status(arguments: Arguments) -> None:
     """Read the ledger and print it."""
     workspace = arguments.workspace(0, write="plot" in arguments.switches, hold=False)
     found = read_status(workspace.store)
+    beside = being_built(workspace.store, "detect")
+    successor = None if beside is None else read_status(beside)
     as_json = "json" in arguments.switches
-    print(json.dumps(totals(found), indent=2, sort_keys=True) if as_json else describe(found))
+    if as_json:
+        both = totals(found) | ({} if successor is None else {"replacement": totals(successor)})
+        print(json.dumps(both, indent=2, sort_keys=True))
+    else:
+        print(describe(found))
+        if successor is not None:
+            print(f"\nthe detection that will replace this one:\n{describe(successor)}")
     if "plot" in arguments.switches:
         workspace.store.write(PLOT_PATH, draw(found))
         if not as_json:

@@ -13,9 +13,9 @@ from pipelines.workspace.artifacts import WorkspaceState
 from pipelines.workspace.ledger import stage_has_markers
 from pipelines.workspace.storage import Store, check_readable, open_store
 
-# The folders that a stage's --replace removes: its own tables, state and markers and those derived from them.
+# The folders that a stage writes: what its --replace makes anew.
 STAGE_FOLDERS: dict[str, tuple[str, ...]] = {
-    "detect": ("events", "triggers", "availability", "stations", "ledger/detect", "ledger/trigger"),
+    "detect": ("events", "triggers", "availability", "stations", "plan", "ledger/detect", "ledger/trigger"),
     "train": ("train",),
     "label": ("embeddings", "labels", "clustering", "ledger/embed", "ledger/label"),
     "report": ("catalog", "report", "ledger/report"),
@@ -122,16 +122,13 @@ class Workspace:
         if found is not None:
             raise InputError(f"{found}; use another workspace, the stored value, or --replace")
 
-    def claim(self, stage: str, config: configuration.Config, *, replace: bool) -> None:
+    def claim(self, stage: str, config: configuration.Config) -> None:
         """Make the workspace ready for a stage: check for a conflicting configuration, then store the new one.
 
         Raises:
-            InputError: the stage has results made with another configuration and `replace` is False; names the key.
+            InputError: the stage has results made with another configuration; names the key.
         """
-        if replace:
-            self.remove_stage(stage)
-        else:
-            self.refuse_conflict(stage, config)
+        self.refuse_conflict(stage, config)
         self.accept(stage, config)
 
     def accept(self, stage: str, config: configuration.Config) -> None:
@@ -139,12 +136,14 @@ class Workspace:
         self.update_state(experiment=self.read_state().experiment or f"firnline {self.url}")
         self.store_config(stage, config)
 
-    def remove_stage(self, stage: str) -> None:
-        """Remove a stage's tables and markers and those derived from them (markers first: no marker without data)."""
-        for name in (*reversed(DERIVED_STAGES.get(stage, ())), stage):
-            for folder in sorted(STAGE_FOLDERS.get(name, ()), key=lambda folder: not folder.startswith("ledger/")):
-                self.store.remove_folder(folder)
-            self.store.remove_folder(f"{REPLACING}/{name}")
+
+def derived_folders(stage: str) -> tuple[str, ...]:
+    """Return the folders of what is derived from a stage's result, the markers of each before its tables."""
+    found: list[str] = []
+    for name in reversed(DERIVED_STAGES[stage]):
+        found += sorted(STAGE_FOLDERS[name], key=lambda folder: not folder.startswith("ledger/"))
+        found.append(f"{REPLACING}/{name}")
+    return tuple(found)
 
 
 def open_workspace(url: str, *, create: bool, write: bool = True) -> Workspace:

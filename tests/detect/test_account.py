@@ -298,14 +298,6 @@ def test_a_file_whose_samples_are_not_all_counted_does_not_balance():
         )
 
 
-def test_replacing_a_detection_removes_availability_too(tmp_path):
-    space = Workspace(open_store(str(tmp_path)))
-    path = tables.shard_path("availability", "XX", "0101", "--.HH.2022-01-01.day")
-    space.store.write(path, b"rows of an earlier detection")
-    space.remove_stage("detect")
-    assert not space.store.exists(path)
-
-
 def test_a_share_is_not_rounded_to_all_or_nothing():
     assert Totals(samples=Counter(used=999_999, duplicate=1)).sentence() == (
         "more than 99.99 % of 1,000,000 samples were used; "

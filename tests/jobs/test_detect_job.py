@@ -1,17 +1,20 @@
 """`firnline detect` as its user runs it: exit codes, sentences, resume, growth, quarantine, buckets."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
 import numpy as np
 import obspy
+import psutil
 import pytest
 
 from jobs import detect as detect_job
@@ -389,3 +392,70 @@ def test_a_station_that_has_files_and_gives_nothing_is_an_error_unless_allowed(a
         assert "XX.0102: 1 file\n" in said.out
         assert "station XX.0102 and 1 more station: nothing in 1 file can be used" in said.err
     assert detect_job.main([str(mine), workspace, "--archive.allow_empty_stations", "true"]) == 0
+
+
+def everything(workspace: Path) -> dict[str, bytes]:
+    """Return every file of what was detected and of what is derived from it, but for what MLflow and a job keep."""
+    store = open_store(str(workspace))
+    folders = ("events", "availability", "ledger", "plan", "config", "labels", "report")
+    return {item.path: store.read(item.path) for folder in folders for item in store.walk(folder)}
+
+
+def test_a_detection_that_replaces_another_is_killed_and_continues_beside_it(archive, tmp_path, ray_cluster, capsys):
+    workspace, fresh = tmp_path / "workspace", tmp_path / "fresh"
+    assert detect_job.main([str(archive), str(workspace), *FLAGS, "--shards.interval", "day"]) == 0
+    store = open_store(str(workspace))
+    store.write("labels/network=XX/station=0101/x.parquet", b"labels")
+    store.write("report/index.html", b"page")
+    before = everything(workspace)
+    assert any(path.startswith("availability") for path in before)
+    other = [*FLAGS, "--detection.on", "5", "--shards.interval", "hour"]
+    command = [sys.executable, "-m", "jobs.detect", str(archive), str(workspace), *other, "--replace"]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+    try:
+        while not list((workspace / "replacing/detect/ledger/detect").glob("network=XX/station=0101/*")):
+            assert process.poll() is None
+            time.sleep(0.02)
+    finally:
+        for one in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.Error):
+                if os.getsid(one.pid) == process.pid:
+                    one.send_signal(signal.SIGKILL)
+        process.wait()
+    assert everything(workspace) == before
+    assert open_workspace(str(workspace), create=False).read_state().shard_interval == "day"
+    capsys.readouterr()
+    assert status_job.main([str(workspace), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["shards"]["done"] == DAYS + 2
+    assert told["replacement"]["shards"]["done"] > 0
+    # The same command goes on where the other was, and only then all that was before goes.
+    assert detect_job.main([str(archive), str(workspace), *other, "--replace"]) == 0
+    said = capsys.readouterr().out
+    assert f"{told['replacement']['shards']['done']} done" in said
+    assert detect_job.main([str(archive), str(fresh), *other]) == 0
+    after, expected = everything(workspace), everything(fresh)
+    assert set(after) == set(expected)
+    for path, content in expected.items():
+        if path.startswith(("events", "availability")):
+            assert after[path] == content
+    assert not (workspace / "replacing").exists()
+    assert open_workspace(str(workspace), create=False).read_state().shard_interval == "hour"
+
+
+def test_a_detection_that_fails_to_replace_another_leaves_it_whole(archive, tmp_path, ray_cluster, capsys):
+    workspace, mine = tmp_path / "workspace", tmp_path / "archive"
+    shutil.copytree(archive, mine)
+    assert detect_job.main([str(mine), str(workspace), *FLAGS]) == 0
+    before = everything(workspace)
+    # A station whose files hold nothing that can be used.
+    folder = mine / "2022/XX/0202/HHZ.D"
+    folder.mkdir(parents=True)
+    (folder / "XX.0202..HHZ.D.2022.001").write_bytes(b"nothing of use")
+    assert detect_job.main([str(mine), str(workspace), *FLAGS, "--detection.on", "5", "--replace"]) == 1
+    assert "archive.allow_empty_stations" in capsys.readouterr().err
+    assert everything(workspace) == before
+    accepted = ["--archive.allow_empty_stations", "true"]
+    assert detect_job.main([str(mine), str(workspace), *FLAGS, "--detection.on", "5", "--replace", *accepted]) == 0
+    assert everything(workspace) != before
+    assert not (workspace / "replacing").exists()

@@ -95,7 +95,7 @@ def test_settings_that_conflict_with_what_a_later_stage_has_done_are_said_before
     tiny_archive, tmp_path, capsys
 ):
     workspace = open_workspace(str(tmp_path / "workspace"), create=True)
-    workspace.claim("label", configuration.resolve({"kmeans": {"k": 3}}), replace=False)
+    workspace.claim("label", configuration.resolve({"kmeans": {"k": 3}}))
     write_marker(workspace.store, "label", MarkerName("XX", "A", "--.HH.2022-01-01.day", "abc"), {})
     TrainingRecord(
         fingerprint="0123456789abcdef",
@@ -142,9 +142,9 @@ def test_replace_begins_at_the_first_stage_that_conflicts_and_says_what_goes(tmp
         ("detect", configuration.resolve({})),
         ("label", configuration.resolve({"kmeans": {"k": 3}})),
     ):
-        workspace.claim(stage, config, replace=False)
+        workspace.claim(stage, config)
         write_marker(workspace.store, stage, name, {})
-    workspace.claim("train", trained, replace=False)
+    workspace.claim("train", trained)
     TrainingRecord(
         fingerprint="0123456789abcdef",
         keys=_output_keys(trained, trained.augmentation),

@@ -133,7 +133,7 @@ def test_paths_are_stored_so_that_they_hold_elsewhere(tmp_path, monkeypatch):
         path.write_text("event_id,label\n")
     monkeypatch.chdir(tmp_path / "here")
     typed = configuration.resolve({"labels": {"path": "outside.csv", "names": "../one/inside.yaml"}})
-    workspace.claim("label", typed, replace=False)
+    workspace.claim("label", typed)
     marks = workspace.output_keys(typed, "label")
     monkeypatch.chdir(tmp_path)
     stored = workspace.stored_config("label")["labels"]

@@ -1,5 +1,6 @@
 """A new result is built beside the old one and takes its place at the end, whatever fails, at any moment."""
 
+import dataclasses
 import json
 import shutil
 
@@ -90,10 +91,13 @@ class Killed(BaseException):
     pass
 
 
-def test_a_kill_at_any_moment_leaves_either_result_whole(workspace, monkeypatch):
-    """Every change of the disk, or every fifth request to the bucket, in turn is the last before the kill."""
-    store, old = workspace.store, contents(workspace)
-    new, number, killed = None, 0, True
+def contents_after_kills(workspace, old, stage, replace, monkeypatch):
+    """Yield what there is after a kill at each moment of a replacement, and whether the new result was complete.
+
+    Every change of the disk, or every fifth request to the bucket, in turn is the last before the kill.
+    """
+    store = workspace.store
+    number, killed = 0, True
     while killed:
         number += 1 if store.is_local else 5
         # Every attempt begins with the same folders.
@@ -103,7 +107,7 @@ def test_a_kill_at_any_moment_leaves_either_result_whole(workspace, monkeypatch)
             store.remove_folder("")
         for path, content in old.items():
             store.write(path, content)
-        workspace.update_state()
+        workspace.update_state(shard_interval="day")
         left = [number]
 
         def count(call, left=left):
@@ -125,13 +129,24 @@ def test_a_kill_at_any_moment_leaves_either_result_whole(workspace, monkeypatch)
             else:
                 patched.setattr(storage, "retry", count(storage.retry))
             try:
-                with result_of(workspace, "label", config(4), replace=True) as place:
-                    write(place.store, 4, ["one", "three"])
+                replace()
             except Killed:
                 killed = True
-        complete = store.exists("replacing/label/complete.json")
+        complete = store.exists(f"replacing/{stage}/complete.json") or not killed
         finish_replacements(store)
-        found = {path: content for path, content in contents(workspace).items() if "replacing/" not in path}
+        yield {path: content for path, content in contents(workspace).items() if "replacing/" not in path}, complete
+    assert not list(store.walk("replacing"))
+    assert number > 10
+
+
+def test_a_kill_at_any_moment_leaves_either_result_whole(workspace, monkeypatch):
+    old, new = contents(workspace), None
+
+    def replace():
+        with result_of(workspace, "label", config(4), replace=True) as place:
+            write(place.store, 4, ["one", "three"])
+
+    for found, complete in contents_after_kills(workspace, old, "label", replace, monkeypatch):
         if complete and new is None:
             new = found
             assert new["labels/network=XX/station=A/three.parquet"] == b"4"
@@ -140,5 +155,38 @@ def test_a_kill_at_any_moment_leaves_either_result_whole(workspace, monkeypatch)
             assert new["events/network=XX/station=A/day.parquet"] == b"rows"
         # Once the new result is complete, a kill only delays that it takes its place.
         assert found == (old if new is None else new)
-    assert contents(workspace) == new
-    assert number > 10
+
+
+def test_a_kill_at_any_moment_leaves_either_detection_whole_with_what_is_derived_from_it(workspace, monkeypatch):
+    store = workspace.store
+    with result_of(workspace, "detect", resolve({"detection": {"on": 4.0}}), replace=False) as place:
+        place.store.write("availability/network=XX/station=A/day.parquet", b"seconds")
+        place.store.write("plan/manifest.parquet", b"files")
+        write_marker(place.store, "detect", NAME, {"on": 4})
+    store.write("train/encoder.safetensors", b"weights")
+    store.write("report/index.html", b"page")
+    old, new = contents(workspace), None
+    detection = resolve({"detection": {"on": 5.0}})
+
+    def replace():
+        with result_of(workspace, "detect", detection, replace=True, with_derived=True) as place:
+            assert place.read_state().shard_interval == "day"
+            place.update_state(shard_interval="month")
+            place.store.write("events/network=XX/station=A/month.parquet", b"other rows")
+            place.store.write("availability/network=XX/station=A/month.parquet", b"other seconds")
+            write_marker(place.store, "detect", dataclasses.replace(NAME, shard="month"), {"on": 5})
+
+    for found, complete in contents_after_kills(workspace, old, "detect", replace, monkeypatch):
+        if complete and new is None:
+            new = found
+            assert sorted(new) == [
+                "availability/network=XX/station=A/month.parquet",
+                "config/detect.yaml",
+                "config/label.yaml",
+                "events/network=XX/station=A/month.parquet",
+                "ledger/detect/network=XX/station=A/month.abc.json",
+            ]
+        assert found == (old if new is None else new)
+        # Until it holds, a new plan of the shards changes nothing of the old one.
+        assert workspace.read_state().shard_interval == ("day" if new is None else "month")
+    assert workspace.stored_config("detect")["detection"]["on"] == 5.0

@@ -63,20 +63,16 @@ def test_a_file_or_a_read_only_folder_is_no_place_for_a_workspace(tmp_path):
 
 def test_another_configuration_conflicts_only_where_there_are_results(tmp_path):
     workspace = open_workspace(str(tmp_path / "w"), create=True)
-    workspace.claim("detect", config(on=3), replace=False)
-    workspace.claim("detect", config(on=4), replace=False)
+    workspace.claim("detect", config(on=3))
+    workspace.claim("detect", config(on=4))
     name = MarkerName("XX", "0101", "--.HH.2022-01-01.day", "abc")
     write_marker(workspace.store, "detect", name, {"outcome": "events"})
     workspace.store.write("events/network=XX/station=0101/x.parquet", b"rows")
-    workspace.store.write("labels/network=XX/station=0101/x.parquet", b"rows")
-    workspace.claim("detect", config(on=4), replace=False)
+    workspace.claim("detect", config(on=4))
     with pytest.raises(InputError, match=r"detection\.on is 5.*made with 4.*--replace"):
-        workspace.claim("detect", config(on=5), replace=False)
-    workspace.claim("detect", config(on=5), replace=True)
-    assert not list(list_markers(workspace.store, "detect"))
-    assert not list(workspace.store.walk("events"))
-    assert not list(workspace.store.walk("labels"))
-    assert resolve(workspace.stored_config("detect")).detection.on == 5
+        workspace.claim("detect", config(on=5))
+    assert list(list_markers(workspace.store, "detect")) == [name]
+    assert resolve(workspace.stored_config("detect")).detection.on == 4
 
 
 def test_a_marker_says_what_its_name_says(tmp_path):
