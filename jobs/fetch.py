@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.archive.fdsn import fetch_recordings
+from pipelines.runtime.text import counted
 from pipelines.workspace.storage import open_store
 
 
@@ -26,7 +27,7 @@ def fetch(arguments: Arguments) -> None:
     print_config(config, "fetch")
     summary = fetch_recordings(store, config.fetch, replace=arguments.replace)
     print(
-        f"{store.url}: {summary.num_written} channel-days written ({summary.num_bytes / 1e6:.1f} MB), "
+        f"{store.url}: {counted(summary.num_written, 'channel-day')} written ({summary.num_bytes / 1e6:.1f} MB), "
         f"{summary.num_there} there already, {summary.num_without_data} without data"
     )
 

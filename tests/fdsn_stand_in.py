@@ -1,9 +1,12 @@
 """An FDSN data centre on loopback: the station and dataselect services, with the answers that ObsPy's client needs."""
 
+import contextlib
 import fnmatch
 import io
+import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from local_server import LocalServer
@@ -29,6 +32,8 @@ class Instead:
     """Content-Length, where it is not that of the content."""
     repeats: int = 1
     """How many times the content comes."""
+    trickles: str = ""
+    """What comes byte by byte, for ever: status, headers, or content by its length, closed or chunked."""
 
 
 class FdsnStandIn(LocalServer):
@@ -43,7 +48,12 @@ class FdsnStandIn(LocalServer):
         """By station code, the answer to every request for its waveforms."""
         self.instead_of_stations: dict[str, Instead] = {}
         """By level (channel, response), the answer to every request for station metadata."""
+        self.closing = threading.Event()
         super().__init__(type("Handler", (_Handler,), {"owner": self}))
+
+    def __exit__(self, *error: Any) -> None:
+        self.closing.set()
+        super().__exit__(*error)
 
     def wadl(self, service: str) -> bytes:
         """Return a service's description of itself."""
@@ -149,7 +159,25 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(204, b"")
 
+    def _trickle(self, what: str) -> None:
+        begin = {
+            "status": b"",
+            "headers": b"HTTP/1.1 200 OK\r\n",
+            "length": b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n",
+            "closed": b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+            "chunked": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        }[what]
+        part = {"headers": b"A: b\r\n", "chunked": b"1\r\n0\r\n"}.get(what, b"0")
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.write(begin)
+            while not self.owner.closing.wait(0.2):
+                self.wfile.write(part)
+
     def _misbehave(self, instead: Instead) -> None:
+        if instead.trickles:
+            self._trickle(instead.trickles)
+            return
         self.send_response(instead.status)
         length = len(instead.content) * instead.repeats
         self.send_header("Content-Length", str(instead.claimed_length or length))

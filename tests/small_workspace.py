@@ -112,7 +112,8 @@ def write_workspace(store: Store, *, events_per_file: int = 40, by_hand: bool = 
             rows.append(frame)
             name = MarkerName(*file, "0123456789abcdef")
             coverage = [{"day": file[2], "channel": "HHZ", "seconds": 80_000.0, "blanked_seconds": 0.0, "gaps": 1}]
-            write_marker(store, "detect", name, {"coverage": coverage, "gaps": 1, "quarantined": []})
+            content = {"start": f"{file[2]}T00:00:00Z", "counts": {"events": count}, "skipped": [], "quarantined": []}
+            write_marker(store, "detect", name, content | {"coverage": coverage, "gaps": 1})
     if by_hand:
         store.write("clustering/summary.json", json.dumps(EVALUATION).encode())
     return pd.concat(rows, ignore_index=True)

@@ -7,13 +7,17 @@ The service is not trusted: codes that are not FDSN codes are refused before the
 size and a longest time, and an answer that is not what was asked for costs the station that it was asked for.
 """
 
+import http.client
 import io
 import re
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.message import Message
@@ -203,6 +207,50 @@ class _Answer:
         return self.content
 
 
+class _PromptConnection(http.client.HTTPConnection):
+    """A connection whose answer's status and headers must come within its timeout, not only each byte of them."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        """Return the answer, of which the content is still to come; TimeoutError where it takes too long."""
+        assert self.timeout is not None
+        sock, timeout = self.sock, self.timeout
+        late = threading.Event()
+
+        def hang_up() -> None:
+            late.set()
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(timeout, hang_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            answer = super().getresponse()
+        except Exception:
+            if not late.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            # Headers that end there would be taken for whole ones, and the answer for an empty one.
+            raise TimeoutError(f"the answer did not begin within {timeout:g} s")
+        return answer
+
+
+class _PromptSecureConnection(_PromptConnection, http.client.HTTPSConnection):
+    """The same through TLS."""
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PromptConnection, request)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_PromptSecureConnection, request)
+
+
 class _BoundedOpener:
     """What ObsPy's client opens URLs with: HTTP and HTTPS only, and every answer has a largest size and longest time.
 
@@ -216,8 +264,8 @@ class _BoundedOpener:
         for handler in (
             urllib.request.ProxyHandler(),
             urllib.request.UnknownHandler(),
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
+            _HTTPHandler(),
+            _HTTPSHandler(),
             urllib.request.HTTPDefaultErrorHandler(),
             CustomRedirectHandler(),
             urllib.request.HTTPErrorProcessor(),
@@ -234,15 +282,22 @@ class _BoundedOpener:
                     raise _AnswerError(f"the answer is packed ({_shown(encoding.encode())}), which was not asked for")
                 return _Answer(answer.getcode(), answer.headers, _read(answer, self.max_bytes, began + self.seconds))
         except urllib.error.HTTPError as error:
-            # What it says may have any length.
-            told = io.BytesIO(error.read(_PART_BYTES))
+            # What it says may have any length, and take any time.
+            told = io.BytesIO()
+            with suppress(OSError, http.client.HTTPException):
+                read: Any = error.fp
+                while told.tell() < _PART_BYTES and time.monotonic() < began + self.seconds:
+                    if not told.write(read.read1(_PART_BYTES)):
+                        break
+            told.seek(0)
             raise urllib.error.HTTPError(error.url, error.code, str(error.reason), error.headers, told) from None
 
 
 def _read(answer: Any, max_bytes: int, until: float) -> bytes:
     parts: list[bytes] = []
     size = 0
-    while part := answer.read(_PART_BYTES):
+    # What is there, however little: a server that sends a byte now and then is to be noticed.
+    while part := answer.read1(_PART_BYTES):
         parts.append(part)
         size += len(part)
         if size > max_bytes:
@@ -317,7 +372,7 @@ def _announced(client: _Client, settings: FetchSettings, summary: FetchSummary) 
         ) from None
     content = buffer.getvalue()
     found: set[_Channel] = set()
-    for line in content.decode("utf-8", "replace").splitlines():
+    for line in content.decode("utf-8-sig", "replace").splitlines():
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -452,6 +507,9 @@ def _ask(settings: FetchSettings, client: _Client, request: list[_ChannelDay]) -
         return {}, 0
     except Exception as error:
         raise _AnswerError(_reason(error)) from None
+    if not buffer.tell():
+        # A service without data says so, with 204.
+        raise _AnswerError("answered with nothing")
     return _by_day(buffer.getvalue(), request)
 
 

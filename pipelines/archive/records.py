@@ -86,6 +86,7 @@ for _encoding, (_KINDS[_encoding], _SAMPLES[_encoding], _BYTES[_encoding]) in _E
 _REPORTED = {
     Drop.TEXT: "the samples are text",
     Drop.UNDECODABLE: "the samples cannot be decoded",
+    Drop.CLAIM: "the header claims more samples than the record can hold",
     Drop.RATE: "the sampling rate is invalid",
     Drop.TIME: "the time is invalid",
     Drop.CODES: "the source identifier is none of the FDSN",
@@ -344,22 +345,25 @@ def _decode_records(
     names, inverse = np.unique(np.ascontiguousarray(found.codes).view("V64").ravel(), return_inverse=True)
     channels = [_channel(name.tobytes()) for name in names]
     number = inverse[fields[:, CODES]]
-    reasons = _reasons(fields, rates_hz, number, channels, wanted)
+    room = _room(fields)
+    # A claim that the bytes cannot hold would outweigh all others in the sums.
+    stated = np.minimum(fields[:, COUNT], room)
+    reasons = _reasons(fields, rates_hz, number, channels, wanted, room)
     outside = _outside(fields, rates_hz, start_ns, end_ns) & (reasons == 0)
     reasons[outside] = _NUMBERS[Drop.OUTSIDE]
     kept = np.flatnonzero(reasons == 0)
     order = kept[np.lexsort((fields[kept, OFFSET], fields[kept, START], fields[kept, VERSION], number[kept]))]
     blocks, positions, good = _unpack(content, fields[order], payloads)
     reasons[order[~good]] = _NUMBERS[Drop.UNDECODABLE]
-    counts = _count(fields, number, channels, reasons)
-    for drop, codes, first, num_records, num_samples in _dropped(fields, number, channels, reasons):
+    counts = _count(stated, number, channels, reasons)
+    for drop, codes, first, num_records, num_samples, claimed in _dropped(fields, stated, number, channels, reasons):
         if codes is not None and not wanted(codes) and counts[codes].dropped[Drop.CHANNEL]:
             # Whoever asks for that channel is told.
             continue
         name = "an unknown channel" if codes is None else ".".join(codes)
         decoded.report(
             f"{name}: {counted(num_records, 'record')} ({counted(num_samples, 'sample')}, first at byte "
-            f"{offset + first}): {_REPORTED[drop]}"
+            f"{offset + first}): {_REPORTED[drop]}{f', {claimed}' if claimed != num_samples else ''}"
         )
     usable = order[good]
     fields, rates_hz, number, positions = fields[usable], rates_hz[usable], number[usable], positions[good]
@@ -390,11 +394,10 @@ def _reasons(
     number: Array,
     channels: list[Channel | None],
     wanted: Callable[[Channel], bool],
+    room: Array,
 ) -> Array:
     """Return why each record's samples cannot be used: (records,) int, 0 where they can, else as `_NUMBERS`."""
-    encodings = _encodings(fields)
-    kinds = _KINDS[encodings]
-    room = fields[:, DATA_BYTES] // _BYTES[encodings] * _SAMPLES[encodings]
+    kinds = _KINDS[_encodings(fields)]
     known = np.array([codes is not None for codes in channels])[number]
     asked = np.array([codes is None or wanted(codes) for codes in channels])[number]
     starts = fields[:, START]
@@ -406,7 +409,8 @@ def _reasons(
     for drop, those in (
         (Drop.CODES, ~known),
         (Drop.TEXT, kinds == _TEXT),
-        (Drop.UNDECODABLE, (kinds < 0) | (fields[:, COUNT] > room)),
+        (Drop.CLAIM, fields[:, COUNT] > room),
+        (Drop.UNDECODABLE, kinds < 0),
         (Drop.RATE, ~are_valid(rates_hz)),
         (Drop.TIME, ~timely),
         # Last, so that of channels that nobody asks for those without a usable record can be told.
@@ -414,6 +418,14 @@ def _reasons(
     ):
         reasons[(reasons == 0) & those] = _NUMBERS[drop]
     return reasons
+
+
+def _room(fields: Array) -> Array:
+    """Return how many samples the payload of each record can hold at most; of an unknown encoding, in the densest."""
+    encodings = _encodings(fields)
+    encodings = np.where(_KINDS[encodings] < 0, clibmseed.DE_STEIM2, encodings)
+    room: Array = fields[:, DATA_BYTES] // _BYTES[encodings] * _SAMPLES[encodings]
+    return room
 
 
 def _outside(fields: Array, rates_hz: Array, start_ns: int | None, end_ns: int | None) -> Array:
@@ -428,25 +440,24 @@ def _outside(fields: Array, rates_hz: Array, start_ns: int | None, end_ns: int |
 
 
 def _count(
-    fields: Array, number: Array, channels: list[Channel | None], reasons: Array
+    stated: Array, number: Array, channels: list[Channel | None], reasons: Array
 ) -> dict[Channel | None, SampleCounts]:
     totals = np.zeros((len(channels), len(_DROPS) + 1), np.int64)
-    np.add.at(totals, (number, reasons), fields[:, COUNT])
+    np.add.at(totals, (number, reasons), stated)
     counts: dict[Channel | None, SampleCounts] = {}
-    for codes, (returned, *dropped) in zip(channels, totals.tolist(), strict=True):
-        stated = returned + sum(dropped)
-        if stated:
-            part = SampleCounts(stated, stated)
-            for drop, samples in zip(_DROPS, dropped, strict=True):
-                part.drop(drop, samples)
-            counts.setdefault(codes, SampleCounts()).add(part)
+    for which in np.unique(number).tolist():
+        returned, *dropped = totals[which].tolist()
+        part = SampleCounts(returned + sum(dropped), returned + sum(dropped))
+        for drop, samples in zip(_DROPS, dropped, strict=True):
+            part.drop(drop, samples)
+        counts.setdefault(channels[which], SampleCounts()).add(part)
     return counts
 
 
 def _dropped(
-    fields: Array, number: Array, channels: list[Channel | None], reasons: Array
-) -> Iterator[tuple[Drop, Channel | None, int, int, int]]:
-    """Yield the (reason, channel, first byte, records, samples) of what is reported."""
+    fields: Array, stated: Array, number: Array, channels: list[Channel | None], reasons: Array
+) -> Iterator[tuple[Drop, Channel | None, int, int, int, int]]:
+    """Yield the (reason, channel, first byte, records, samples, samples that headers claim) of what is reported."""
     for drop in _REPORTED:
         those = np.flatnonzero(reasons == _NUMBERS[drop])
         if not len(those):
@@ -454,10 +465,12 @@ def _dropped(
         which, first, inverse, records = np.unique(
             number[those], return_index=True, return_inverse=True, return_counts=True
         )
-        samples = np.zeros(len(which), np.int64)
-        np.add.at(samples, inverse, fields[those, COUNT])
-        for index, at, num_records, num_samples in zip(which, those[first], records, samples, strict=True):
-            yield drop, channels[index], int(fields[at, OFFSET]), int(num_records), int(num_samples)
+        samples, claims = np.zeros((2, len(which)), np.int64)
+        np.add.at(samples, inverse, stated[those])
+        np.add.at(claims, inverse, fields[those, COUNT])
+        for index, at, *numbers in zip(which, those[first], records, samples, claims, strict=True):
+            num_records, num_samples, claimed = map(int, numbers)
+            yield drop, channels[index], int(fields[at, OFFSET]), num_records, num_samples, claimed
 
 
 def _unpack(content: Array, fields: Array, payloads: Payloads) -> tuple[dict[int, Array], Array, Array]:

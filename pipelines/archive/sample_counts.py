@@ -12,6 +12,7 @@ class Drop(StrEnum):
 
     TEXT = "the records hold text"
     UNDECODABLE = "the samples cannot be decoded"
+    CLAIM = "the header claims more samples than the record can hold"
     RATE = "the sampling rate is invalid"
     TIME = "the time is invalid"
     CODES = "the channel codes are invalid"
@@ -25,6 +26,7 @@ ELSEWHERE = frozenset({Drop.CHANNEL, Drop.OUTSIDE})
 OUTCOMES = {
     Drop.TEXT: Outcome.TEXT,
     Drop.UNDECODABLE: Outcome.UNDECODABLE,
+    Drop.CLAIM: Outcome.UNDECODABLE,
     Drop.RATE: Outcome.INVALID_RATE,
     Drop.TIME: Outcome.INVALID_TIME,
     Drop.CODES: Outcome.INVALID_CODES,
@@ -38,7 +40,7 @@ class SampleCounts:
     """Samples of a file or of one of its channels: `stated` = `returned` + the sum of `dropped`.
 
     Attributes:
-        stated: as the headers of the records say.
+        stated: as the headers of the records say, and no more than their bytes can hold.
         returned: in the runs that are returned.
         dropped: the others, by reason.
     """

@@ -23,6 +23,8 @@ def read_stationxml(content: bytes) -> Any:
     declared = _ENCODING.match(content)
     if b"\0" in content or (declared and not _LIKE_ASCII.fullmatch(declared[1])):
         raise ValueError("not a StationXML file that is read: it must be in UTF-8 or Latin-1")
+    if b"FDSNStationXML" not in content:
+        raise ValueError("not a StationXML file: it has no element FDSNStationXML")
     # StationXML needs neither, and both can name other files or make a small file large.
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise ValueError("not a StationXML file: it declares a document type or entities")
@@ -31,6 +33,9 @@ def read_stationxml(content: bytes) -> Any:
             # A newer schema version, or a unit that ObsPy does not know: what matters of it is checked here.
             warnings.simplefilter("ignore")
             return read_inventory(io.BytesIO(content), format="STATIONXML")
+    except (AttributeError, KeyError, TypeError):
+        # ObsPy's own words for what is not there name its variables.
+        raise ValueError("not a StationXML file: an element or attribute that it must have is missing") from None
     except Exception as error:
         raise ValueError(f"not a StationXML file: {' '.join(str(error).split()) or type(error).__name__}") from None
 

@@ -90,6 +90,14 @@ class DetectionSettings(Section):
         """Return the lengths of the short-term and the long-term average in samples, at least 1 each."""
         return max(round(self.sta_seconds * rate_hz), 1), max(round(self.lta_seconds * rate_hz), 1)
 
+    def blanked_samples(self, rate_hz: float) -> int:
+        """Return how many samples at the beginning of a segment cannot trigger: as ObsPy's STA/LTA, which is 0 there.
+
+        The recursive average gives the first ratio after the long-term average's samples, the classic at their last.
+        """
+        num_lta = self.average_samples(rate_hz)[1]
+        return num_lta - 1 if self.method == "classic" else num_lta
+
     @property
     def warmup_seconds(self) -> float:
         """Return the warm-up before an anchor: 40 LTA, 10 periods of the low corner, the longest trigger and merge."""

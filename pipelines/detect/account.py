@@ -153,11 +153,11 @@ class Recording:
                 f"{num_read} samples read, {num_used} used, {num_dropped} dropped"
             )
 
-    def samples(self, start_ns: int, end_ns: int, lta_seconds: float) -> Counter[Outcome]:
-        """Return by outcome the samples in `[start_ns, end_ns)`."""
+    def samples(self, start_ns: int, end_ns: int, num_blanked: int) -> Counter[Outcome]:
+        """Return by outcome the samples in `[start_ns, end_ns)`; so many of each segment's first ones are blanked."""
         counts: Counter[Outcome] = Counter()
         first, last = _indexes_in([Stretch(part.clock, part.num_samples) for part in self.segments], start_ns, end_ns)
-        blanked = np.maximum(np.minimum(last, round(lta_seconds * self.rate_hz)) - first, 0)
+        blanked = np.maximum(np.minimum(last, num_blanked) - first, 0)
         counts[Outcome.BLANKED] += int(blanked.sum())
         counts[Outcome.USED] += int((last - first - blanked).sum())
         for outcome in {outcome for outcome, _ in self.dropped}:

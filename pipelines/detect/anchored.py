@@ -209,11 +209,11 @@ def _unite(spans: Sequence[Onset], follow_ns: int, slack_ns: int) -> list[Onset]
 
 
 def account(
-    result: Pass, channel: str, pieces: Sequence[Segment], num_lta: int, rate_hz: float, start_ns: int, end_ns: int
+    result: Pass, channel: str, pieces: Sequence[Segment], num_blanked: int, rate_hz: float, start_ns: int, end_ns: int
 ) -> None:
     """Add to a pass the coverage, blanked time and gaps of one channel in an interval."""
     begins, ends = bounds_of([segment.clock for segment in pieces], [segment.num_samples for segment in pieces])
-    blank_until = np.minimum(sample_times(begins, np.full(len(begins), num_lta), rate_hz), ends)
+    blank_until = np.minimum(sample_times(begins, np.full(len(begins), num_blanked), rate_hz), ends)
     result.covered_seconds[channel] = _shared(begins, ends, start_ns, end_ns) / 1e9
     result.blanked_seconds[channel] = _shared(begins, blank_until, start_ns, end_ns) / 1e9
     result.gaps[channel] = int(((start_ns <= ends[:-1]) & (ends[:-1] < end_ns)).sum())

@@ -72,7 +72,8 @@ def scan_all(
     Args:
         runs: each in one or several pieces, (samples,) int32, float32 or float64, without missing values.
         sections: from `design_bandpass`.
-        num_sta, num_lta: lengths of the averages in samples; the first num_lta samples never trigger.
+        num_sta, num_lta: lengths of the averages in samples; the first num_lta samples never trigger (classic: one
+            less).
         on, off: thresholds.
         max_len: longest trigger in samples.
         classic: moving instead of exponential averages.
@@ -82,7 +83,7 @@ def scan_all(
     for index, run in enumerate(runs):
         pieces = _of_one_kind(run)
         length = sum(map(len, pieces))
-        if length <= num_lta:
+        if length < num_lta + (not classic):
             empty = np.zeros(0, np.int64)
             found[index] = Triggers(empty, empty, np.zeros(0), False)
         elif classic:

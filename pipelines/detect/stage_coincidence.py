@@ -23,7 +23,14 @@ from pipelines.detect.intervals import HOUR_NS, interval_bounds, intervals, shar
 from pipelines.detect.stage_marker import count_by_day
 from pipelines.metrics.association import NANOSECONDS, coincident
 from pipelines.workspace import schemas, tables
-from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker, work_left, write_marker
+from pipelines.workspace.ledger import (
+    MarkerName,
+    fingerprint,
+    list_markers,
+    read_detection_marker,
+    work_left,
+    write_marker,
+)
 from pipelines.workspace.storage import Store
 
 # Raised by hand whenever the choice of triggers changes.
@@ -121,7 +128,7 @@ def choose(
 ) -> Iterator[dict[str, Any]]:
     """Write the events of a task's shards, then their markers; yield each marker's content."""
     with ThreadPoolExecutor(READING_THREADS) as pool:
-        contents = list(pool.map(lambda name: read_marker(workspace, "trigger", name), task.reached))
+        contents = list(pool.map(lambda name: read_detection_marker(workspace, "trigger", name), task.reached))
     onsets = np.concatenate([np.asarray(content["onsets_ns"], np.int64) for content in contents])
     stations = np.repeat(
         [f"{name.network}.{name.station}" for name in task.reached], [len(c["onsets_ns"]) for c in contents]

@@ -12,6 +12,7 @@ from pipelines import __version__
 from pipelines.archive.codes import show
 from pipelines.archive.layouts import DAY_NS, PathInfo
 from pipelines.archive.records import Channel
+from pipelines.config.detection import DetectionSettings
 from pipelines.detect.account import Recording, seconds_recorded
 from pipelines.detect.anchored import Pass, account
 from pipelines.detect.stage_day import ChannelGroup, Day, path_info
@@ -29,7 +30,7 @@ class ShardReport:
 
     Attributes:
         shard, batch: the shard, and the batch that it is detected in.
-        lta_seconds: of the configuration.
+        detection: settings.
         selected_ns: archive.start and archive.end.
         coverage: by day (YYYY-MM-DD) and channel: seconds with samples and blanked, gaps, overlaps.
         quarantined: by file, what could not be read in it and why.
@@ -43,7 +44,7 @@ class ShardReport:
 
     shard: ShardTask
     batch: BatchTask
-    lta_seconds: float
+    detection: DetectionSettings
     selected_ns: tuple[int, int]
     coverage: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     quarantined: dict[str, list[str]] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class ShardReport:
     def add_day(self, day: Day, start_ns: int, end_ns: int) -> None:
         """Add what a day holds in the interval that the shard owns of it."""
         for group in day.groups:
-            for channel, values in find_coverage(group, start_ns, end_ns, self.lta_seconds).items():
+            for channel, values in find_coverage(group, start_ns, end_ns, self.detection).items():
                 if values["seconds"] > 0:
                     code = f"{group.codes[2]}.{channel}.{group.rate_hz:g}"
                     self.coverage[(iso_time(day.anchor_ns)[:10], code)] = values | group.notes.get(channel, {})
@@ -92,7 +93,7 @@ class ShardReport:
         number = day.anchor_ns // DAY_NS
         channels: dict[Channel, list[tuple[int, Recording]]] = defaultdict(list)
         for recording in day.recordings:
-            samples = recording.samples(start_ns, end_ns, self.lta_seconds)
+            samples = recording.samples(start_ns, end_ns, self.detection.blanked_samples(recording.rate_hz))
             self.samples += samples
             if samples:
                 row = self._rows[(*recording.codes, number, recording.rate_hz)]
@@ -180,11 +181,14 @@ def _holds(info: PathInfo, start_ns: int, end_ns: int) -> bool:
     return info.start_ns is not None and info.end_ns is not None and info.start_ns < end_ns and info.end_ns > start_ns
 
 
-def find_coverage(group: ChannelGroup, start_ns: int, end_ns: int, lta_seconds: float) -> dict[str, dict[str, Any]]:
+def find_coverage(
+    group: ChannelGroup, start_ns: int, end_ns: int, detection: DetectionSettings
+) -> dict[str, dict[str, Any]]:
     """Return by channel the seconds with samples, those blanked after gaps, and how many gaps begin there."""
     found = Pass()
     for channel, segments in group.segments.items():
-        account(found, channel, segments, round(lta_seconds * group.rate_hz), group.rate_hz, start_ns, end_ns)
+        num_blanked = detection.blanked_samples(group.rate_hz)
+        account(found, channel, segments, num_blanked, group.rate_hz, start_ns, end_ns)
     return {
         channel: {
             "seconds": round(found.covered_seconds[channel], 6),

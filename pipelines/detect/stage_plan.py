@@ -23,6 +23,8 @@ from pipelines.workspace.workspace import Workspace
 
 # Raised by hand whenever the rows that the stage writes change.
 ALGORITHM_VERSION = 5
+METHOD_VERSIONS = {"classic": 2}
+"""Raised as well where only the rows or the account of one detection.method change."""
 
 # `auto`: day shards up to this many of them, month shards beyond (50 million station-days are 1.7 million months).
 MAX_DAY_SHARDS = 100_000
@@ -113,6 +115,8 @@ def make_plan(manifest: Manifest, workspace: Workspace, config: Config, stationx
     elsewhere = ("shards.", "archive.stationxml", "detection.coincidence_")
     settings = {key: value for key, value in keys.items() if not key.startswith(elsewhere)}
     settings |= {"algorithm": ALGORITHM_VERSION, "stationxml": stationxml_hash}
+    if config.detection.method in METHOD_VERSIONS:
+        settings["method_version"] = METHOD_VERSIONS[config.detection.method]
     _, ledger = destination(config.detection)
     shards = plan_shards(
         table,

@@ -42,7 +42,7 @@ class BatchDetector:
         began = time.perf_counter()
         config, reader = self.config, self.reader
         selected_ns = (reader.first_ns, reader.last_ns)
-        report = ShardReport(shard, self.batch, config.detection.lta_seconds, selected_ns)
+        report = ShardReport(shard, self.batch, config.detection, selected_ns)
         table, ledger = destination(config.detection)
         path = tables.shard_path(table, shard.name.network, shard.name.station, shard.name.shard)
         schema = schemas.events_schema(config.window.num_samples)

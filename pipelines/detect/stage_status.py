@@ -10,7 +10,7 @@ from typing import Any
 from pipelines.archive.manifest import read_listing
 from pipelines.detect.account import Totals
 from pipelines.workspace.artifacts import DetectionProgress
-from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
+from pipelines.workspace.ledger import MarkerName, list_markers, read_detection_marker
 from pipelines.workspace.storage import Store
 
 READING_THREADS = 16
@@ -104,7 +104,7 @@ def _markers(store: Store, ledger: str) -> Iterator[tuple[MarkerName, dict[str, 
     names = list_markers(store, ledger)
 
     def read(name: MarkerName) -> tuple[MarkerName, dict[str, Any]]:
-        return name, read_marker(store, ledger, name)
+        return name, read_detection_marker(store, ledger, name)
 
     with ThreadPoolExecutor(READING_THREADS) as pool:
         yield from pool.map(read, names)

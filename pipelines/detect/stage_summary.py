@@ -21,7 +21,7 @@ from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import DetectionProgress, FailedShard
 from pipelines.workspace.event_sample import events_fingerprint
-from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_marker
+from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_detection_marker
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
@@ -88,10 +88,11 @@ def read_summary(workspace: Store, ledger: str) -> DetectionSummary:
     """Return the sums over the whole ledger."""
     summary = DetectionSummary()
     for name in list_markers(workspace, ledger):
-        summary.add(name, read_marker(workspace, ledger, name))
+        summary.add(name, read_detection_marker(workspace, ledger, name))
     if ledger == "trigger":
         summary.chosen = sum(
-            read_marker(workspace, "detect", name)["counts"]["events"] for name in list_markers(workspace, "detect")
+            read_detection_marker(workspace, "detect", name)["counts"]["events"]
+            for name in list_markers(workspace, "detect")
         )
     return summary
 
@@ -109,7 +110,7 @@ def find_empty_stations(workspace: Store, ledger: str, manifest: Manifest, summa
         if (network, station) in summary.giving:
             continue
         names = list_markers(workspace, ledger, network=network, station=station)
-        if not any(gives_samples(read_marker(workspace, ledger, name)) for name in names):
+        if not any(gives_samples(read_detection_marker(workspace, ledger, name)) for name in names):
             empty[f"{network}.{station}"] = row["key_count_distinct"]
     return empty
 

@@ -68,6 +68,8 @@ def match_hand_labels(
         tolerance = f"labels.tolerance_seconds = {settings.tolerance_seconds:g} s"
         by_time = f"no time lies within {tolerance} of its station's onsets"
         reason = "none of its event_ids is in events/" if "event_id" in table else by_time
+        if table.empty:
+            reason = "none of its rows has a label"
         raise InputError(f"labels.path {settings.path} matches no event: {reason}")
     events = _name_events(triggers, rows, settings.association_seconds)
     halves = dict(zip(events, in_validation(list(events.values())).tolist(), strict=True))

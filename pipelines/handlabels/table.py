@@ -8,17 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 
 from pipelines.handlabels import csv_text, label_text
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.text import printable
 from pipelines.workspace import tables
-from pipelines.workspace.storage import content_hash, open_parent, open_store, said_of
+from pipelines.workspace.storage import Store, content_hash, open_parent, open_store, said_of
 
 TIMED = {"network", "station", "time", "label"}
 MAX_SHOWN = 200
 """Characters of column names that an error quotes."""
+MAX_FILE_BYTES = 2**28
+"""Of a larger file nothing is read: some four million labels."""
 BY_ID = {"event_id", "label"}
+_TEXTS = {"event_id", "network", "station", "label", "class", "split"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ def read_label_table(path: str) -> LabelTable:
     if set(table) >= TIMED:
         # A catalogue, such as a synthetic archive's truth, may number events of its own: the time says which is meant.
         table = table.drop(columns="event_id", errors="ignore")
-    for name in {"event_id", "network", "station", "label", "split"} & set(table):
+    for name in (_TEXTS - {"class"}) & set(table):
         table[name] = table[name].fillna("").astype(str).str.strip()
     if "split" in table:
         table["split"] = table["split"].str.lower()
@@ -105,8 +109,19 @@ def _read_parquet(content: bytes, name: str) -> pd.DataFrame:
         table = file.read()
         # Text that is no text would fail wherever it is looked at first.
         table.validate(full=True)
+        for field in table.schema:
+            if field.name.strip().lower() in _TEXTS | {"time"} and not _is_plain(field.type):
+                raise ValueError(f"its column {field.name!r} is {field.type}, which is neither text nor a number")
         rows: pd.DataFrame = table.to_pandas(ignore_metadata=True)
     return rows.rename(columns=lambda name: str(name).strip().lower())
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Return whether a column holds values that can be written as text: not bytes, lists or records."""
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return bool(is_text or (pa.types.is_primitive(kind) and not pa.types.is_duration(kind)) or pa.types.is_null(kind))
 
 
 def _times_ns(column: pd.Series) -> pd.Series:
@@ -132,9 +147,16 @@ def _label_files(path: str) -> list[tuple[str, bytes]]:
     if path.endswith((".csv", ".parquet")):
         store, name = open_parent(path)
         if store.exists(name) and not (store.is_local and Path(path).expanduser().is_dir()):
-            return [(path, store.read(name))]
+            return [(path, _read_bounded(store, name, path))]
     folder = open_store(path)
     names = sorted(item.path for item in folder.walk() if item.path.endswith((".csv", ".parquet")))
     if not names:
         raise InputError(f"labels.path {path} is neither a CSV or Parquet file nor a folder that holds one")
-    return [(f"{path}/{name}", folder.read(name)) for name in names]
+    return [(f"{path}/{name}", _read_bounded(folder, name, f"{path}/{name}")) for name in names]
+
+
+def _read_bounded(store: Store, name: str, shown: str) -> bytes:
+    content = store.read(name, 0, MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"labels.path {shown} has more than {MAX_FILE_BYTES >> 20} MiB, the largest that is read")
+    return content

@@ -9,7 +9,7 @@ from pipelines.report.stage_reading import READ_THREADS
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words
 from pipelines.workspace import tables
-from pipelines.workspace.ledger import MarkerName, list_markers, read_marker
+from pipelines.workspace.ledger import MarkerName, list_markers, read_detection_marker
 from pipelines.workspace.outcomes import TIMED, Outcome
 from pipelines.workspace.storage import Store
 
@@ -60,7 +60,7 @@ def _read_markers(store: Store, names: Sequence[MarkerName]) -> tuple[pd.DataFra
     gaps = 0
     quarantined: set[str] = set()
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for name, marker in zip(names, pool.map(lambda one: read_marker(store, "detect", one), names), strict=True):
+        for name, marker in zip(names, pool.map(lambda one: read_detection_marker(store, "detect", one), names), strict=True):
             gaps += int(marker.get("gaps", 0))
             quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
             rows += [

@@ -16,7 +16,7 @@ A workspace may come from a stranger: what is read is bounded in size and depth,
 
 import json
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
@@ -24,6 +24,7 @@ from pydantic_core import from_json
 from pipelines.config import load_yaml, resolve, to_yaml
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import printable
 from pipelines.workspace.storage import Store
 
 LAYOUT_VERSION = 2
@@ -31,6 +32,9 @@ LAYOUT_VERSION = 2
 
 MAX_JSON_BYTES = 64 << 20
 """Of a JSON file that is read: ten times the marker of a month with a trigger every ten seconds."""
+
+_MAX_SHOWN = 200
+"""Characters of a key that an error quotes."""
 
 ENCODER = "train/encoder.safetensors"
 """The encoder that was last trained here; `train/training.json` says that the training is done."""
@@ -50,8 +54,11 @@ def read_json(store: Store, path: str) -> dict[str, Any]:
         FileNotFoundError: there is none.
         InputError: it is too large, nested too deeply, not valid JSON or not an object; names the file.
     """
-    content = store.read(path, 0, MAX_JSON_BYTES + 1)
     name = store.full(path)
+    try:
+        content = store.read(path, 0, MAX_JSON_BYTES + 1)
+    except IsADirectoryError:
+        raise InputError(f"{name} is a folder, not a file") from None
     if len(content) > MAX_JSON_BYTES:
         raise InputError(f"{name} is larger than {MAX_JSON_BYTES >> 20} MiB, the largest JSON file that is read")
     try:
@@ -91,10 +98,14 @@ class Artifact(BaseModel):
         try:
             return cls.model_validate_json(json.dumps(values))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(str(part) for part in first["loc"])
-            message = first["msg"][:1].lower() + first["msg"][1:]
-            raise InputError(f"{name} is damaged: {key}: {message}; {cls.REMEDY}") from None
+            raise cls._damaged(error, name) from None
+
+    @classmethod
+    def _damaged(cls, error: ValidationError, name: str) -> InputError:
+        first = error.errors(include_url=False)[0]
+        key = printable(".".join(str(part) for part in first["loc"]))[:_MAX_SHOWN]
+        message = first["msg"][:1].lower() + first["msg"][1:]
+        return InputError(f"{name} is damaged: {key}: {message}; {cls.REMEDY}")
 
     def write(self, store: Store) -> None:
         """Write the file, atomically."""
@@ -138,6 +149,91 @@ class WorkspaceState(Artifact):
         """Write the file, atomically; keys without a value are left out."""
         text = json.dumps(self.model_dump(mode="json", exclude_none=True), indent=2, sort_keys=True)
         store.write(self.PATH, (text + "\n").encode())
+
+
+_Text = Annotated[str, Field(max_length=4096)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
+# A later program may have outcomes that this one does not know.
+_OutcomeName = Annotated[str, Field(pattern="^[a-z_ ]{1,40}$")]
+
+
+class DayCoverage(BaseModel):
+    """What a detection marker says of a channel's day."""
+
+    model_config = Artifact.model_config
+
+    day: _Day
+    channel: _Text
+    seconds: _Seconds
+    blanked_seconds: _Seconds
+    gaps: _Count
+
+
+class QuarantinedFile(BaseModel):
+    """What a detection marker says of a file of which something could not be read."""
+
+    model_config = Artifact.model_config
+
+    key: str
+    reasons: list[str] = Field(min_length=1)
+
+
+class RenamedChannel(BaseModel):
+    """What a detection marker says of a file whose headers have other codes than its path."""
+
+    model_config = Artifact.model_config
+
+    key: str
+    headers: _Text
+    used: _Text
+
+
+class ShardAccount(BaseModel):
+    """What became of a shard's recordings, by outcome."""
+
+    model_config = Artifact.model_config
+
+    samples: dict[_OutcomeName, _Count]
+    seconds: dict[_OutcomeName, Annotated[float, Field(allow_inf_nan=False)]]
+    files: dict[_OutcomeName, _Count]
+
+
+class DetectionMarker(Artifact):
+    """A marker of `ledger/detect/` or `ledger/trigger/`, as far as others read it."""
+
+    PATH = "ledger/detect/..."
+    REMEDY = "remove it, and run firnline detect again"
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], *, name: str) -> Self:
+        """As for every artifact, without another pass through JSON: there may be a million of them."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise cls._damaged(error, name) from None
+
+    start: _Text
+    counts: dict[_Text, _Count]
+    coverage: list[DayCoverage]
+    gaps: _Count
+    quarantined: list[QuarantinedFile]
+    skipped: list[str]
+    seconds: _Seconds = 0.0
+    """That it took."""
+    renamed: list[RenamedChannel] = []
+    events_by_day: dict[_Day, _Count] | None = None
+    onsets_ns: list[Annotated[int, Field(ge=-(2**63), lt=2**63)]] | None = None
+    """In the order of the rows; of a trigger's marker."""
+    account: ShardAccount | None = None
+    """None in one that was written before there was one."""
+
+    @model_validator(mode="after")
+    def _counts_events(self) -> Self:
+        if "events" not in self.counts:
+            raise ValueError("counts has no number of events")
+        return self
 
 
 class StationPosition(BaseModel):

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
-from pipelines.workspace.artifacts import read_json
+from pipelines.workspace.artifacts import DetectionMarker, read_json
 from pipelines.workspace.storage import Store, path_part
 
 T = TypeVar("T")
@@ -117,6 +118,19 @@ def parse_marker_path(path: str) -> MarkerName | None:
 def read_marker(store: Store, stage: str, name: MarkerName) -> dict[str, Any]:
     """Return a marker's content; InputError names a damaged one."""
     return read_json(store, marker_path(stage, name))
+
+
+def read_detection_marker(store: Store, ledger: str, name: MarkerName) -> dict[str, Any]:
+    """Return the content of a marker of `ledger/detect` or `ledger/trigger`, as it stands.
+
+    InputError names a damaged one, and the member that is missing or of another type.
+    """
+    content = read_marker(store, ledger, name)
+    path = store.full(marker_path(ledger, name))
+    marker = DetectionMarker.from_values(content, name=path)
+    if ledger == "trigger" and marker.onsets_ns is None:
+        raise InputError(f"{path} is damaged: onsets_ns: field required; {DetectionMarker.REMEDY}")
+    return content
 
 
 def stage_has_markers(store: Store, stage: str) -> bool:

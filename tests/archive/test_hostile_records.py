@@ -51,7 +51,12 @@ def test_what_a_header_promises_is_not_allocated():
     """Four thousand million samples in a record of 96 bytes, and a record of 2 GiB."""
     found = decode(record3(np.arange(10), NOON, rate=100.0, count=4_000_000_000))
     (counts,) = found.counts.values()
-    assert counts.dropped == {Drop.UNDECODABLE: 4_000_000_000}
+    # Ten of four bytes are all that its payload can hold: the rest of the claim is no sample that anybody lost.
+    assert (counts.stated, counts.dropped) == (10, {Drop.CLAIM: 10})
+    assert found.problems == [
+        "XX.A..HHZ: 1 record (10 samples, first at byte 0): the header claims more samples than the record can hold, "
+        "4000000000"
+    ]
     found = decode(record2(np.arange(10), NOON, power=31))
     assert found.problems == ["bytes 0 to 104: the record states an impossible length"]
 

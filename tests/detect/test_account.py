@@ -1,6 +1,7 @@
 """Every sample, file and channel-day ends in one outcome; expected counts come from how the archives are made."""
 
 import io
+import json
 import time
 from collections import Counter
 from functools import partial
@@ -11,8 +12,11 @@ import numpy as np
 import obspy
 import pyarrow as pa
 import pytest
-from detection_archives import DAY, detect, make_noise, make_trace, write_sds
+from detection_archives import DAY, detect, make_noise, make_trace, read_markers, write_sds
+from made_records import moment, record3
+from obspy.signal.trigger import classic_sta_lta
 
+from jobs.status import main as status_job
 from jobs.status import totals
 from pipelines.archive import manifest as manifest_module
 from pipelines.archive.codes import Naming
@@ -30,7 +34,7 @@ from pipelines.detect.stage_tasks import tasks_of
 from pipelines.workspace import tables
 from pipelines.workspace.ledger import list_markers, read_marker
 from pipelines.workspace.storage import open_store
-from pipelines.workspace.workspace import Workspace
+from pipelines.workspace.workspace import Workspace, open_workspace
 
 FLAGS = {
     "detection": {"band_hz": [1, 8], "sta_seconds": 0.5, "lta_seconds": 10, "max_seconds": 20},
@@ -190,6 +194,70 @@ def test_recordings_of_any_year_that_is_believed_are_used(tmp_path, year):
     selection = {"layout": "flat", "start": "0001-01-02T00:00:00Z", "end": "9999-12-30T00:00:00Z"}
     detect(tmp_path / "archive", tmp_path / "workspace", FLAGS | {"archive": selection})
     assert totals_of(tmp_path / "workspace").samples == {"used": 600 * RATE - NUM_LTA, "blanked": NUM_LTA}
+
+
+def test_what_the_classic_average_blanks_is_what_obspy_leaves_zero(tmp_path):
+    data = make_noise(600, RATE, 1, 2)
+    write_sds(tmp_path / "archive", [make_trace(data, "2022-01-02T03:00:00", RATE)])
+    classic = FLAGS | {"detection": FLAGS["detection"] | {"method": "classic"}}
+    detect(tmp_path / "archive", tmp_path / "workspace", classic)
+    num_sta = round(FLAGS["detection"]["sta_seconds"] * RATE)
+    ratio = classic_sta_lta(data.astype(np.float64), num_sta, NUM_LTA)
+    num_zero = int(np.flatnonzero(ratio)[0])
+    assert num_zero == NUM_LTA - 1
+    assert totals_of(tmp_path / "workspace").samples == {"used": len(data) - num_zero, "blanked": num_zero}
+    (row,) = (row for row in availability(tmp_path / "workspace").to_pylist() if row["rate_hz"])
+    assert row["blanked_seconds"] == pytest.approx(num_zero / RATE)
+
+
+def test_a_header_that_claims_more_than_its_record_holds_does_not_weigh_in_the_share(tmp_path):
+    trace = make_trace(make_noise(600, RATE, 1, 2), "2022-01-02T03:00:00", RATE)
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    trace.write(str(archive / "file"), format="MSEED", reclen=512)
+    claim = record3(np.arange(10), moment("2022-01-02", 12.0), rate=RATE, count=4 * 10**9, source="FDSN:XX_0101__H_H_Z")
+    with (archive / "file").open("ab") as file:
+        file.write(claim)
+    detect(archive, tmp_path / "workspace", FLAGS | {"archive": {"layout": "flat"}})
+    found = totals_of(tmp_path / "workspace")
+    assert found.samples == {"used": 600 * RATE - NUM_LTA, "blanked": NUM_LTA, "undecodable": 10}
+    assert found.files == {"used in part": 1}
+    (marker,) = read_markers(tmp_path / "workspace")
+    (reasons,) = (item["reasons"] for item in marker["quarantined"])
+    assert "claims more samples than the record can hold, 4000000000" in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"gaps": None}, "gaps: input should be a valid integer"),
+        ({"counts": {}}, "counts has no number of events"),
+        ({"counts": {"events": -1}}, "counts.events: input should be greater than or equal to 0"),
+        ({"coverage": "all"}, "coverage: input should be a valid list"),
+        ({"coverage": [{"day": "2022-01-02"}]}, "coverage.0.channel: field required"),
+        ({"quarantined": [{"key": "a", "reasons": []}]}, "quarantined.0.reasons"),
+        ({"renamed": [{"key": "a"}]}, "renamed.0.headers: field required"),
+        ({"events_by_day": [1]}, "events_by_day: input should be a valid dictionary"),
+        ({"account": {"samples": {"used": 1e400}, "seconds": {}, "files": {}}}, "account.samples.used"),
+        ({"account": {"samples": {"\x1b[2J": 5}, "seconds": {}, "files": {}}}, "account.samples.\\x1b[2J"),
+    ],
+)
+def test_a_marker_of_a_stranger_is_refused_by_the_member_that_is_wrong(tmp_path, capsys, change, said):
+    """Each is valid JSON; `firnline status` ended in a traceback, or gave the terminal what the marker said."""
+    write_sds(tmp_path / "archive", [make_trace(make_noise(600, RATE, 1, 2), "2022-01-02T03:00:00", RATE)])
+    workspace = open_workspace(str(tmp_path / "workspace"), create=True)
+    workspace.update_state()
+    detect(tmp_path / "archive", tmp_path / "workspace", FLAGS)
+    assert status_job([workspace.url]) == 0
+    (path,) = (tmp_path / "workspace/ledger/detect").rglob("*.day.*.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    capsys.readouterr()
+    for words in ([], ["--json"]):
+        assert status_job([workspace.url, *words]) == 2
+        (sentence,) = capsys.readouterr().err.splitlines()
+        assert f"{path} is damaged: " in sentence
+        assert said in sentence
+        assert "\x1b" not in sentence
 
 
 def test_thousands_of_fragments_of_a_day_take_time_in_proportion(tmp_path):

@@ -1,5 +1,7 @@
 """The compiled pass against ObsPy's own functions."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from obspy.signal.filter import bandpass
 from obspy.signal.trigger import classic_sta_lta, recursive_sta_lta, trigger_onset
 
+from pipelines.config.detection import DetectionSettings
 from pipelines.detect.kernel import BLOCK, design_bandpass, filtered, scan_all
 
 
@@ -42,6 +45,25 @@ def test_triggers_are_those_of_obspy(classic, corners, dtype):
     assert len(theirs) > 5
     np.testing.assert_array_equal(np.c_[mine.on, mine.off], theirs)
     np.testing.assert_allclose(mine.peak, [ratio[a : b + 1].max() for a, b in theirs], rtol=1e-9)
+
+
+@pytest.mark.parametrize("classic", [False, True])
+@pytest.mark.parametrize("more", [-1, 0, 1, 2])
+def test_the_first_sample_that_can_trigger_is_that_of_obspy(classic, more):
+    """A burst at the very end of a segment of about one LTA."""
+    data = signal(3, count=200 + more, bursts=0)
+    data[-4:] += [3000, -9000, 9000, -9000]
+    mine = scan(
+        data, design_bandpass(1.0, 8.0, 4, 20.0), num_sta=10, num_lta=200, on=1.1, off=1.0, max_len=300, classic=classic
+    )
+    theirs: Any = np.zeros((0, 2), np.int64)
+    # ObsPy's recursive average blanks nothing of a segment that is no longer than the LTA; here that never triggers.
+    if more >= (0 if classic else 1):
+        theirs, _ = by_obspy(data, 20.0, sta=10, lta=200, on=1.1, off=1.0, max_len=300, classic=classic)
+    np.testing.assert_array_equal(np.c_[mine.on, mine.off], theirs)
+    if more == (0 if classic else 1):
+        detection = DetectionSettings(method="classic" if classic else "recursive", sta_seconds=0.5, lta_seconds=10.0)
+        assert theirs.tolist() == [[detection.blanked_samples(20.0)] * 2]
 
 
 @settings(max_examples=40, deadline=None)

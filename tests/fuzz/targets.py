@@ -23,6 +23,8 @@ from pipelines.config.detection import WindowSettings
 from pipelines.detect.response import Responses
 from pipelines.detect.stage_plan import make_plan
 from pipelines.detect.stage_shard import BatchDetector, detect_batch
+from pipelines.detect.stage_status import read_status
+from pipelines.detect.stage_summary import read_summary
 from pipelines.detect.stage_tasks import tasks_of
 from pipelines.encoders import encoder
 from pipelines.handlabels.table import read_label_table
@@ -33,8 +35,8 @@ from pipelines.workspace.artifacts import (
     DetectionProgress,
     TrainingRecord,
     WorkspaceState,
-    read_json,
 )
+from pipelines.workspace.ledger import MarkerName, marker_path
 from pipelines.workspace.storage import open_store
 from pipelines.workspace.workspace import Workspace
 
@@ -186,8 +188,10 @@ def workspace_file(kind: str, content: bytes, folder: Path, rng: Random) -> None
             store.write("workspace.json", content)
             WorkspaceState.read(store)
         elif kind == "marker":
-            store.write("marker.json", content)
-            read_json(store, "marker.json")
+            name = MarkerName("XX", "A", "--.HH.2020-03-01.day", "0123456789abcdef")
+            store.write(marker_path("detect", name), content)
+            read_status(store)
+            read_summary(store, "detect")
         elif kind == "artifact":
             for artifact in (ClusteringSummary, DetectionProgress, TrainingRecord):
                 store.write(artifact.PATH, content)

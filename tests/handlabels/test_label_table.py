@@ -1,4 +1,8 @@
+import tracemalloc
+
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipelines.handlabels.table import read_label_table
@@ -76,3 +80,54 @@ def test_missing_columns_and_files_are_named(tmp_path):
         read_label_table(str(tmp_path / "labels.csv"))
     with pytest.raises(InputError, match="is neither a CSV or Parquet file nor a folder that holds one"):
         read_label_table(str(tmp_path / "none.csv"))
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("event_id", pa.array([b"\xff"])),
+        ("label", pa.array([["Eis"]])),
+        ("Label", pa.array([b"Eis"])),
+        ("label", pa.array([{"class": "Eis"}])),
+        ("label", pa.array([[("Eis", 1)]], pa.map_(pa.string(), pa.int64()))),
+        ("split", pa.array([["test"]])),
+    ],
+)
+def test_a_column_that_is_neither_text_nor_numbers_is_refused_by_name(tmp_path, name, values):
+    # str() of a list would be a class of its own.
+    path = tmp_path / "labels.parquet"
+    columns = {"event_id": pa.array(["a"]), "label": pa.array(["Eis"])} | {name: values}
+    if name == "Label":
+        del columns["label"]
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(InputError, match=f"its column '{name}' is .*, which is neither text nor a number"):
+        read_label_table(str(path))
+
+
+@pytest.mark.parametrize(
+    ("values", "label"),
+    [
+        (pa.array(["Eis"]).dictionary_encode(), "Eis"),
+        (pa.array(["Eis"], pa.large_string()), "Eis"),
+        (pa.array(["Eis"], pa.string_view()), "Eis"),
+        (pa.array([3]), "3"),
+    ],
+)
+def test_text_of_any_arrow_type_and_numbers_are_labels(tmp_path, values, label):
+    path = tmp_path / "labels.parquet"
+    pq.write_table(pa.table({"event_id": pa.array(["a"]), "label": values}), path)
+    assert read_label_table(str(path)).rows["label"].tolist() == [label]
+
+
+def test_a_file_larger_than_any_label_table_is_not_read(tmp_path):
+    path = tmp_path / "labels.csv"
+    with path.open("w") as file:
+        file.write("event_id,label\n")
+        file.truncate(2**40)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="has more than 256 MiB, the largest that is read"):
+            read_label_table(str(path))
+        assert tracemalloc.get_traced_memory()[1] < 3 * 2**28
+    finally:
+        tracemalloc.stop()

@@ -5,7 +5,6 @@ import io
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import obspy
@@ -16,7 +15,6 @@ from obspy.core.inventory import Channel, Inventory, Network, Response, Site, St
 from pymseed import MS3TraceList
 
 from jobs import fetch
-from pipelines.archive import fdsn
 from pipelines.workspace.storage import open_store
 
 FIRST = obspy.UTCDateTime(2019, 1, 1)
@@ -137,7 +135,7 @@ def test_a_second_fetch_asks_only_for_what_is_missing(
     data_centre.dataselect_lines.clear()
     capsys.readouterr()
     assert fetch.main(words(str(tmp_path), data_centre)) == 0
-    assert "1 channel-days written" in capsys.readouterr().out
+    assert "1 channel-day written" in capsys.readouterr().out
     assert lost.read_bytes() == before
     asked = {(*line.split()[:4], line.split()[4][:10]) for line in data_centre.dataselect_lines}
     assert ("AW", "VNA1", "--", "HHN", "2019-01-03") in asked
@@ -212,6 +210,7 @@ def mseed3(station: str) -> bytes:
         (Instead(status=302, headers={"Location": "file:///etc/passwd"}), "file"),
         (Instead(status=302, headers={"Location": "/fdsnws/dataselect/1/query"}), "would lead to an infinite loop"),
         (Instead(b"\0" * 2**20, repeats=100), "larger than"),
+        (Instead(b""), "answered with nothing"),
     ],
 )
 def test_a_station_that_the_service_fails_at_costs_that_station_and_is_named(
@@ -298,12 +297,31 @@ def test_stationxml_that_is_not_stationxml_is_named_and_the_recordings_are_kept(
     assert len(list(tmp_path.rglob("*.D.2019.001"))) == 3
 
 
-def test_an_answer_that_trickles_is_given_up(tmp_path: Path):
-    class Trickle:
-        headers: ClassVar[dict[str, str]] = {}
+@pytest.mark.parametrize(
+    ("what", "right"),
+    [
+        ("status", "Timed Out"),
+        ("headers", "Timed Out"),
+        *((framing, "comes too slowly") for framing in ("length", "closed", "chunked")),
+    ],
+)
+def test_an_answer_that_trickles_is_given_up(
+    what: str, right: str, data_centre: FdsnStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    # No byte takes longer than the timeout; all of them would take days.
+    data_centre.instead_of_waveforms["VNA1"] = Instead(trickles=what)
+    flags = ("--fetch.end", "2019-01-02", "--fetch.channel", "HHZ", "--fetch.timeout_seconds", "1")
+    began = time.monotonic()
+    assert fetch.main(words(str(tmp_path), data_centre, *flags)) == 1
+    assert time.monotonic() - began < 20
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert "AW.VNA1" in error
+    assert right in error
+    assert not list(tmp_path.rglob("*VNA1*"))
 
-        def read(self, size: int) -> bytes:
-            return b"x"
 
-    with pytest.raises(fdsn._AnswerError, match="too slowly"):
-        fdsn._read(Trickle(), 10**6, time.monotonic() - 1)
+def test_a_list_of_channels_may_begin_with_a_byte_order_mark(data_centre: FdsnStandIn, tmp_path: Path):
+    content = data_centre.stations({"format": "text", "level": "channel", "channel": "HHZ", "station": "VNA2"})
+    data_centre.instead_of_stations["channel"] = Instead(b"\xef\xbb\xbf" + content)
+    assert fetch.main(words(str(tmp_path), data_centre, "--fetch.end", "2019-01-02")) == 0
+    assert len(list(tmp_path.rglob("*.D.2019.001"))) == 1
