@@ -1,5 +1,6 @@
 """Files that are nearly right: made here, then changed where their structure is."""
 
+import copy
 import gzip
 import io
 import json
@@ -428,7 +429,8 @@ def json_file(values: Any, rng: Random) -> bytes:
             if rng.random() < 0.2:
                 del holder[key]
             else:
-                holder[key] = _JSON_VALUES[int(rng.integers(len(_JSON_VALUES)))]
+                # A copy: what is put in may be changed next.
+                holder[key] = copy.deepcopy(_JSON_VALUES[int(rng.integers(len(_JSON_VALUES)))])
             break
     content = json.dumps(values, indent=1).encode()
     if rng.random() < 0.05:
