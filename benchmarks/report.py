@@ -109,7 +109,8 @@ def _write_account(workspace: Workspace, place: tuple[str, str, str], shard: str
     tables.write_table(workspace.store, tables.shard_path("availability", *place), rows)
     coverage = [{"day": shard, "channel": "HHZ", "seconds": 80_000.0, "blanked_seconds": 0.0, "gaps": 1}]
     name = MarkerName(*place, "0" * 16)
-    write_marker(workspace.store, "detect", name, {"coverage": coverage, "gaps": 1, "quarantined": []})
+    content = {"start": f"{coverage[0]['day']}T00:00:00Z", "counts": {"events": 0}, "skipped": [], "quarantined": []}
+    write_marker(workspace.store, "detect", name, content | {"coverage": coverage, "gaps": 1})
 
 
 def measure(workspace: str, arguments: list[str]) -> dict[str, float]:

@@ -60,7 +60,8 @@ def _read_markers(store: Store, names: Sequence[MarkerName]) -> tuple[pd.DataFra
     gaps = 0
     quarantined: set[str] = set()
     with ThreadPoolExecutor(READ_THREADS) as pool:
-        for name, marker in zip(names, pool.map(lambda one: read_detection_marker(store, "detect", one), names), strict=True):
+        markers = pool.map(lambda one: read_detection_marker(store, "detect", one), names)
+        for name, marker in zip(names, markers, strict=True):
             gaps += int(marker.get("gaps", 0))
             quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
             rows += [
