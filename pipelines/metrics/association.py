@@ -129,7 +129,10 @@ def match_times(
         within = miss <= tolerance_ns
         targets[rows] = np.where(within, candidates[nearest], -1)
         misses[rows] = miss
-        ties[rows] = within & (before != after) & (miss_before == miss_after)
+        # Two channel groups of a station may have an onset at one instant.
+        chosen = onsets[nearest]
+        twins = np.searchsorted(onsets, chosen, side="right") - np.searchsorted(onsets, chosen) > 1
+        ties[rows] = within & (twins | ((before != after) & (miss_before == miss_after)))
     return _resolve(targets, misses, ties, labels)
 
 

@@ -101,6 +101,15 @@ def test_a_label_between_two_equally_near_onsets_is_ambiguous():
     assert found.event_rows.tolist() == []
 
 
+def test_a_label_of_two_channel_groups_with_an_onset_at_one_instant_is_ambiguous():
+    station = [("AW", "VNA1")]
+    # Before, on and after the two; another onset is farther away.
+    for time in (99.8, 100.0, 100.3):
+        found = match_times(station * 3, seconds(100, 102, 100), station, seconds(time), ["spike"], 2.0)
+        assert found.ambiguous.tolist() == [0]
+        assert found.event_rows.tolist() == []
+
+
 def test_labels_by_event_id_report_unknown_and_contradicting_rows():
     found = match_event_ids(["a", "b", "c"], ["c", "x", "b", "b"], ["spike", "spike", "spike", "icequake"])
     assert found.event_rows.tolist() == [2]
