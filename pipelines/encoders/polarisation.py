@@ -2,9 +2,9 @@
 
 A glitch, a step or a calibration pulse of the digitiser has one waveform on all components, or lies on one of them:
 the signal moves along one line (or, with phases of its own on each component, one ellipse), whatever its duration and
-frequency. Waves of the ground arrive along several paths
-with delays of their own, so that over a second or more their motion fills an ellipsoid. Contrastive learning uses this
-little, since duration and frequency tell windows apart more easily.
+frequency. Waves of the ground arrive along several paths with delays of their own, so that over a second or more their
+motion fills an ellipsoid. Contrastive learning uses this little, since duration and frequency tell windows apart more
+easily.
 
 Legend of shape suffixes: B window, C component (E, N, Z), S sample, F frequency band, T frame.
 """
