@@ -205,3 +205,17 @@ def test_the_example_of_the_architecture_page_is_code_that_exists():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     example = page.split("```python\n")[1].split("```")[0]
     assert example.strip() in (ROOT / "jobs" / "label.py").read_text(encoding="utf-8")
+
+
+def test_no_function_has_nine_positional_parameters() -> None:
+    """Compiled loops are left out, and the code that writes one: numba passes by position."""
+    long = []
+    for path in sorted((ROOT / "pipelines").rglob("*.py")):
+        if path.name == "lanes.py":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and not any("jit" in ast.unparse(one) for one in node.decorator_list):
+                names = [one.arg for one in (*node.args.posonlyargs, *node.args.args) if one.arg not in ("self", "cls")]
+                if len(names) >= 9:
+                    long.append(f"{path.relative_to(ROOT)}: {node.name}")
+    assert long == []

@@ -265,7 +265,17 @@ def decode(
         decoded.report(f"bytes {offset + first} to {offset + end}: {PROBLEMS[reason]}")
         decoded.damaged_bytes += end - first
     if len(found.fields):
-        _decode_records(content, found, start_ns, end_ns, offset, wanted, payloads, within, decoded)
+        _decode_records(
+            content,
+            found,
+            decoded,
+            start_ns=start_ns,
+            end_ns=end_ns,
+            offset=offset,
+            wanted=wanted,
+            payloads=payloads,
+            within=within,
+        )
     if not decoded.counts and not decoded.num_problems:
         decoded.report("no samples in it")
     return decoded
@@ -329,13 +339,14 @@ def _channel(code: bytes) -> Channel | None:
 def _decode_records(
     content: Array,
     found: headers.Headers,
+    decoded: Decoded,
+    *,
     start_ns: int | None,
     end_ns: int | None,
     offset: int,
     wanted: Callable[[Channel], bool],
     payloads: Payloads,
     within: tuple[int, int] | None,
-    decoded: Decoded,
 ) -> None:
     """Decode the records whose headers were read: add runs, counts and problems."""
     holding = found.fields[:, COUNT] > 0
@@ -374,7 +385,17 @@ def _decode_records(
         for which in np.unique(number[outside]).tolist():
             counts[channels[which]].drop(Drop.OUTSIDE, int(fields[outside & (number == which), COUNT].sum()))
         firsts, lasts = firsts[reaching], lasts[reaching]
-    for run in _runs(content, fields, rates_hz, number, channels, blocks, positions, firsts, lasts):
+    for run in _runs(
+        content,
+        fields,
+        rates_hz,
+        number=number,
+        channels=channels,
+        blocks=blocks,
+        positions=positions,
+        firsts=firsts,
+        lasts=lasts,
+    ):
         part: Run | None = run
         if start_ns is not None or end_ns is not None:
             part = run.clip(MIN_TIME_NS if start_ns is None else start_ns, MAX_TIME_NS if end_ns is None else end_ns)
@@ -571,6 +592,7 @@ def _runs(
     content: Array,
     fields: Array,
     rates_hz: Array,
+    *,
     number: Array,
     channels: list[Channel | None],
     blocks: dict[int, Array],

@@ -146,12 +146,12 @@ def find_clustering(
             store,
             inputs,
             config,
-            known,
-            num_classes if missing else None,
-            0 if fitted is None else round(fitted.num_events * config.kmeans.fraction),
-            tree is None,
-            num_workers,
-            num_cpus,
+            known=known,
+            num_classes=num_classes if missing else None,
+            known_rows=0 if fitted is None else round(fitted.num_events * config.kmeans.fraction),
+            with_tree=tree is None,
+            num_workers=num_workers,
+            num_cpus=num_cpus,
         )
         if known is None:
             content = found.model.to_bytes()
@@ -211,6 +211,7 @@ def _fit(
     store: Store,
     inputs: LabelInputs,
     config: Config,
+    *,
     known: ClusterModel | None,
     num_classes: int | None,
     known_rows: int,

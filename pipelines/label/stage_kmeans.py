@@ -117,12 +117,12 @@ def fit_model(
                 ActorGather(actors),
                 surveys,
                 settings,
-                known,
-                num_classes,
-                known_rows,
-                with_tree,
-                progress,
-                sample_events,
+                known=known,
+                num_classes=num_classes,
+                known_rows=known_rows,
+                with_tree=with_tree,
+                progress=progress,
+                sample_events=sample_events,
             )
         except RayActorError as error:
             if attempt + 1 == MAX_ATTEMPTS:
@@ -145,6 +145,7 @@ def _fit(
     gather: Gather,
     surveys: Sequence[Survey],
     settings: KMeansSettings,
+    *,
     known: ClusterModel | None,
     num_classes: int | None,
     known_rows: int,

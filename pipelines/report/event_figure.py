@@ -132,6 +132,7 @@ def round_length(peak: float) -> float:
 def event_figure(
     waveform: npt.NDArray[np.float32],
     rate_hz: float,
+    *,
     onset_s: float,
     duration_s: float,
     channels: list[str | None],

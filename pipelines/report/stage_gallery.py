@@ -100,13 +100,13 @@ def event_svg(
         figure = event_figure(
             waveform,
             float(values["sampling_rate"]),
-            onset_s,
-            float(values["duration_s"]),
-            list(values["channels"]),
-            str(values["trigger_channel"]),
-            str(values["units"]),
-            cluster_colour(cluster),
-            band_hz,
+            onset_s=onset_s,
+            duration_s=float(values["duration_s"]),
+            channels=list(values["channels"]),
+            trigger_channel=str(values["trigger_channel"]),
+            units=str(values["units"]),
+            colour=cluster_colour(cluster),
+            band_hz=band_hz,
         )
         words = f"Waveforms and spectrogram of a detection at {site}, trigger {values['duration_s']:.2f} s long"
         return to_svg(figure, words)

@@ -45,7 +45,16 @@ def test_a_scale_bar_is_a_round_number_that_fits(peak: float) -> None:
 
 def event_svg(waveform: np.ndarray, channels: list[str | None]) -> str:
     with style.drawing():
-        figure = event_figure.event_figure(waveform, 100.0, 1.0, 0.5, channels, "HHZ", "counts", "#2f7fc1")
+        figure = event_figure.event_figure(
+            waveform,
+            100.0,
+            onset_s=1.0,
+            duration_s=0.5,
+            channels=channels,
+            trigger_channel="HHZ",
+            units="counts",
+            colour="#2f7fc1",
+        )
         return style.to_svg(figure, "an event at <station>")
 
 
