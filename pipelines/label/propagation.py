@@ -58,10 +58,14 @@ class Classifier:
 
 
 def standardisation(points: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation, (d,) each, of points (n, d) with or without label; 1 where all are equal."""
+    """Return the mean (d,) and the scale (d,) of points (n, d) with or without label.
+
+    The scale is the same in all dimensions, the root of their mean variance (1 where all points are equal): a dimension
+    in which events differ much keeps its weight, which the clusters give it, too.
+    """
     rows = points.astype(np.float64)
-    scale = rows.std(axis=0)
-    return rows.mean(axis=0), np.where(scale > 0, scale, 1.0)
+    spread = float(np.sqrt(rows.var(axis=0).mean()))
+    return rows.mean(axis=0), np.full(rows.shape[1], spread if spread > 0 else 1.0)
 
 
 def too_few(labels: Labels, events: Labels) -> str | None:

@@ -26,7 +26,7 @@ from pipelines.workspace.event_sample import choose_events
 from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.storage import Store, content_hash
 
-ALGORITHM_VERSION = 1
+ALGORITHM_VERSION = 2
 """Raised by hand when the same hand labels and embeddings give another classifier."""
 
 MAX_STANDARDISED = 20_000

@@ -29,9 +29,10 @@ def test_answers_are_those_of_logistic_regression_at_the_chosen_strength_and_tem
     rows, labels = classes_of(400, 1, num_classes)
     mean, scale = standardisation(rows)
     found = fit_classifier(rows, labels, names_of(400), mean, scale)
-    scaler = StandardScaler().fit(rows.astype(np.float64))
-    model = LogisticRegression(C=found.strength, max_iter=1000).fit(scaler.transform(rows.astype(np.float64)), labels)
-    logits = model.decision_function(scaler.transform(rows.astype(np.float64)))
+    scaler = StandardScaler(with_std=False).fit(rows.astype(np.float64))
+    scaled = scaler.transform(rows.astype(np.float64)) / np.sqrt(rows.astype(np.float64).var(axis=0).mean())
+    model = LogisticRegression(C=found.strength, max_iter=1000).fit(scaled, labels)
+    logits = model.decision_function(scaled)
     if num_classes == 2:
         logits = np.stack([np.zeros(400), logits], axis=1)
     expected = softmax(logits / found.temperature, axis=1)
