@@ -56,7 +56,12 @@ class SampleCounts:
 
     def lost(self) -> Counter[Outcome]:
         """Return the samples that cannot be used, by outcome."""
-        return Counter({OUTCOMES[drop]: count for drop, count in self.dropped.items() if drop not in ELSEWHERE})
+        found: Counter[Outcome] = Counter()
+        for drop, count in self.dropped.items():
+            if drop not in ELSEWHERE:
+                # Two reasons may have one outcome.
+                found[OUTCOMES[drop]] += count
+        return found
 
     def drop(self, reason: Drop, count: int) -> None:
         """Move samples from returned to dropped."""
