@@ -16,6 +16,7 @@ from .preparation import (
     frame_length_for,
     lend_components,
     log_spectrogram,
+    noise_frames,
     standardise,
 )
 
@@ -100,7 +101,7 @@ class SpectrogramPicture(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.fft_length, self.hop = frame_length_for(config.num_samples, config.num_frames)
-        self.num_noise_frames = max(1, (config.lead_samples * 3 // 4 - self.fft_length) // self.hop + 1)
+        self.num_noise_frames = noise_frames(config.lead_samples, self.fft_length, self.hop)
         self.bands: Tensor
         self.register_buffer("bands", band_matrix(config.num_bands, self.fft_length).float(), persistent=False)
 

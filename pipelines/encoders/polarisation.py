@@ -13,9 +13,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool1d, max_pool1d
+from torch.nn.functional import avg_pool1d
 
-from .preparation import band_matrix, frame_length_for, standardise
+from .preparation import band_matrix, frame_length_for, frame_spectra, frames_with_gaps, noise_frames, standardise
 
 FRAMES, STRIDE = 5, 2
 """Frames, of about a hundredth of the window each, over which components are compared, and between two comparisons."""
@@ -72,7 +72,7 @@ class LinearMotion(nn.Module):
     def __init__(self, num_samples: int, lead_samples: int, num_bands: int, num_frames: int) -> None:
         super().__init__()
         self.fft_length, self.hop = frame_length_for(num_samples, num_frames)
-        self.num_noise_frames = max(1, (lead_samples * 3 // 4 - self.fft_length) // self.hop // STRIDE + 1)
+        self.num_noise_frames = (noise_frames(lead_samples, self.fft_length, self.hop) - 1) // STRIDE + 1
         bands = band_matrix(num_bands, self.fft_length)
         half = max(1, int(num_bands * BANDS_SHARE) // 2)
         # Each row is the mean of a band and its neighbours; neighbouring rows overlap by half.
@@ -90,20 +90,9 @@ class LinearMotion(nn.Module):
         """
         with torch.autocast(x_BCS.device.type, enabled=False):
             standard, present_BCS, alive_BC, _ = standardise(x_BCS.float())
-            num_windows, num_components, num_samples = standard.shape
-            spectrum = torch.stft(
-                standard.reshape(-1, num_samples),
-                self.fft_length,
-                self.hop,
-                window=torch.hann_window(self.fft_length, dtype=standard.dtype, device=standard.device),
-                center=False,
-                return_complex=True,
-            )
-            # The edge of a gap steps on all components at once: frames that touch one say nothing of the ground.
-            absent_BS = ((~present_BCS) & alive_BC[..., None]).any(1).to(standard.dtype)
-            touched_BT = max_pool1d(absent_BS[:, None], kernel_size=self.fft_length, stride=self.hop)[:, 0] > 0
-            spectrum = spectrum.reshape(num_windows, num_components, *spectrum.shape[1:])
-            spectrum = spectrum * (~touched_BT)[:, None, None]
+            # The edge of a gap steps on all components at once.
+            touched_BT = frames_with_gaps(present_BCS, alive_BC, self.fft_length, self.hop, standard.dtype)
+            spectrum = frame_spectra(standard, self.fft_length, self.hop) * (~touched_BT)[:, None, None]
             degree = squared_degree(spectrum, self._average, self.num_noise_frames)
             power = self._average(spectrum.abs().square().sum(1))
             noise = power[..., : self.num_noise_frames].mean((1, 2), keepdim=True)

@@ -154,6 +154,28 @@ def band_matrix(num_bands: int, fft_length: int) -> Tensor:
     return weight / weight.sum(1, keepdim=True)
 
 
+def noise_frames(lead_samples: int, fft_length: int, hop: int) -> int:
+    """Return how many of the first frames hold the noise before the onset alone, at least one."""
+    return max(1, (lead_samples * 3 // 4 - fft_length) // hop + 1)
+
+
+def frame_spectra(standard_BCS: Tensor, fft_length: int, hop: int) -> Tensor:
+    """Return the complex spectra (window, component, bin, frame) of Hann-tapered frames."""
+    num_windows, num_components, num_samples = standard_BCS.shape
+    taper = torch.hann_window(fft_length, dtype=standard_BCS.dtype, device=standard_BCS.device)
+    spectrum = torch.stft(
+        standard_BCS.reshape(-1, num_samples), fft_length, hop, window=taper, center=False, return_complex=True
+    )
+    return spectrum.reshape(num_windows, num_components, *spectrum.shape[1:])
+
+
+def frames_with_gaps(present_BCS: Tensor, alive_BC: Tensor, fft_length: int, hop: int, dtype: torch.dtype) -> Tensor:
+    """Return which frames touch absent samples of a present component (window, frame): an edge, not the ground."""
+    absent_BS = ((~present_BCS) & alive_BC[..., None]).any(1).to(dtype)
+    touched = torch.nn.functional.max_pool1d(absent_BS[:, None], kernel_size=fft_length, stride=hop)
+    return touched[:, 0] > 0
+
+
 def log_spectrogram(
     standard_BCS: Tensor, present_BCS: Tensor, alive_BC: Tensor, bands: Tensor, fft_length: int, hop: int
 ) -> Tensor:
@@ -172,19 +194,9 @@ def log_spectrogram(
     Returns:
         (window, 2, band, frame): horizontal, vertical.
     """
-    num_windows, _, num_samples = standard_BCS.shape
-    taper = torch.hann_window(fft_length, dtype=standard_BCS.dtype, device=standard_BCS.device)
-    spectrum = torch.stft(
-        standard_BCS.reshape(-1, num_samples),
-        fft_length,
-        hop,
-        window=taper,
-        center=False,
-        return_complex=True,
-    )
+    spectrum = frame_spectra(standard_BCS, fft_length, hop)
     power = spectrum.real.square() + spectrum.imag.square()
     band_power = torch.matmul(bands.to(power.dtype), power)
-    band_power = band_power.reshape(num_windows, 3, *band_power.shape[1:])
     weight_BC11 = alive_BC.to(power.dtype)[..., None, None]
     horizontal = (band_power[:, :2] * weight_BC11[:, :2]).sum(1) / weight_BC11[:, :2].sum(1).clamp(min=1)
     vertical = band_power[:, 2]
@@ -194,10 +206,7 @@ def log_spectrogram(
         [torch.where(has_horizontal, horizontal, vertical), torch.where(has_vertical, vertical, horizontal)], dim=1
     )
     log_power = torch.log10(pair + 1e-8)
-    # A frame that touches absent samples of a present component holds an edge, not the ground.
-    absent_BS = ((~present_BCS) & alive_BC[..., None]).any(1).to(power.dtype)
-    touched = torch.nn.functional.max_pool1d(absent_BS[:, None], kernel_size=fft_length, stride=hop)
-    touched_B11T = touched[:, None] > 0
+    touched_B11T = frames_with_gaps(present_BCS, alive_BC, fft_length, hop, power.dtype)[:, None, None]
     good = (~touched_B11T).to(power.dtype)
     background = (log_power * good).sum(-1, keepdim=True) / good.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(touched_B11T, background, log_power)
