@@ -2,13 +2,11 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from pipelines.report.activity import time_axis
-from pipelines.report.style import CLUSTER_COLOURS, MUTED, PAPER, new_figure, quiet
+from pipelines.report.style import CLUSTER_COLOURS, COVERAGE_COLOURS, MUTED, PAPER, new_figure, quiet
 
-USED_COLOURS = LinearSegmentedColormap.from_list("coverage", ["#d9e6ef", "#7fb2d3", "#2f7fc1", "#123f66"], N=64)
 MAX_CELLS = 1500
 MAX_OUTCOMES = 5
 """Outcomes with a colour of their own beside `used` and `no_data`; the others are drawn together."""
@@ -42,7 +40,7 @@ def channel_figure(days: pd.DataFrame, seconds: pd.DataFrame) -> Figure:
             np.ma.masked_equal(cells, 0.0),
             aspect="auto",
             extent=(start, start + cells.shape[1] * per_cell, len(channels) - 0.5, -0.5),
-            cmap=USED_COLOURS,
+            cmap=COVERAGE_COLOURS,
             vmin=0,
             vmax=1,
             interpolation="none",

@@ -2,15 +2,12 @@
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from pipelines.report.activity import as_dates, time_axis
-from pipelines.report.style import GRID, MUTED, PAPER, drawing, new_figure, quiet, to_png
+from pipelines.report.style import COVERAGE_COLOURS, GRID, MUTED, PAPER, drawing, new_figure, quiet, to_png
 from pipelines.report.time_bins import BinnedCounts
-
-_COVERAGE_COLOURS = LinearSegmentedColormap.from_list("coverage", ["#d9e6ef", "#7fb2d3", "#2f7fc1", "#123f66"], N=64)
 
 
 def coverage_figure(coverage: pd.DataFrame, events: BinnedCounts, max_stations: int = 60) -> Figure:
@@ -51,7 +48,7 @@ def coverage_figure(coverage: pd.DataFrame, events: BinnedCounts, max_stations: 
             np.ma.masked_equal(mean, 0.0),
             aspect="auto",
             extent=(start, start + cells * per_cell, len(shown) - 0.5, -0.5),
-            cmap=_COVERAGE_COLOURS,
+            cmap=COVERAGE_COLOURS,
             vmin=0,
             vmax=1,
             interpolation="none",

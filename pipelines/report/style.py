@@ -16,6 +16,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -26,6 +27,9 @@ INK = "#1b2a38"
 MUTED = "#5b6b7a"
 GRID = "#d5dde4"
 PAPER = "#fefdfc"
+COVERAGE_COLOURS = LinearSegmentedColormap.from_list("coverage", ["#d9e6ef", "#7fb2d3", "#2f7fc1", "#123f66"], N=64)
+"""Share of a day that is covered or used, from 0 to 1."""
+
 _THEME = {
     INK: "var(--ink,#1b2a38)",
     MUTED: "var(--muted,#5b6b7a)",
