@@ -58,7 +58,7 @@ def run(arguments: Arguments) -> None:
     tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
     replaced = check_chain(workspace, configs, tracking, replace=arguments.replace)
     on_growth = configs["detect"].run.on_growth
-    if "tune" in configs and on_growth == "keep" and _is_trained(workspace, configs["train"], replaced):
+    if "tune" in configs and on_growth == "keep" and _is_trained(workspace, configs["train"], tracking, replaced):
         print("run: nothing is searched, since the encoder that is there is kept")
         del configs["tune"]
     for stage, config in configs.items():
@@ -115,8 +115,15 @@ def check_chain(
         read_label_table(path)
     if "tune" in configs:
         check_search(configs["tune"])
-    conflicts = _conflicts(workspace, configs)
-    check_training(workspace, configs["train"], window, replace="train" in conflicts, tuned_before="tune" in configs)
+    conflicts = _conflicts(workspace, configs, tracking)
+    check_training(
+        workspace,
+        configs["train"],
+        tracking,
+        window,
+        replace="train" in conflicts,
+        tuned_before="tune" in configs,
+    )
     check_labelling(workspace.store, configs["label"], tracking, window)
     if not conflicts:
         if replace:
@@ -135,13 +142,13 @@ def check_chain(
     return tuple(conflicts)
 
 
-def _conflicts(workspace: Workspace, configs: Mapping[str, Config]) -> dict[str, str]:
+def _conflicts(workspace: Workspace, configs: Mapping[str, Config], tracking: Tracking) -> dict[str, str]:
     """Return what differs from the settings of each stage's results, in the order of the chain."""
     tuned = "tune" in configs and configs["train"].train.augment_from == "tune"
     found = {
         stage: None
         if stage == "train" and tuned
-        else training_conflict(workspace, configs[stage])
+        else training_conflict(workspace, configs[stage], tracking)
         if stage == "train"
         else workspace.conflict(stage, configs[stage])
         for stage in RESULTS
@@ -149,12 +156,12 @@ def _conflicts(workspace: Workspace, configs: Mapping[str, Config]) -> dict[str,
     return {stage: words for stage, words in found.items() if words is not None}
 
 
-def _is_trained(workspace: Workspace, config: Config, replaced: Sequence[str]) -> bool:
+def _is_trained(workspace: Workspace, config: Config, tracking: Tracking, replaced: Sequence[str]) -> bool:
     """Whether there is a finished training, with the augmentations that a search found."""
     if {"detect", "train"} & set(replaced) or not workspace.store.exists(BEST_AUGMENTATION):
         return False
     trained = TrainingRecord.read(workspace.store) is not None
-    return trained and training_conflict(workspace, config) is None
+    return trained and training_conflict(workspace, config, tracking) is None
 
 
 def _say_how_to_look(workspace: Workspace, tracking: Tracking, *, seconds: float) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from jobs.command_line import JOBS, config_text, leave, run_job
-from pipelines.config import NO_PATHS, PATH_KEYS, describe_keys, flatten, read_yaml, refuse_secrets
+from pipelines.config import PATH_KEYS, describe_keys, flatten, is_path, read_yaml, refuse_secrets
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_private import quieten_jobs_client
 from pipelines.runtime.ray_token import use_token_if_available
@@ -171,11 +171,11 @@ def prepare(words: Sequence[str]) -> Submission:
 
     after_flag = False
     for word in rest:
-        is_path = not word.startswith("--") and not after_flag
+        is_location = not word.startswith("--") and not after_flag
         after_flag = word.startswith("--") and "." in word and "=" not in word
-        sent.append(on_the_nodes(word) if is_path else word)
+        sent.append(on_the_nodes(word) if is_location else word)
     for key, value in paths.items():
-        sent += [f"--{key}", value if value in NO_PATHS else on_the_nodes(value)]
+        sent += [f"--{key}", on_the_nodes(value) if is_path(value) else value]
     if "mlflow" in named:
         sent += ["--mlflow", named["mlflow"]]
     name = Path(named["config"]).name if "config" in named else "config.yaml"

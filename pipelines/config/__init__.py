@@ -60,6 +60,8 @@ PATH_KEYS = (
 """Keys of the stages whose values are paths or URLs."""
 
 NO_PATHS = ("tune", "null", "")
+OF_A_RUN = "runs:/"
+"""What `train.augment_from` begins with where it names a run of MLflow."""
 """Values of these keys that are no paths."""
 
 
@@ -154,6 +156,11 @@ def _kinds(dotted: str) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is UnionType else (kind,)
 
 
+def is_path(value: str) -> bool:
+    """Whether the value of one of PATH_KEYS is a path or URL, rather than a word or a run of MLflow."""
+    return value not in NO_PATHS and not value.startswith(OF_A_RUN)
+
+
 def map_paths(nested: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
     """Return nested or flat sections with the paths and URLs of PATH_KEYS changed."""
 
@@ -162,7 +169,7 @@ def map_paths(nested: Mapping[str, Any], change: Callable[[str], str]) -> dict[s
         for name, value in values.items():
             if isinstance(value, Mapping):
                 value = changed(value, f"{prefix}{name}.")
-            elif f"{prefix}{name}" in PATH_KEYS and isinstance(value, str) and value not in NO_PATHS:
+            elif f"{prefix}{name}" in PATH_KEYS and isinstance(value, str) and is_path(value):
                 value = change(value)
             result[name] = value
         return result
@@ -270,13 +277,14 @@ def _sentence(error: ValidationError) -> str:
 
 __all__ = [
     "MAX_YAML_BYTES",
-    "NO_PATHS",
+    "OF_A_RUN",
     "PATH_KEYS",
     "STAGE_SECTIONS",
     "Config",
     "Layer",
     "describe_keys",
     "flatten",
+    "is_path",
     "load_yaml",
     "map_paths",
     "read_flags",

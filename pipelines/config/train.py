@@ -55,7 +55,9 @@ class TrainSettings(Section):
     augmentation: Literal["amplitude", "frequency", "both"] = "both"
     """Families of augmentations that are used; time shifts, masks, polarity and rotation always are."""
     augment_from: str | None = None
-    """YAML file (path or URL) with the augmentation section; `tune`: the best one that `tune` found here."""
+    """Whose augmentation section is used: a YAML file (path or URL); `tune`: the best one that `tune` found here;
+    another workspace: the best one that `tune` found there; `runs:/ID`: that of a run of MLflow, a search or a
+    training."""
     max_events: int | None = Field(50_000, ge=2, le=1_000_000_000)
     """Maximum number of events to train on, drawn at random from every station and month (count)."""
 

@@ -13,7 +13,8 @@ from typing import Any
 
 from pipelines import __version__
 from pipelines.config import flatten
-from pipelines.runtime.redaction import scrub
+from pipelines.runtime.errors import InputError
+from pipelines.runtime.redaction import scrub, without_secrets
 from pipelines.tracking.answers import TrackingFailed, answered
 from pipelines.tracking.keys import mlflow_key
 from pipelines.tracking.server import Tracking, as_default, missing_database
@@ -150,6 +151,31 @@ def nested_runs(parent: StageRun) -> list[str]:
         token = page.token
         if not token:
             return found
+
+
+def file_of_run(tracking: Tracking, run_id: str, names: Sequence[str], *, max_bytes: int) -> bytes:
+    """Return the first of these artifacts that a run has.
+
+    Raises:
+        InputError: there is no such run, it has none of them, or the artifact is larger than that.
+    """
+    from mlflow.exceptions import MlflowException
+
+    database = missing_database(tracking)
+    if database is not None:
+        raise InputError(f"there is no {database}")
+    client = tracking.client()
+    try:
+        files = {item.path: item for item in client.list_artifacts(run_id) if not item.is_dir}
+    except MlflowException:
+        raise InputError(f"MLflow at {without_secrets(tracking.uri)} has no such run") from None
+    name = next((name for name in names if name in files), None)
+    if name is None:
+        raise InputError(f"the run has no {' and no '.join(names)}")
+    if (files[name].file_size or 0) > max_bytes:
+        raise InputError(f"its {name} is larger than {max_bytes} bytes, the most that is read")
+    with tempfile.TemporaryDirectory(prefix="firnline-") as folder, as_default(tracking):
+        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
 
 
 def delete_runs(tracking: Tracking, run_ids: Iterable[str]) -> None:

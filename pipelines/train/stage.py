@@ -25,7 +25,7 @@ from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.train.stage_fit import TrainingInputs, fit_encoder
 from pipelines.train.stage_register import judge_of, log_figures, register_encoder
-from pipelines.train.stage_setup import effective_augmentation, network_config
+from pipelines.train.stage_setup import AUGMENTATION_OF_TRAINING, effective_augmentation, network_config
 from pipelines.workspace.artifacts import ENCODER, TrainingRecord
 from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.ledger import fingerprint
@@ -76,7 +76,7 @@ def train_encoder(
     store = workspace.store
     config = where_it_runs(config)
     settings = config.train
-    augmentation = effective_augmentation(workspace, config)
+    augmentation = effective_augmentation(workspace, config, tracking)
     inputs = events_fingerprint(store)
     keys = _output_keys(config, augmentation)
     mark = fingerprint({"keys": keys, "events": inputs, "version": ALGORITHM_VERSION})
@@ -114,7 +114,7 @@ def train_encoder(
     ):
         store = place.store
         run.set_tags({"firnline.fingerprint": mark, "firnline.events": len(sample)})
-        run.log_text(yaml.safe_dump(augmentation.model_dump(mode="json"), sort_keys=False), "augmentation.yaml")
+        run.log_text(yaml.safe_dump(augmentation.model_dump(mode="json"), sort_keys=False), AUGMENTATION_OF_TRAINING)
         fitting = TrainingInputs(
             store=store, config=config, augmentation=augmentation, sample=sample, network=network, mark=mark
         )
@@ -156,12 +156,18 @@ def train_encoder(
 
 
 def check_training(
-    workspace: Workspace, config: Config, window: WindowSettings, *, replace: bool, tuned_before: bool
+    workspace: Workspace,
+    config: Config,
+    tracking: Tracking,
+    window: WindowSettings,
+    *,
+    replace: bool,
+    tuned_before: bool,
 ) -> None:
     """Refuse what `train_encoder` would, as far as it can be known before there are events.
 
     Args:
-        workspace, config, replace: as for `train_encoder`.
+        workspace, config, tracking, replace: as for `train_encoder`.
         window: of the events that detection will find.
         tuned_before: a search comes first, which will write what `train.augment_from tune` names.
 
@@ -171,7 +177,7 @@ def check_training(
     network_config(config, window)
     if tuned_before and config.train.augment_from == "tune":
         return
-    keys = _output_keys(config, effective_augmentation(workspace, config))
+    keys = _output_keys(config, effective_augmentation(workspace, config, tracking))
     if not replace:
         _finished_training(workspace, keys)
 
@@ -233,12 +239,12 @@ def _output_keys(config: Config, augmentation: AugmentationSettings) -> dict[str
     return keys
 
 
-def training_conflict(workspace: Workspace, config: Config) -> str | None:
+def training_conflict(workspace: Workspace, config: Config, tracking: Tracking) -> str | None:
     """Return what differs from the finished training, naming the key; None where nothing does, or without one."""
     done = TrainingRecord.read(workspace.store)
     if done is None:
         return None
-    return _difference(workspace, done, _output_keys(config, effective_augmentation(workspace, config)))
+    return _difference(workspace, done, _output_keys(config, effective_augmentation(workspace, config, tracking)))
 
 
 def _difference(workspace: Workspace, done: TrainingRecord, now: dict[str, Any]) -> str | None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -9,33 +10,67 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipelines.config import MAX_YAML_BYTES, Config
+from pipelines.config import MAX_YAML_BYTES, OF_A_RUN, Config
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.contrastive.step import TrainPlan
 from pipelines.encoders import NETWORKS, NetworkConfig
 from pipelines.encoders.preparation import prepare
 from pipelines.runtime.errors import InputError
-from pipelines.workspace.artifacts import BEST_AUGMENTATION, read_augmentation
-from pipelines.workspace.storage import read_file
+from pipelines.tracking.runs import file_of_run
+from pipelines.tracking.server import Tracking
+from pipelines.workspace.artifacts import BEST_AUGMENTATION, WorkspaceState, read_augmentation
+from pipelines.workspace.storage import Store, open_store, read_file, said_of
 from pipelines.workspace.workspace import Workspace
 
 _PREPARE_BATCH = 64
+AUGMENTATION_OF_TRAINING, AUGMENTATION_OF_SEARCH = "augmentation.yaml", "best-augmentation.yaml"
+"""The artifact of MLflow with the augmentation section that a training used, and the one that a search found."""
 
 
-def effective_augmentation(workspace: Workspace, config: Config) -> AugmentationSettings:
+def effective_augmentation(workspace: Workspace, config: Config, tracking: Tracking) -> AugmentationSettings:
     """Return the augmentation section that is trained with: `train.augment_from`'s where that is given.
 
+    Args:
+        workspace: whose own search `tune` names.
+        config: of the training.
+        tracking: where the run `runs:/ID` is.
+
     Raises:
-        InputError: the file cannot be read or is not an augmentation section.
+        InputError: what `train.augment_from` names cannot be read, has had no search, or is not an augmentation
+            section.
     """
     source = config.train.augment_from
     if source is None:
         return config.augmentation
-    name = workspace.store.full(BEST_AUGMENTATION) if source == "tune" else source
-    if source == "tune" and not workspace.store.exists(BEST_AUGMENTATION):
-        raise InputError(f"train.augment_from is {source!r}, but there is no {name}; run tune first or give a file")
+    if source.startswith(OF_A_RUN):
+        return read_augmentation(_augmentation_of_run(tracking, source), name=f"train.augment_from {source}")
+    store = workspace.store if source == "tune" else _workspace_at(source)
+    if store is not None and not store.exists(BEST_AUGMENTATION):
+        where = "give a file" if source == "tune" else "give another source"
+        raise InputError(
+            f"train.augment_from is {source!r}, but there is no {store.full(BEST_AUGMENTATION)}; run tune first or "
+            f"{where}"
+        )
+    name = source if store is None else store.full(BEST_AUGMENTATION)
     content = read_file(name, "train.augment_from", max_bytes=MAX_YAML_BYTES)
     return read_augmentation(content, name=f"train.augment_from {name}")
+
+
+def _workspace_at(url: str) -> Store | None:
+    """Return the storage of a workspace; None where there is none, as for a file."""
+    with said_of(url, "train.augment_from"):
+        store = open_store(url)
+        is_folder = not store.is_local or Path(store.url).is_dir()
+        return store if is_folder and store.exists(WorkspaceState.PATH) else None
+
+
+def _augmentation_of_run(tracking: Tracking, source: str) -> bytes:
+    """Return the augmentation section of the run `runs:/ID`, a search or a training."""
+    names = (AUGMENTATION_OF_SEARCH, AUGMENTATION_OF_TRAINING)
+    try:
+        return file_of_run(tracking, source.removeprefix(OF_A_RUN), names, max_bytes=MAX_YAML_BYTES)
+    except InputError as error:
+        raise InputError(f"train.augment_from {source} cannot be read: {error}") from None
 
 
 class WindowShape(Protocol):

@@ -15,6 +15,7 @@ from pipelines.handlabels.sampling import label_sample
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.runs import StageRun, delete_runs, nested_runs, stage_run
 from pipelines.tracking.server import Tracking
+from pipelines.train.stage_setup import AUGMENTATION_OF_SEARCH
 from pipelines.tune.figures import draw_history, draw_importance, draw_parallel
 from pipelines.tune.proposals import fixed_points
 from pipelines.tune.space import configure, searched_sections, space_of
@@ -160,7 +161,7 @@ def _conclude(
             f"no trial of the search ran to its end: {failed[0].reason if failed else 'all were stopped'}"
         )
     sections = searched_sections(configure(task.config, task.space, best.point), task.space)
-    run.log_text(write_augmentation(store, sections["augmentation"]), "best-augmentation.yaml")
+    run.log_text(write_augmentation(store, sections["augmentation"]), AUGMENTATION_OF_SEARCH)
     tuned = to_yaml(sections)
     store.write(TUNED, tuned.encode())
     run.log_text(tuned, "tuned.yaml")

@@ -167,20 +167,50 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_search_goes_on(r
     assert runs["trial 1"].data.tags["firnline.trial_reason"] == failed.reason
 
 
-def test_training_takes_the_best_section_up(searched):
-    workspace, config, _, summary = searched
+def test_training_takes_the_best_section_up_from_a_file_a_workspace_or_a_run(searched, tmp_path):
+    workspace, config, tracking, summary = searched
     written = yaml.safe_load(Path(summary.path).read_text())["augmentation"]
     tuned = config.model_copy(update={"train": config.train.model_copy(update={"augment_from": "tune"})})
-    assert effective_augmentation(workspace, tuned).model_dump(mode="json") == written
-    by_path = config.model_copy(update={"train": config.train.model_copy(update={"augment_from": summary.path})})
-    assert effective_augmentation(workspace, by_path).model_dump(mode="json") == written
+    assert effective_augmentation(workspace, tuned, tracking).model_dump(mode="json") == written
+    elsewhere = make_workspace(str(tmp_path / "elsewhere"), count=12)
+    [run_id] = [
+        run.info.run_id
+        for run in tracking.client().search_runs([tracking.experiment_id()])
+        if "mlflow.parentRunId" not in run.data.tags
+    ]
+    for source in (summary.path, workspace.url, f"runs:/{run_id}"):
+        taken = config.model_copy(update={"train": config.train.model_copy(update={"augment_from": source})})
+        assert effective_augmentation(elsewhere, taken, tracking).model_dump(mode="json") == written, source
+
+
+def test_a_run_or_a_workspace_without_a_section_says_so(searched, tmp_path):
+    _, _, tracking, _ = searched
+    untuned = make_workspace(str(tmp_path / "untuned"), count=12)
+    [child, *_] = [
+        run.info.run_id
+        for run in tracking.client().search_runs([tracking.experiment_id()])
+        if "mlflow.parentRunId" in run.data.tags
+    ]
+    for source, words in (
+        (untuned.url, r"there is no .*untuned/config/best-augmentation.yaml; run tune first"),
+        (f"runs:/{child}", "the run has no best-augmentation.yaml and no augmentation.yaml"),
+        ("runs:/no-such-run", "has no such run"),
+    ):
+        config = configuration.resolve({"train": {"augment_from": source}})
+        with pytest.raises(InputError, match=words):
+            effective_augmentation(untuned, config, tracking)
+    nowhere = Tracking(uri=f"sqlite:///{tmp_path}/no.db", experiment="tune")
+    with pytest.raises(InputError, match=r"there is no .*no\.db"):
+        effective_augmentation(untuned, configuration.resolve({"train": {"augment_from": "runs:/1"}}), nowhere)
+    assert not (tmp_path / "no.db").exists()
 
 
 def test_a_workspace_without_a_search_says_so(tmp_path):
     workspace = make_workspace(str(tmp_path / "untuned"), count=12)
     config = configuration.resolve({"train": {"augment_from": "tune"}})
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune")
     with pytest.raises(InputError, match=r"train\.augment_from is 'tune', but there is no .* run tune first"):
-        effective_augmentation(workspace, config)
+        effective_augmentation(workspace, config, tracking)
 
 
 def test_an_encoder_without_augmentations_is_refused(tmp_path):
