@@ -125,6 +125,8 @@ class Recording:
         read: all samples that were read.
         segments: those that are used.
         dropped: the others, with the reason.
+        known: the times whose samples can be converted to the units of the windows, exclusive at the end, in order
+            (ns since 1970); None: all.
     """
 
     codes: Channel
@@ -132,10 +134,19 @@ class Recording:
     read: list[Stretch]
     segments: Sequence[Segment] = ()
     dropped: list[tuple[Outcome, Stretch]] = field(default_factory=list)
+    known: Sequence[tuple[int, int]] | None = None
 
-    def use(self, segments: Sequence[Segment], dropped: Iterable[Dropped]) -> None:
-        """Let the samples of segments be used; the others are those that the rules of continuity dropped."""
-        self.segments = segments
+    def use(
+        self,
+        segments: Sequence[Segment],
+        dropped: Iterable[Dropped],
+        known: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Let the samples of segments be used; the others are those that the rules of continuity dropped.
+
+        Of times that are not `known` no sample is used, since no event can begin there.
+        """
+        self.segments, self.known = segments, known
         self.dropped = [(part.outcome, Stretch(part.clock, part.num_samples)) for part in dropped]
 
     def drop_all(self, outcome: Outcome) -> None:
@@ -156,10 +167,16 @@ class Recording:
     def samples(self, start_ns: int, end_ns: int, num_blanked: int) -> Counter[Outcome]:
         """Return by outcome the samples in `[start_ns, end_ns)`; so many of each segment's first ones are blanked."""
         counts: Counter[Outcome] = Counter()
-        first, last = _indexes_in([Stretch(part.clock, part.num_samples) for part in self.segments], start_ns, end_ns)
-        blanked = np.maximum(np.minimum(last, num_blanked) - first, 0)
-        counts[Outcome.BLANKED] += int(blanked.sum())
-        counts[Outcome.USED] += int((last - first - blanked).sum())
+        stretches = [Stretch(part.clock, part.num_samples) for part in self.segments]
+        for low, high in [(start_ns, end_ns)] if self.known is None else self.known:
+            first, last = _indexes_in(stretches, max(low, start_ns), max(min(high, end_ns), start_ns))
+            last = np.maximum(first, last)
+            blanked = np.maximum(np.minimum(last, num_blanked) - first, 0)
+            counts[Outcome.BLANKED] += int(blanked.sum())
+            counts[Outcome.USED] += int((last - first - blanked).sum())
+        if self.known is not None:
+            first, last = _indexes_in(stretches, start_ns, end_ns)
+            counts[Outcome.NO_SENSITIVITY] += int((last - first).sum()) - counts.total()
         for outcome in {outcome for outcome, _ in self.dropped}:
             first, last = _indexes_in([part for why, part in self.dropped if why == outcome], start_ns, end_ns)
             counts[outcome] += int((last - first).sum())

@@ -1,5 +1,6 @@
 """Counts to metres per second: the sensitivity of StationXML, or the full response removed from cut windows."""
 
+import contextlib
 import copy
 import re
 from bisect import bisect_left
@@ -16,6 +17,9 @@ Array = np.ndarray[Any, Any]
 
 EPOCH_SLACK_NS = 1_000_000_000
 """An epoch that ends up to this long before the next one begins lasts until then: many end at 23:59:59."""
+
+SENSITIVITY_TOLERANCE = 0.05
+"""How far the gain of the stages may be from the sensitivity at its frequency; evalresp's own limit."""
 
 MAX_EPOCHS_PER_CHANNEL = 1000
 MAX_SHOWN_CHARACTERS = 40
@@ -42,6 +46,7 @@ class Epoch:
         is_velocity: whether the division by the sensitivity alone gives a velocity.
         response: ObsPy's, where it is to be removed, with its input unit in metres.
         problem: why counts cannot be converted; "" where they can.
+        doubt: what the file contradicts itself in, and what is used; "" for nothing.
     """
 
     start_ns: int
@@ -51,6 +56,7 @@ class Epoch:
     is_velocity: bool = True
     response: Any = None
     problem: str = ""
+    doubt: str = ""
 
     @property
     def factor(self) -> float:
@@ -90,6 +96,13 @@ class GroupResponses:
         if any(not epoch.problem for epoch in epochs):
             return ""
         return epochs[0].problem if epochs else "archive.stationxml does not have this channel"
+
+    def known(self, channel: str) -> list[tuple[int, int]] | None:
+        """Return the times whose samples can be converted, exclusive at the end, in order; None: all, since they stay
+        counts."""
+        if self.epochs is None:
+            return None
+        return [(epoch.start_ns, epoch.end_ns) for epoch in self.epochs.get(channel, ()) if not epoch.problem]
 
     def factors(self, channel: str, times_ns: Array) -> Array:
         """Return what counts are multiplied with at (n,) times: (n,) float64; 1 for counts, NaN where nothing is known.
@@ -240,13 +253,20 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
     if not _COUNTS.fullmatch(output.upper()):
         raise ValueError(f"archive.stationxml has this channel's sensitivity to {output}, not to counts")
     motion, metres = motions[0]
+    gain = _gain_of_stages(response, stages, motion, value)
+    doubt = ""
+    if abs(gain / value - 1) > SENSITIVITY_TOLERANCE:
+        doubt = (
+            f"archive.stationxml has the sensitivity {value:g} for this channel, but its stages have the gain {gain:g} "
+            f"at that frequency; the {'stages are' if window.remove_response else 'sensitivity is'} used"
+        )
     if not window.remove_response:
         if motion != "velocity":
             raise ValueError(
                 f"archive.stationxml gives this channel the unit {given[0]}: a sensitivity does not turn {motion} into "
                 "m/s, but window.remove_response does"
             )
-        return Epoch(start_ns, end_ns, value, metres)
+        return Epoch(start_ns, end_ns, value, metres, doubt=doubt)
     if not stages:
         raise ValueError(
             "archive.stationxml has a sensitivity for this channel and no stages, which window.remove_response needs"
@@ -255,12 +275,44 @@ def _converted(response: Any, start_ns: int, end_ns: int, window: WindowSettings
     bad = next((gain for gain in gains if not np.isfinite(gain) or gain == 0), None)
     if bad is not None:
         raise ValueError(f"archive.stationxml has a stage with the gain {bad:g} for this channel")
-    # ObsPy knows fewer ways of writing a unit, and scales some of them and others not.
+    response = _in_metres(response, motion)
+    _check_response(response, window)
+    # A window with a gap is divided by one number: it must be in the units of the others.
+    value = gain if doubt else value
+    return Epoch(start_ns, end_ns, value, metres, motion == "velocity", response, doubt=doubt)
+
+
+def _gain_of_stages(response: Any, stages: Sequence[Any], motion: str, sensitivity: float) -> float:
+    """Return the gain of all stages at the sensitivity's frequency; the sensitivity itself where they do not say.
+
+    The product of the stages' gains tells it in most files, and costs nothing. Where a gain holds at another frequency,
+    the response is evaluated. Its sign is that of the sensitivity, since a response has a phase in its place.
+    """
+    gains = [stage.stage_gain for stage in stages]
+    if not gains or any(gain is None for gain in gains):
+        return sensitivity
+    product = float(np.prod([float(gain) for gain in gains]))
+    if abs(product / sensitivity - 1) > SENSITIVITY_TOLERANCE:
+        in_metres = _in_metres(response, motion)
+        output = {"displacement": "DISP", "velocity": "VEL", "acceleration": "ACC"}[motion]
+        # What cannot be evaluated has the product alone.
+        with contextlib.suppress(Exception):
+            evaluated = in_metres.get_evalresp_response_for_frequencies(
+                [float(response.instrument_sensitivity.frequency)],
+                output=output,
+                hide_sensitivity_mismatch_warning=True,
+            )
+            product = float(np.copysign(np.abs(evaluated[0]), sensitivity))
+    return product if np.isfinite(product) and product != 0 else sensitivity
+
+
+def _in_metres(response: Any, motion: str) -> Any:
+    """Return a copy of a response whose input unit is that of SI: ObsPy knows fewer ways of writing a unit, and scales
+    some of them and others not."""
     response = copy.deepcopy(response)
     first = min(response.response_stages, key=lambda stage: stage.stage_sequence_number)
     first.input_units = _SI[motion]
-    _check_response(response, window)
-    return Epoch(start_ns, end_ns, value, metres, motion == "velocity", response)
+    return response
 
 
 def _check_response(response: Any, window: WindowSettings) -> None:

@@ -1,6 +1,7 @@
 """Open an archive for detection: list it, probe its sampling rates, and check the configuration against them."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,6 +153,7 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
                 stations.setdefault((network, station), {}).setdefault(name, []).extend(epochs)
     groups = manifest.usable().group_by(["network", "station", "band"])
     problems: dict[str, str] = {}
+    doubts: dict[str, str] = {}
     num_converted = 0
     for row in groups.aggregate([("start_ns", "min"), ("end_ns", "max")]).to_pylist():
         known = {
@@ -172,6 +174,9 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
             elif bad:
                 problems[name] = min(bad)
             num_converted += any(not epoch.problem for epoch in held)
+            doubt = next((epoch.doubt for epoch in held if epoch.doubt), "")
+            if doubt:
+                doubts[name] = doubt
     lines = [f"{name}: {problem}" for name, problem in sorted(problems.items())]
     if not num_converted:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
@@ -181,9 +186,14 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
             f"detect: archive.stationxml cannot convert {counted(len(lines), 'channel')} to m/s for some or all of the "
             "time"
         )
-        for line in lines[:MAX_PRINTED_LINES]:
-            print(printable(f"    {line}"))
-        if len(lines) > MAX_PRINTED_LINES:
-            print(
-                f"    and {len(lines) - MAX_PRINTED_LINES} more; ledger/ in the workspace lists those with recordings"
-            )
+        _print_first(lines, "; ledger/ in the workspace lists those with recordings")
+    if doubts:
+        print(f"detect: archive.stationxml contradicts itself for {counted(len(doubts), 'channel')}")
+        _print_first([f"{name}: {doubt}" for name, doubt in sorted(doubts.items())], "")
+
+
+def _print_first(lines: Sequence[str], where: str) -> None:
+    for line in lines[:MAX_PRINTED_LINES]:
+        print(printable(f"    {line}"))
+    if len(lines) > MAX_PRINTED_LINES:
+        print(f"    and {len(lines) - MAX_PRINTED_LINES} more{where}")

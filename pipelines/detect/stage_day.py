@@ -326,7 +326,7 @@ class DayReader:
                     "has no samples"
                 )
             group.segments[channel] = segments
-            recordings[channel].use(segments, [*continuity.dropped, *covered])
+            recordings[channel].use(segments, [*continuity.dropped, *covered], group.responses.known(channel))
             counts = {
                 "duplicate_samples": continuity.duplicate_samples,
                 "conflicting_samples": continuity.conflicting_samples,

@@ -49,7 +49,7 @@ WORDS: dict[Outcome, str] = {
     Outcome.OTHER_COMPONENT: "of a second channel of the same component",
     Outcome.NO_TRIGGER_COMPONENT: "without a component of detection.trigger_components beside them",
     Outcome.RATE: "at a sampling rate that does not carry detection.band_hz or the averages",
-    Outcome.NO_SENSITIVITY: "without a sensitivity in archive.stationxml",
+    Outcome.NO_SENSITIVITY: "at times for which archive.stationxml has no sensitivity",
     Outcome.OTHER_CHANNEL: "of another channel than the file's path says, or with unusable codes",
     Outcome.NOT_SELECTED: "not selected by archive.location, channel, start or end",
     Outcome.UNREADABLE: "in files that cannot be read",

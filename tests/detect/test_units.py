@@ -342,6 +342,44 @@ def test_triggers_outside_every_epoch_are_dropped_and_counted(archive: Path, cou
         expected
     )
     assert any("XX.0101..HHZ" in reason and "epoch" in reason for marker in markers for reason in marker["skipped"])
+    accounts = [marker["account"]["samples"] for marker in markers]
+    # Three components of an hour; of the vertical the second half, without the first LTA, which lies in the first.
+    assert sum(account.get("used", 0) for account in accounts) == SECONDS / 2 * RATE_HZ
+    assert sum(account.get("no_sensitivity", 0) for account in accounts) == (3 * SECONDS - SECONDS / 2) * RATE_HZ
+
+
+@pytest.mark.parametrize("flags", [FLAGS, REMOVE])
+def test_a_sensitivity_that_its_stages_contradict_is_named_and_the_rule_is_obspys(
+    flags: dict[str, Any], archive: Path, counts: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    """`from_paz` itself writes one in NM/S 1e9 times too large."""
+    given = inventory(*((channel, geophone("NM/S", 0.4)) for channel in ("HHE", "HHN", "HHZ")))
+    stated = given[0][0][2].response.instrument_sensitivity.value
+    assert stated == pytest.approx(3.14e8, rel=0.01)
+    xml = tmp_path / "stations.xml"
+    given.write(str(xml), format="STATIONXML")
+    config = resolve(flags | {"archive": {"layout": "sds", "stationxml": str(xml)}})
+    open_archive(str(archive), Workspace(open_store(str(tmp_path / "w"))), config)
+    used = "stages are" if flags is REMOVE else "sensitivity is"
+    told = capsys.readouterr().out
+    assert "contradicts itself for 3 channels" in told
+    assert re.search(
+        rf"XX\.0101\.\.HHZ: .* the sensitivity 3\.139\d*e\+08 .* have the gain 0\.3139\d*.*; the {used} used", told
+    ), told
+    factors = Responses.of(given, config.window).of_group("XX", "0101", "").factors("HHZ", np.array([START.ns]))
+    assert factors == pytest.approx(1e-9 / (stated * 1e-9 if flags is REMOVE else stated), rel=0.01)
+
+
+def test_a_sensitivity_within_five_percent_of_its_stages_is_not_questioned(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    given = inventory(("HHZ", geophone("M/S", 4e8)))
+    given[0][0][0].response.instrument_sensitivity.value *= 1.04
+    xml = tmp_path / "stations.xml"
+    given.write(str(xml), format="STATIONXML")
+    config = resolve(FLAGS | {"archive": {"layout": "sds", "stationxml": str(xml)}})
+    open_archive(str(archive), Workspace(open_store(str(tmp_path / "w"))), config)
+    assert "contradicts" not in capsys.readouterr().out
 
 
 def test_a_horizontal_outside_its_epochs_does_not_take_the_event_of_the_vertical_with_it(archive: Path, tmp_path: Path):
