@@ -10,7 +10,7 @@ PY := $(VENV)/bin/python
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
-.PHONY: help install install-dev demo test lint docs tutorial bench fuzz chaos test-ceph test-readers lock clean
+.PHONY: help install install-dev demo test lint docs tutorial bench fuzz chaos chaos-cluster test-ceph test-readers lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -75,6 +75,14 @@ fuzz: install-dev ## read 100,000 changed files of every kind (FIRNLINE_FUZZ_SEC
 
 chaos: install-dev ## kill worker, driver and node twenty times each; the events must stay the same
 	FIRNLINE_CHAOS_ROUNDS=20 $(PY) -m pytest -m "chaos" --timeout=7200
+
+chaos-cluster: install-dev build/postgres-driver/.installed ## strike a cluster of four hosts in every stage, as root: lost nodes and heads, cut links, faulty stores
+	FIRNLINE_CHAOS_ROUNDS=$${FIRNLINE_CHAOS_ROUNDS:-1} $(PY) -m pytest -m "chaos_cluster" --timeout=3600
+
+# What the image of infra/mlflow has beside the locked packages; the tests' MLflow server alone uses it.
+build/postgres-driver/.installed: requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --target $(@D) --no-deps psycopg psycopg-binary
+	@touch $@
 
 test-ceph: install-dev ## the storage tests against a real Ceph object store, with faults in front
 	$(PY) -m pytest -m "ceph" --timeout=1800

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,12 @@ AGAIN_SECONDS = 5.0
 
 LOST_SECONDS = 600.0
 """How long a Jobs server may be unreachable before following ends."""
+
+FOLLOW_SECONDS = 120.0
+"""How long a log is followed before the server is asked for the job: a machine that is gone closes no connection."""
+
+SAY_SECONDS = 60.0
+"""How often that is said."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,27 +279,45 @@ def send(
 
 
 def follow(client: Any, job_id: str, address: str) -> int:
-    """Print a job's log as it grows and return its exit code; wait for a Jobs server that is away for a while."""
+    """Print a job's log as it grows and return its exit code; wait for a Jobs server that is away for a while.
+
+    Raises:
+        StageFailed: the server stays away, or was started again and knows nothing of the job.
+    """
     from ray.job_submission import JobStatus
 
     log = FollowedLog()
-    last_answer = time.monotonic()
+    last_answer = said = time.monotonic()
     try:
         while True:
             try:
+                info = client.get_job_info(job_id)
                 asyncio.run(log.follow(client, job_id))
                 info = client.get_job_info(job_id)
-                last_answer = time.monotonic()
                 if info.status.is_terminal():
+                    log.add(client.get_job_logs(job_id), at=0)
                     break
+                last_answer = time.monotonic()
             except (OSError, RuntimeError) as error:
-                if time.monotonic() - last_answer > LOST_SECONDS:
+                now = time.monotonic()
+                if _is_unknown(error, job_id):
+                    raise StageFailed(
+                        f"the Jobs server {address} does not know {job_id} any more, since its head was started again; "
+                        "run the same command again to continue"
+                    ) from None
+                if now - last_answer > LOST_SECONDS:
                     raise StageFailed(
                         f"the Jobs server {address} has not answered for {LOST_SECONDS:g} s, perhaps {job_id} is lost: "
                         f"{error}"
                     ) from None
+                if now - said >= SAY_SECONDS:
+                    said = now
+                    print(
+                        f"firnline submit: waiting for the Jobs server {address}, which does not answer",
+                        file=sys.stderr,
+                        flush=True,
+                    )
             time.sleep(1)
-        log.add(client.get_job_logs(job_id), at=0)
     except KeyboardInterrupt:
         print(
             f"firnline submit: {job_id} continues; `ray job logs -f {job_id}` follows it again, "
@@ -313,6 +337,11 @@ def follow(client: Any, job_id: str, address: str) -> int:
     return 1 if info.driver_exit_code in (None, 0) else int(info.driver_exit_code)
 
 
+def _is_unknown(error: Exception, job_id: str) -> bool:
+    """Return whether a Jobs server that answers says that there is no such job."""
+    return "status code 404" in str(error) and job_id in str(error)
+
+
 class FollowedLog:
     """Prints a job's log, each character once, however often the connection is lost."""
 
@@ -326,12 +355,15 @@ class FollowedLog:
         sys.stdout.flush()
         self.printed = max(self.printed, at + len(text))
 
-    async def follow(self, client: Any, job_id: str) -> None:
-        """Print the log until the job has ended or the connection is lost."""
+    async def follow(self, client: Any, job_id: str, *, seconds: float = FOLLOW_SECONDS) -> None:
+        """Print the log until the job has ended, the connection is lost, or so many seconds have passed."""
         position = 0
-        async for text in client.tail_job_logs(job_id):
-            self.add(text, at=position)
-            position += len(text)
+        # A connection breaks in many ways; whether the job goes on is asked of the server.
+        with suppress(Exception):
+            async with asyncio.timeout(seconds):
+                async for text in client.tail_job_logs(job_id):
+                    self.add(text, at=position)
+                    position += len(text)
 
 
 if __name__ == "__main__":

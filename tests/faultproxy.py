@@ -72,7 +72,7 @@ class Request:
 class FaultProxy(LocalServer):
     """A proxy in front of `upstream` (http://host:port), from `with` to the end of its block."""
 
-    def __init__(self, upstream: str, *, seed: int = 0) -> None:
+    def __init__(self, upstream: str, *, seed: int = 0, host: str = "127.0.0.1") -> None:
         parts = urlsplit(upstream)
         self.upstream = (parts.hostname or "127.0.0.1", parts.port or 80)
         self.requests: list[Request] = []
@@ -81,7 +81,7 @@ class FaultProxy(LocalServer):
         self._faults: list[Fault] = []
         self._random = random.Random(seed)
         self._lock = threading.Lock()
-        super().__init__(type("Handler", (_Handler,), {"owner": self}))
+        super().__init__(type("Handler", (_Handler,), {"owner": self}), host)
 
     def add(self, *faults: Fault) -> None:
         """Let these faults strike from now on, the first that matches a request first."""

@@ -40,9 +40,11 @@ def free_port() -> int:
 
 
 @contextmanager
-def server_process(command: list[str], url: str, log: Path, seconds: float = 120) -> Iterator[subprocess.Popen[bytes]]:
+def server_process(
+    command: list[str], url: str, log: Path, seconds: float = 120, variables: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; raises RuntimeError with the end of its log where `url` does not answer."""
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -50,7 +52,7 @@ def server_process(command: list[str], url: str, log: Path, seconds: float = 120
             stderr=subprocess.STDOUT,
             start_new_session=True,
             # MLflow would start a dozen processes that consume a job queue.
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"} | (variables or {}),
         )
     try:
         deadline = time.monotonic() + seconds

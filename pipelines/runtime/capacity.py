@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.runtime.errors import InputError
+from pipelines.runtime.text import counted
 
 CLUSTER_CPUS_VARIABLE = "FIRNLINE_CLUSTER_CPUS"
 CLUSTER_GPUS_VARIABLE = "FIRNLINE_CLUSTER_GPUS"
@@ -78,8 +79,7 @@ def say_waits(stage: str, reason: Callable[[], str | None], *, seconds: float = 
                 continue
             try:
                 text = reason()
-            except (RuntimeError, OSError):
-                # Not connected at the moment, or not any more.
+            except Exception:  # Ray raises nothing narrower where it is not connected at the moment, or not any more
                 continue
             if text is not None and not ended.is_set():
                 said = time.monotonic()
@@ -92,6 +92,58 @@ def say_waits(stage: str, reason: Callable[[], str | None], *, seconds: float = 
     finally:
         ended.set()
         thread.join(seconds)
+
+
+@contextmanager
+def say_silence(*, seconds: float = WAIT_SECONDS) -> Iterator[None]:
+    """While the block runs, write a line whenever this process has written none for `seconds`: what the cluster has.
+
+    Whatever a job waits for, a node, memory or a lost worker's work, its log then says so.
+    """
+    with _noted_writes() as last:
+
+        def reason() -> str | None:
+            silent = time.monotonic() - last[0]
+            return (missing_cpus() or f"no line for {silent:.0f} s; {cluster_words()}") if silent >= seconds else None
+
+        with say_waits("cluster", reason, seconds=seconds):
+            yield
+
+
+def cluster_words() -> str:
+    """Return what the connected cluster has, what of it is free, and how many nodes have gone, in words."""
+    ray: Any = importlib.import_module("ray")
+    has, free = _cluster_resources(), ray.available_resources()
+    alive = [bool(node["Alive"]) for node in ray.nodes()]
+    gone = alive.count(False)
+    return (
+        f"{counted(alive.count(True), 'node')}{f' ({gone} more have gone)' if gone else ''} with "
+        f"{free.get('CPU', 0):g} of {has.get('CPU', 0):g} CPUs and "
+        f"{free.get('memory', 0) / 1e9:.1f} of {has.get('memory', 0) / 1e9:.1f} GB of memory free"
+    )
+
+
+@contextmanager
+def _noted_writes() -> Iterator[list[float]]:
+    """Yield the time (monotonic, in a list) at which this process last wrote to its standard output or error."""
+    last = [time.monotonic()]
+
+    def noted(write: Callable[[str], int]) -> Callable[[str], int]:
+        def note(text: str) -> int:
+            last[0] = time.monotonic()
+            return write(text)
+
+        return note
+
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
+        stream.write = noted(stream.write)
+    try:
+        yield last
+    finally:
+        for stream in streams:
+            with suppress(AttributeError):
+                del stream.write
 
 
 def _cluster_resources() -> dict[str, float]:

@@ -17,7 +17,7 @@ from typing import Any
 import joblib
 
 from pipelines.runtime import ray_private
-from pipelines.runtime.capacity import capacity, missing_cpus, say_waits
+from pipelines.runtime.capacity import capacity, say_silence
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_token import (
     apply_environment,
@@ -104,7 +104,7 @@ def ray_session(
     _configure_data(on_cluster=joined is not None)
     finished = False
     try:
-        with nullcontext() if joined is None else say_waits("cluster", missing_cpus):
+        with nullcontext() if joined is None else say_silence():
             yield _session(started=joined is None)
         finished = True
     finally:

@@ -17,6 +17,10 @@ from pipelines.runtime.redaction import scrub, without_secrets
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+# Else a server with its artifacts in a bucket has the client talk to the bucket, at the address that the server knows:
+# where that is another one, a download of a few kB is repeated for a quarter of an hour, without a word.
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD", "false")
 
 
 class TrackingFailed(StageFailed):

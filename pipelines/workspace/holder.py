@@ -2,7 +2,8 @@
 
 `holder.json` names the job that writes. It is written with a condition (`Store.swap`), so that of two jobs that begin
 at the same time one is refused, on a disk as in a bucket. A job that was killed leaves the file. On its own host the
-next job sees that the process is gone; elsewhere it waits until the file has not been renewed for `LEASE_SECONDS`.
+next job sees that the process is gone; elsewhere it waits until the file is renewed, and is refused, or has not been
+renewed for `LEASE_SECONDS`, and takes the workspace over.
 """
 
 import contextlib
@@ -10,7 +11,9 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +35,10 @@ LEASE_SECONDS = 180.0
 """A holder on another host that has not renewed its hold for so long is taken for dead."""
 RENEW_SECONDS = 20.0
 """How often a holder renews its hold."""
+LOOK_SECONDS = 2.0
+"""How often a job looks whether a holder on another host renews its hold."""
+SAY_SECONDS = 60.0
+"""How often it says that it waits for that."""
 
 
 class Holder(Artifact):
@@ -119,7 +126,7 @@ def _take(store: Store, holder: Holder) -> None:
         except FileNotFoundError:
             found = None
         if found is not None:
-            _refuse_living(store, found)
+            _wait_for_the_dead(store, found)
         if store.swap(Holder.PATH, holder.content(), was=found):
             if found is not None:
                 print(f"{store.url}: taken over from {_described(_parse(found))}, which has died", flush=True)
@@ -138,24 +145,38 @@ def _described(holder: Holder | None) -> str:
     return "another job" if holder is None else holder.describe()
 
 
-def _refuse_living(store: Store, found: bytes) -> None:
+def _wait_for_the_dead(store: Store, found: bytes) -> None:
+    """Return once a holder is taken for dead, or has given the workspace free; InputError once it is seen to live.
+
+    Args:
+        store: the workspace.
+        found: what the file holds; a holder that lives on another host renews it.
+    """
     holder = _parse(found)
     gone = None if holder is None else holder.is_gone()
-    if gone:
-        return
-    end = "wait until it has ended"
-    if gone is None:
+    said = time.monotonic() - SAY_SECONDS
+    while gone is None:
         try:
             age = store.seconds_since_written(Holder.PATH)
+            renewed = store.read(Holder.PATH) != found
         except FileNotFoundError:
             return
-        if age > LEASE_SECONDS:
+        if renewed:
+            gone = False
+        elif age > LEASE_SECONDS:
             return
-        end += (
-            f", or, if it has died, until {Holder.PATH} there has not been renewed for {LEASE_SECONDS:.0f} s "
-            f"(the last time was {max(age, 0):.0f} s ago)"
-        )
-    raise InputError(f"{store.url} is in use by {_described(holder)}; {end}")
+        else:
+            if time.monotonic() - said >= SAY_SECONDS:
+                said = time.monotonic()
+                print(
+                    f"{store.url}: waiting for {_described(holder)}; it counts as dead, and its workspace is taken, "
+                    f"if it shows no sign of life for another {LEASE_SECONDS - max(age, 0):.0f} s",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            time.sleep(LOOK_SECONDS)
+    if not gone:
+        raise InputError(f"{store.url} is in use by {_described(holder)}; wait until it has ended")
 
 
 class _Hold:

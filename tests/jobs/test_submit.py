@@ -163,6 +163,12 @@ def test_a_wrong_token_and_a_dead_server_are_one_sentence_and_exit_code_2(head: 
         assert len(done.stderr.strip().splitlines()) == 1
 
 
+def test_a_job_that_a_head_started_anew_does_not_know_is_given_up_at_once(head: Head, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token_file))
+    with pytest.raises(StageFailed, match=r"does not know raysubmit_lost any more.*run the same command again"):
+        submit.follow(submit.connect(head.url), "raysubmit_lost", head.url)
+
+
 class StartingHead(BaseHTTPRequestHandler):
     """Answers as a head whose process that starts jobs is not there yet, `refusals` times; then it takes the job."""
 

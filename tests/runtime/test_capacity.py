@@ -74,6 +74,23 @@ def test_a_wait_is_said_again_and_again_and_not_after_its_end(capsys: pytest.Cap
     assert capsys.readouterr().err == ""
 
 
+def test_a_job_that_writes_nothing_says_what_the_cluster_has(
+    ray_cluster: RaySession, capsys: pytest.CaptureFixture[str]
+):
+    with capacity.say_silence(seconds=0.6):
+        for _ in range(10):
+            time.sleep(0.15)
+            print("at work", flush=True)
+        assert capsys.readouterr().err == ""
+        time.sleep(1.0)
+    said = capsys.readouterr().err.splitlines()
+    assert said
+    line = r"cluster: no line for \d+ s; 1 node with [\d.]+ of 4 CPUs and [\d.]+ of [\d.]+ GB of memory free"
+    assert all(re.fullmatch(line, text) for text in said)
+    print("after it")
+    assert capsys.readouterr().out == "after it\n"
+
+
 def test_work_is_shared_out_for_what_a_growing_cluster_may_come_to(
     ray_cluster: RaySession, monkeypatch: pytest.MonkeyPatch
 ):

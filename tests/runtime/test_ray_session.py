@@ -3,13 +3,11 @@
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-import grpc
 import psutil
 import pytest
+from closed_ports import answers_without_token
 
 from pipelines.runtime import ray_session as cluster
 from pipelines.runtime import ray_token
@@ -17,21 +15,6 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import RaySession, ray_session
 
 ROOT = Path(__file__).resolve().parents[2]
-
-# One harmless question of each of Ray's gRPC services; a server that has the service must refuse it without the token.
-GRPC_QUESTIONS = (
-    "/ray.rpc.NodeInfoGcsService/GetAllNodeInfo",
-    "/ray.rpc.InternalKVGcsService/InternalKVKeys",
-    "/ray.rpc.JobInfoGcsService/GetAllJobInfo",
-    "/ray.rpc.NodeManagerService/GetNodeStats",
-    "/ray.rpc.ObjectManagerService/Pull",
-    "/ray.rpc.CoreWorkerService/GetCoreWorkerStats",
-    "/ray.rpc.CoreWorkerService/PushTask",
-    "/ray.rpc.RayletDriver/ClusterInfo",
-    "/ray.rpc.ReporterService/GetTraceback",
-    "/ray.rpc.LogService/ListLogs",
-)
-HTTP_QUESTIONS = ("/api/version", "/api/jobs/", "/nodes", "/metrics", "/get_or_create_runtime_env")
 
 
 def listening_ports() -> dict[int, set[str]]:
@@ -53,33 +36,6 @@ def listening_ports() -> dict[int, set[str]]:
             if connection.status == psutil.CONN_LISTEN:
                 ports.setdefault(connection.laddr.port, set()).add(connection.laddr.ip)
     return ports
-
-
-def answers_without_token(port: int) -> set[str]:
-    """Return how a port answers questions that carry no token: gRPC status names and HTTP status codes."""
-    answers: set[str] = set()
-    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        for question in GRPC_QUESTIONS:
-            try:
-                channel.unary_unary(question)(b"", timeout=5)
-                answers.add(f"{question} answered")
-            except grpc.RpcError as error:
-                answers.add(error.code().name)
-                if error.code() is grpc.StatusCode.UNAVAILABLE:
-                    break
-    for question in HTTP_QUESTIONS:
-        for method, body in (("GET", None), ("POST", b"")):
-            request = urllib.request.Request(f"http://127.0.0.1:{port}{question}", data=body, method=method)
-            try:
-                with urllib.request.urlopen(request, timeout=5):
-                    answers.add(f"{method} {question} answered")
-            except urllib.error.HTTPError as error:
-                answers.add(str(error.code))
-            except (OSError, ValueError):
-                pass
-            except Exception as error:  # a gRPC server's answer is no HTTP at all
-                answers.add(type(error).__name__)
-    return answers
 
 
 def test_every_listening_port_of_our_ray_refuses_without_the_token(ray_cluster: RaySession):
