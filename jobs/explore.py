@@ -28,7 +28,8 @@ def explore(arguments: Arguments) -> None:
     labels = config.labels
     if labels.path is None:
         labels = LabelsSettings.model_validate(workspace.stored_config("label").get("labels", {}))
-    explorer = open_explorer(workspace, config.explore, labels, config.report)
+    explorer = open_explorer(workspace, config.explore, labels, config.report, config.suggest)
+    explorer.map.start()
     with ExplorerServer(explorer, config.explore) as server:
         print(f"hand labels: {explorer.labels.path}")
         print(f"cluster names: {explorer.names.path}")

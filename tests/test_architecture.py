@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "tune": {"config", "contrastive", "encoders", "handlabels", "metrics", "runtime", "tracking", "train", "workspace"},
     "label": {"config", "encoders", "handlabels", "metrics", "runtime", "tracking", "workspace"},
     "report": {"config", "handlabels", "metrics", "runtime", "tracking", "workspace"},
-    "explore": {"config", "handlabels", "metrics", "report", "runtime", "workspace"},
+    "explore": {"config", "handlabels", "label", "metrics", "report", "runtime", "workspace"},
 }
 
 # Modules of a room that know Ray, MLflow or storage; all its other modules are pure functions on arrays and tensors.
@@ -45,7 +45,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "tune": ("stage", "stage_*"),
     "label": ("stage", "stage_*"),
     "report": ("stage", "stage_*"),
-    "explore": ("explorer", "listing", "saved"),
+    "explore": ("explorer", "listing", "map_points", "saved"),
 }
 
 OUTSIDE_NUMERICS = (

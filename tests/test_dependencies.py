@@ -56,7 +56,8 @@ def names_in(node: ast.AST) -> list[str]:
         return [node.module]
     if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
         function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        if function in ("import_module", "importorskip"):
+        # A package may be used for its files alone, such as JavaScript.
+        if function in ("import_module", "importorskip", "distribution"):
             return [str(node.args[0].value)]
     return []
 

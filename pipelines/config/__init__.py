@@ -36,7 +36,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "label": ("label", "kmeans", "labels", "mlflow"),
     "report": ("report", "catalog", "mlflow"),
     "suggest": ("suggest", "labels"),
-    "explore": ("explore", "labels"),
+    "explore": ("explore", "labels", "suggest"),
     "compare": ("mlflow",),
     "status": (),
 }

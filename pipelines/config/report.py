@@ -134,3 +134,6 @@ class ExploreSettings(Section):
 
     page_events: int = operational(24, ge=1, le=200)
     """Events on a page (count)."""
+
+    map_events: int = operational(1_000_000, ge=10, le=5_000_000)
+    """Events of the map; of more, about so many are drawn at random (count)."""

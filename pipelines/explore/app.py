@@ -6,10 +6,10 @@ does. A change must also come from the page itself, as far as the browser tells.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from importlib import resources
 from typing import Any
 from urllib.parse import parse_qs
 
+from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
@@ -21,8 +21,18 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipelines.explore.access import SECURITY_HEADERS, Access
+from pipelines.explore.assets import Asset, page_assets
 from pipelines.explore.explorer import Explorer
-from pipelines.explore.queries import BadRequest, read_filter, read_label_changes, read_name_change, read_object
+from pipelines.explore.queries import (
+    BadRequest,
+    read_cluster,
+    read_filter,
+    read_label_changes,
+    read_name_change,
+    read_object,
+    read_point_label,
+    read_points,
+)
 from pipelines.runtime.errors import InputError
 
 MAX_BODY_BYTES = 1_000_000
@@ -30,12 +40,10 @@ MAX_QUERY_FIELDS = 20
 BODY_SECONDS = 30.0
 """Time in which a request's body must arrive."""
 
-_ASSETS = {"/": ("explore.html", "text/html"), "/explore.js": ("explore.js", "text/javascript")}
-_ASSETS["/explore.css"] = ("explore.css", "text/css")
 
-
-def make_app(explorer: Explorer, access: Access, page_events: int) -> Starlette:
-    """Return the application; `page_events` events are listed on a page."""
+def make_app(explorer: Explorer, access: Access) -> Starlette:
+    """Return the application."""
+    page_events = explorer.page_events
 
     def summary(request: Request) -> Response:
         return JSONResponse(explorer.summary())
@@ -46,21 +54,59 @@ def make_app(explorer: Explorer, access: Access, page_events: int) -> Starlette:
         return JSONResponse({"events": listed, "cursor": following})
 
     def figure(request: Request) -> Response:
-        return JSONResponse(explorer.figure(_query(request).get("event_id", [""])[-1]))
+        return JSONResponse(explorer.figure(_one(request, "event_id")))
+
+    def map_state(request: Request) -> Response:
+        return JSONResponse(explorer.map.state())
+
+    def map_plane(request: Request) -> Response:
+        return _binary(explorer.map.plane(_one(request, "layout")))
+
+    def map_clusters(request: Request) -> Response:
+        return _binary(explorer.map.points().clusters)
+
+    def map_labelled(request: Request) -> Response:
+        return JSONResponse(explorer.labelled_points())
+
+    def points(request: Request) -> Response:
+        return JSONResponse({"events": explorer.list_points(read_points(_one(request, "points")))})
+
+    def neighbours(request: Request) -> Response:
+        return JSONResponse({"events": explorer.neighbours(_one(request, "event_id"), page_events)})
+
+    def typical(request: Request) -> Response:
+        return JSONResponse({"events": explorer.typical(read_cluster(_one(request, "cluster")), page_events)})
+
+    def suggestions(request: Request) -> Response:
+        return JSONResponse({"events": explorer.suggestions()})
 
     def set_labels(body: Mapping[str, Any]) -> dict[str, Any]:
-        return {"labels": explorer.set_labels(read_label_changes(body))}
+        if "points" in body:
+            return explorer.set_point_labels(*read_point_label(body))
+        return explorer.set_labels(read_label_changes(body))
+
+    def undo(body: Mapping[str, Any]) -> dict[str, Any]:
+        return explorer.undo()
 
     def set_name(body: Mapping[str, Any]) -> dict[str, Any]:
-        return {"names": explorer.set_name(*read_name_change(body))}
+        return explorer.set_name(*read_name_change(body))
 
     return Starlette(
         routes=[
-            *(Route(path, _asset(name, kind)) for path, (name, kind) in _ASSETS.items()),
+            *(Route(asset.path, _answer_with(asset)) for asset in page_assets()),
             Route("/api/summary", summary),
             Route("/api/events", events),
             Route("/api/figure", figure),
+            Route("/api/map", map_state),
+            Route("/api/map/plane", map_plane),
+            Route("/api/map/clusters", map_clusters),
+            Route("/api/map/labelled", map_labelled),
+            Route("/api/points", points),
+            Route("/api/neighbours", neighbours),
+            Route("/api/typical", typical),
+            Route("/api/suggestions", suggestions),
             Route("/api/labels", _change(set_labels), methods=["POST"]),
+            Route("/api/undo", _change(undo), methods=["POST"]),
             Route("/api/names", _change(set_name), methods=["POST"]),
         ],
         middleware=[Middleware(_Guard, access=access)],
@@ -89,13 +135,19 @@ class _Guard:
         await app(scope, receive, send_guarded)
 
 
-def _asset(name: str, kind: str) -> Callable[[Request], Response]:
-    text = resources.files("pipelines.explore").joinpath(name).read_text(encoding="utf-8")
+def _answer_with(asset: Asset) -> Callable[[Request], Response]:
+    content = asset.read()
 
     def answer(request: Request) -> Response:
-        return Response(text, media_type=kind)
+        return Response(content, media_type=asset.kind)
 
     return answer
+
+
+def _binary(numbers: NDArray[Any]) -> Response:
+    """Answer with numbers as they lie in memory, little-endian."""
+    content = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
+    return Response(content.tobytes(), media_type="application/octet-stream")
 
 
 def _change(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
@@ -132,6 +184,11 @@ def _query(request: Request) -> dict[str, list[str]]:
         return parse_qs(request.url.query, keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
     except ValueError:
         raise BadRequest(f"the address has more than {MAX_QUERY_FIELDS} fields") from None
+
+
+def _one(request: Request, name: str) -> str:
+    """Return a value of the query; "" where it is not given."""
+    return _query(request).get(name, [""])[-1]
 
 
 def _say_status(request: Request, error: Exception) -> Response:

@@ -1,22 +1,31 @@
-"""What the explorer shows of a workspace. It keeps nothing in memory but what it has shown."""
+"""What the explorer shows of a workspace. It keeps in memory what it has shown, and the events of the map."""
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import ExploreSettings, ReportSettings
-from pipelines.explore.listing import list_page, site_of
+from pipelines.config.suggest import SuggestSettings
+from pipelines.explore.layout import nearest_points
+from pipelines.explore.listing import HandLabels, list_page, records, site_of
+from pipelines.explore.map_points import EmbeddingMap
 from pipelines.explore.queries import BadRequest, Filter
 from pipelines.explore.saved import SavedLabels, SavedNames, choose_labels_file
+from pipelines.label.space import to_space
+from pipelines.label.stage_suggest import SuggestedEvent, suggest_events
 from pipelines.report.stage_gallery import GALLERY_COLUMNS, gallery_item, shown_band
 from pipelines.report.stage_inputs import label_files
-from pipelines.report.style import cluster_colour
+from pipelines.report.stage_summary import LABEL_COLUMNS
+from pipelines.report.style import CLASS_COLOURS, cluster_colour
+from pipelines.runtime.text import counted
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.storage import Store
@@ -26,6 +35,25 @@ MAX_SHOWN = 200_000
 """Events that are remembered as shown."""
 MAX_DRAWN = 400
 """Figures that are kept."""
+MAX_UNDONE = 200
+"""Changes that can be undone."""
+
+
+@dataclass(frozen=True)
+class LabelChange:
+    """The labels of some events before and after a change, by event id; None: without."""
+
+    before: dict[str, str | None]
+    after: dict[str, str | None]
+
+
+@dataclass(frozen=True)
+class NameChange:
+    """The name of a cluster before and after a change; None: without."""
+
+    cluster: int
+    before: str | None
+    after: str | None
 
 
 @dataclass(kw_only=True)
@@ -45,9 +73,21 @@ class Explorer:
     """Events that a browser has seen: their file and their row of `labels/`."""
     drawn: "OrderedDict[str, dict[str, Any]]" = field(default_factory=OrderedDict)
     """Figures by event id."""
+    page_events: int = 24
+    """Events on a page."""
+    map_events: int = 1_000_000
+    """Events of the map at most, about."""
+    suggest: SuggestSettings = field(default_factory=SuggestSettings)
+    done: "list[LabelChange | NameChange]" = field(default_factory=list)
+    """What can be undone, the latest last."""
     sizes: dict[int, tuple[int, str]] | None = None
     """Events and name of each cluster, once read."""
     lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def __post_init__(self) -> None:
+        self.map = EmbeddingMap(
+            self.store, self.files, self.map_events, lambda: sum(size for size, _ in self._cluster_sizes().values())
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return clusters, stations, label counts and where labels are kept."""
@@ -66,7 +106,10 @@ class Explorer:
             ],
             "sites": sorted({site_of(file) for file in self.files}),
             "labels": counts,
+            "label_colours": CLASS_COLOURS,
             "label_names": list(dict.fromkeys((*self.label_names, *sorted(counts)))),
+            "undo": len(self.done),
+            "page_events": self.page_events,
             "labels_path": self.labels.path,
             "names_path": self.names.path,
         }
@@ -75,6 +118,73 @@ class Explorer:
         """Return up to `limit` events and the cursor of the page after them ("" at the end), see `list_page`."""
         labels = self.labels.read()
         rows, following = list_page(self.store, self.files, chosen, labels, cursor, limit)
+        return self._shown(rows, labels), following
+
+    def list_points(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        """Return some events of the map, in the given order, as `list_events` does; each with its `point`."""
+        points = self.map.points()
+        ids = points.ids(numbers)
+        by_file: dict[str, list[int]] = {}
+        for place, number in enumerate(numbers):
+            by_file.setdefault(points.files[points.file_numbers[number]], []).append(place)
+        rows: list[dict[str, Any]] = [{}] * len(ids)
+        for file, places in by_file.items():
+            table = tables.read_table(self.store, f"labels/{file}", LABEL_COLUMNS)
+            wanted = [int(points.row_numbers[numbers[place]]) for place in places]
+            if max(wanted) >= len(table) or table["event_id"].take(wanted).to_pylist() != [ids[at] for at in places]:
+                raise BadRequest("the events were labelled anew; start the explorer again")
+            for place, row in zip(places, records(table.take(wanted).to_pandas().assign(file=file)), strict=True):
+                rows[place] = row
+        events = self._shown(rows, self.labels.read())
+        return [{**event, "point": number} for event, number in zip(events, numbers, strict=True)]
+
+    def neighbours(self, event_id: str, count: int) -> list[dict[str, Any]]:
+        """Return the events of the map that are nearest to one that was shown, the nearest first, without itself."""
+        points = self.map.points()
+        number = points.index_of(event_id)
+        if number is None:
+            file, _ = self._known(event_id)
+            table = tables.read_events(self.store, f"embeddings/{file}", [event_id], ("embedding",))
+            if not table.num_rows:
+                raise BadRequest("this event has no embedding")
+            wanted = to_space(tables.embeddings(table["embedding"]), points.space)[0]
+        else:
+            wanted = points.points[number]
+        near = [int(other) for other in nearest_points(points.points, wanted, count + 1) if other != number]
+        return self.list_points(near[:count])
+
+    def typical(self, cluster: int, count: int) -> list[dict[str, Any]]:
+        """Return the events of the map nearest to the mean of a cluster, the nearest first."""
+        return self.list_points(self.map.points().typical(cluster, count))
+
+    def labelled_points(self) -> dict[str, list[int]]:
+        """Return the events of the map that have a hand label, by label."""
+        label_of = {event_id: row["label"] for event_id, row in self.labels.read().items()}
+        points = self.map.points()
+        numbers = points.labelled(list(label_of)).tolist()
+        found: dict[str, list[int]] = {}
+        for number, event_id in zip(numbers, points.ids(numbers), strict=True):
+            found.setdefault(label_of[event_id], []).append(number)
+        return found
+
+    def suggestions(self) -> list[dict[str, Any]]:
+        """Return the events that `firnline suggest` names, in its order; each with `why`."""
+        labels = self.labels.read()
+        path = self.labels.path if labels else None
+        suggested = suggest_events(self.store, self.suggest, LabelsSettings(path=path))
+        by_file: dict[str, list[SuggestedEvent]] = {}
+        for one in suggested:
+            by_file.setdefault(one.file, []).append(one)
+        row_of: dict[str, dict[str, Any]] = {}
+        for file, members in by_file.items():
+            table = tables.read_table(self.store, f"labels/{file}", LABEL_COLUMNS)
+            chosen = pc.is_in(table["event_id"], value_set=pa.array([one.event_id for one in members]))
+            row_of |= {row["event_id"]: row for row in records(table.filter(chosen).to_pandas().assign(file=file))}
+        events = self._shown([row_of[one.event_id] for one in suggested], labels)
+        return [{**event, "why": one.why} for event, one in zip(events, suggested, strict=True)]
+
+    def _shown(self, rows: Iterable[dict[str, Any]], labels: HandLabels) -> list[dict[str, Any]]:
+        """Remember rows of `labels/`, each with its `file`, as shown, and return what a browser gets of them."""
         events = []
         with self.lock:
             for row in rows:
@@ -94,7 +204,14 @@ class Explorer:
                 )
             while len(self.shown) > MAX_SHOWN:
                 self.shown.popitem(last=False)
-        return events, following
+        return events
+
+    def _known(self, event_id: str) -> tuple[str, dict[str, Any]]:
+        """Return the file and the row of an event that was shown."""
+        with self.lock:
+            if event_id not in self.shown:
+                raise BadRequest("this event has not been listed; list it first")
+            return self.shown[event_id]
 
     def figure(self, event_id: str) -> dict[str, Any]:
         """Return the figure (SVG) and the details of an event that was listed before."""
@@ -102,9 +219,7 @@ class Explorer:
             if event_id in self.drawn:
                 self.drawn.move_to_end(event_id)
                 return self.drawn[event_id]
-            if event_id not in self.shown:
-                raise BadRequest("this event has not been listed; list it first")
-            file, row = self.shown[event_id]
+            file, row = self._known(event_id)
         event = tables.read_events(self.store, f"events/{file}", [event_id], GALLERY_COLUMNS)
         if not event.num_rows:
             raise BadRequest("this event has a label but no waveform; was the workspace changed?")
@@ -116,20 +231,73 @@ class Explorer:
                 self.drawn.popitem(last=False)
         return answer
 
-    def set_labels(self, changes: Mapping[str, str | None]) -> dict[str, int]:
-        """Set or remove (None) the hand labels of events that were shown, save the file, and return counts by label."""
+    def set_labels(self, changes: Mapping[str, str | None]) -> dict[str, Any]:
+        """Set or remove (None) the hand labels of events that were shown, and save the file.
+
+        Returns:
+            `labels`, the counts by label, and `undo`, the number of changes that can be undone.
+        """
         with self.lock:
             unknown = [event_id for event_id in changes if event_id not in self.shown]
             if unknown:
                 raise BadRequest(f"{len(unknown)} of the events have not been listed; list them first")
-            return _counts(self.labels.change(changes))
+            return self._change_labels(changes)
 
-    def set_name(self, cluster: int, name: str | None) -> dict[int, str]:
-        """Set or remove (None) the name of a cluster, save the file, and return all names."""
+    def set_point_labels(self, numbers: Sequence[int], label: str | None) -> dict[str, Any]:
+        """Set or remove (None) the hand label of events of the map, as `set_labels`."""
+        ids = self.map.points().ids(numbers)
+        with self.lock:
+            return self._change_labels(dict.fromkeys(ids, label))
+
+    def _change_labels(self, changes: Mapping[str, str | None]) -> dict[str, Any]:
+        before = _labels_of(self.labels.read(), changes)
+        rows = self.labels.change(changes)
+        self._remember(LabelChange(before, _labels_of(rows, changes)))
+        return {"labels": _counts(rows), "undo": len(self.done)}
+
+    def set_name(self, cluster: int, name: str | None) -> dict[str, Any]:
+        """Set or remove (None) the name of a cluster, and save the file.
+
+        Returns:
+            `names`, all by cluster, and `undo` as `set_labels`.
+        """
         with self.lock:
             if cluster not in self._cluster_sizes():
                 raise BadRequest(f"there is no cluster {cluster}")
-            return self.names.change(cluster, name)
+            before = self.names.read().get(cluster)
+            names = self.names.change(cluster, name)
+            self._remember(NameChange(cluster, before, names.get(cluster)))
+            return {"names": names, "undo": len(self.done)}
+
+    def undo(self) -> dict[str, Any]:
+        """Undo the latest change, as far as nothing has changed since what it changed.
+
+        Returns:
+            `labels` and `undo` as `set_labels`; `changed`, the labels that were set back, by event id; `names` by
+            cluster, and the `cluster` whose name was set back; `said`, what was undone in words.
+        """
+        with self.lock:
+            if not self.done:
+                raise BadRequest("there is nothing to undo")
+            change, changed, said = self.done.pop(), dict[str, str | None](), "nothing, since it was changed meanwhile"
+            cluster = None
+            if isinstance(change, NameChange):
+                cluster = change.cluster
+                if self.names.read().get(change.cluster) == change.after:
+                    self.names.change(change.cluster, change.before)
+                    said = f"the name of cluster {change.cluster}"
+            else:
+                now = _labels_of(self.labels.read(), change.after)
+                changed = {one: label for one, label in change.before.items() if now[one] == change.after[one]}
+                if changed:
+                    self.labels.change(changed)
+                    said = f"the label of {counted(len(changed), 'event')}"
+            found = {"labels": _counts(self.labels.read()), "undo": len(self.done), "changed": changed, "said": said}
+            return found | {"cluster": cluster, "names": self.names.read()}
+
+    def _remember(self, change: "LabelChange | NameChange") -> None:
+        self.done.append(change)
+        del self.done[:-MAX_UNDONE]
 
     def _cluster_sizes(self) -> dict[int, tuple[int, str]]:
         """Return size and name of each cluster, from the label stage's summary, else counted once."""
@@ -150,7 +318,11 @@ class Explorer:
 
 
 def open_explorer(
-    workspace: Workspace, settings: ExploreSettings, labels: LabelsSettings, report: ReportSettings | None = None
+    workspace: Workspace,
+    settings: ExploreSettings,
+    labels: LabelsSettings,
+    report: ReportSettings | None = None,
+    suggest: SuggestSettings | None = None,
 ) -> Explorer:
     """Return the explorer of a workspace; hand labels are saved where `choose_labels_file` says.
 
@@ -164,7 +336,14 @@ def open_explorer(
         names=SavedNames(workspace.store),
         label_names=settings.label_names,
         band_hz=shown_band(workspace, report or ReportSettings()),
+        page_events=settings.page_events,
+        map_events=settings.map_events,
+        suggest=suggest or SuggestSettings(),
     )
+
+
+def _labels_of(rows: HandLabels, event_ids: Iterable[str]) -> dict[str, str | None]:
+    return {event_id: rows.get(event_id, {}).get("label") for event_id in event_ids}
 
 
 def _counts(rows: Mapping[str, Mapping[str, str]]) -> dict[str, int]:

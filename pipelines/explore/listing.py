@@ -42,7 +42,7 @@ def list_page(
         rows = _matching(store, files[number], chosen, labels)
         taken = start_row if number == start_file else 0
         page = rows.iloc[taken : taken + limit - len(found)]
-        found += _records(page)
+        found += records(page)
         if len(found) == limit:
             return found, f"{number}-{taken + len(page)}"
     return found, ""
@@ -66,7 +66,7 @@ def _page_ranked(
         return [], ""
     page = best.iloc[first : first + limit].drop(columns="hash", errors="ignore")
     more = len(best) > first + limit
-    return _records(page), f"0-{first + limit}" if more else ""
+    return records(page), f"0-{first + limit}" if more else ""
 
 
 def _matching(store: Store, file: str, chosen: Filter, labels: HandLabels) -> pd.DataFrame:
@@ -84,5 +84,6 @@ def _matching(store: Store, file: str, chosen: Filter, labels: HandLabels) -> pd
     return rows[keep].assign(file=file)
 
 
-def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return rows as dictionaries."""
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]

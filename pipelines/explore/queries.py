@@ -11,7 +11,11 @@ ORDERS = {"time": None, "typical": "distance", "uncertain": "margin", "random": 
 """Orders of a list, and the column that each sorts by (None: by station and time)."""
 
 MAX_LABELLED = 1000
-"""Events that one request may label."""
+"""Events that one request may label by their ids."""
+MAX_POINTS_LABELLED = 100_000
+"""Events that one request may label by their numbers on the map."""
+MAX_LISTED = 200
+"""Events of the map that one request may list."""
 
 
 class BadRequest(ValueError):
@@ -56,12 +60,10 @@ def read_filter(query: Mapping[str, list[str]]) -> Filter:
             raise BadRequest(f"{name} is {text[:40]!r}; it must be a UTC time such as 2009-01-21T04:00") from None
 
     cluster, order, label = value("cluster"), value("order") or "time", query.get("label", [None])[-1]
-    if cluster is not None and not (cluster.isascii() and cluster.isdigit() and len(cluster) < 10):
-        raise BadRequest(f"cluster is {cluster[:40]!r}; it must be a number")
     if order not in ORDERS:
         raise BadRequest(f"order is {order[:40]!r}; it must be one of {', '.join(ORDERS)}")
     return Filter(
-        cluster=None if cluster is None else int(cluster),
+        cluster=None if cluster is None else read_cluster(cluster),
         site=value("site"),
         start_ns=nanoseconds("start"),
         end_ns=nanoseconds("end"),
@@ -101,6 +103,35 @@ def read_label_changes(body: Mapping[str, Any]) -> dict[str, str | None]:
     if not (label is None or isinstance(label, str)):
         raise BadRequest("label must be text, or null to remove it")
     return dict.fromkeys(event_ids, label)
+
+
+def read_point_label(body: Mapping[str, Any]) -> tuple[list[int], str | None]:
+    """Return events of the map and their new label (None: remove it); BadRequest where the request is not valid."""
+    points, label = body.get("points"), body.get("label")
+    if not isinstance(points, list) or not all(type(number) is int for number in points):
+        raise BadRequest("points must be a list of numbers")
+    if not 1 <= len(points) <= MAX_POINTS_LABELLED:
+        raise BadRequest(f"{len(points)} events are chosen; 1 to {MAX_POINTS_LABELLED} can be labelled at once")
+    if not (label is None or isinstance(label, str)):
+        raise BadRequest("label must be text, or null to remove it")
+    return points, label
+
+
+def read_points(text: str) -> list[int]:
+    """Return the numbers of events of the map that a query lists, such as 3,17; BadRequest for anything else."""
+    numbers = text.split(",") if len(text) < 16 * MAX_LISTED else []
+    if not 1 <= len(numbers) <= MAX_LISTED or not all(
+        number.isascii() and number.isdigit() and len(number) < 10 for number in numbers
+    ):
+        raise BadRequest(f"points must be 1 to {MAX_LISTED} numbers with commas between them")
+    return [int(number) for number in numbers]
+
+
+def read_cluster(text: str) -> int:
+    """Return the number of a cluster; BadRequest for anything else."""
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise BadRequest(f"cluster is {text[:40]!r}; it must be a number")
+    return int(text)
 
 
 def read_name_change(body: Mapping[str, Any]) -> tuple[int, str | None]:

@@ -36,7 +36,7 @@ class ExplorerServer:
         """Address to open, with the token that lets a browser in."""
         self._server = _Server(
             uvicorn.Config(
-                make_app(explorer, self.access, settings.page_events),
+                make_app(explorer, self.access),
                 http=_Connection,
                 ws="none",
                 lifespan="off",

@@ -37,6 +37,8 @@ class SuggestedEvent:
     cluster: int
     """As in labels/."""
     why: str
+    file: str
+    """That it lies in, below events/."""
 
 
 def suggest_events(store: Store, settings: SuggestSettings, labels: LabelsSettings) -> list[SuggestedEvent]:
@@ -53,7 +55,9 @@ def suggest_events(store: Store, settings: SuggestSettings, labels: LabelsSettin
     """
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     embeddings, numbers, clustering = _read_sample(store, sample)
-    model = _clustering(store, clustering)
+    model = stored_clustering(store, clustering)
+    if model is None:
+        raise InputError(f"{store.url} holds no clustering of its labels; run `firnline label` again")
     points = to_space(embeddings, model.space)
     own, _, margins = label_rows(points, model.centroids, model.clusters)
     centroid_of, _, _ = label_rows(points, model.centroids)
@@ -83,6 +87,7 @@ def suggest_events(store: Store, settings: SuggestSettings, labels: LabelsSettin
                 time=f"{onset}Z",
                 cluster=int(numbers[suggestion.index]),
                 why=suggestion.why,
+                file=sample.paths[sample.file_numbers[suggestion.index]].removeprefix("events/"),
             )
         )
     return rows
@@ -132,10 +137,11 @@ def _read_sample(store: Store, sample: EventSample) -> tuple[NDArray[np.float32]
     return embeddings, clusters, hashes.pop()
 
 
-def _clustering(store: Store, wanted: str) -> ClusterModel:
+def stored_clustering(store: Store, wanted: str) -> ClusterModel | None:
+    """Return the clustering whose file has this content hash; None where the workspace does not hold it."""
     for item in store.walk("clustering"):
         if item.path.endswith(".npz"):
             content = store.read(item.path)
             if content_hash(content) == wanted:
                 return ClusterModel.from_bytes(content)
-    raise InputError(f"{store.url} holds no clustering of its labels; run `firnline label` again")
+    return None

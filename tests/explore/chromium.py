@@ -17,7 +17,9 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--headless",
     "--no-sandbox",
-    "--disable-gpu",
+    # The map needs WebGL, which Chromium draws without a graphics card where it is told to.
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",
@@ -68,6 +70,25 @@ class Chromium:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
 
+    def drag(self, *places: tuple[float, float], shift: bool = False) -> None:
+        """Press the mouse at the first place, move to the others (CSS pixels) and release; one place is a click."""
+        held = {"button": "left", "clickCount": 1, "modifiers": 8 if shift else 0}
+        x, y = places[0]
+        self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        self._call("Input.dispatchMouseEvent", type="mousePressed", x=x, y=y, **held)
+        for x, y in places[1:]:
+            self._call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y, buttons=1, **held)
+        self._call("Input.dispatchMouseEvent", type="mouseReleased", x=x, y=y, **held)
+
+    def press(self, *keys: str) -> None:
+        """Press keys one after the other, each by its name in the browser (`Tab`, `Enter`, `j`)."""
+        codes = {"Enter": 13, "Tab": 9, "Escape": 27, "ArrowRight": 39, "ArrowUp": 38}
+        for key in keys:
+            text = {"text": "\r" if key == "Enter" else key} if len(key) == 1 or key == "Enter" else {}
+            code = codes.get(key, ord(key[0].upper()))
+            self._call("Input.dispatchKeyEvent", type="keyDown", key=key, windowsVirtualKeyCode=code, **text)
+            self._call("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
     def picture(self) -> str:
         """Return the page as PNG in base64."""
         return str(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"])
@@ -102,6 +123,8 @@ class Chromium:
             self.complaints.append(json.dumps(content["exceptionDetails"]))
         if message.get("method") == "Log.entryAdded" and content["entry"]["level"] in ("error", "warning"):
             self.complaints.append(content["entry"]["text"])
+            # How the browser itself shows what WebGL has drawn without a graphics card.
+            self.complaints = [text for text in self.complaints if "GPU stall due to ReadPixels" not in text]
         if message.get("method") == "Runtime.consoleAPICalled" and content["type"] in ("error", "warning", "assert"):
             self.complaints.append(json.dumps(content["args"]))
 

@@ -143,7 +143,8 @@ def test_a_label_is_saved_in_the_form_that_labels_path_reads_and_can_be_removed(
 ) -> None:
     listed = browser.get("/api/events")["events"]
     ids = [event["event_id"] for event in listed[:3]]
-    assert browser.post("/api/labels", {"event_ids": ids, "label": "icequake"}) == (200, {"labels": {"icequake": 3}})
+    status, answer = browser.post("/api/labels", {"event_ids": ids, "label": "icequake"})
+    assert (status, answer) == (200, {"labels": {"icequake": 3}, "undo": 1})
     browser.post("/api/labels", {"event_ids": ids[:1], "label": None})
     table = pd.read_csv(tmp_path / "labels.csv", dtype=str)
     assert table.to_dict("list") == {"event_id": sorted(ids[1:]), "label": ["icequake", "icequake"]}
@@ -182,7 +183,7 @@ def test_a_cluster_gets_a_name_that_labels_names_reads(new_workspace: Callable[.
     explorer = open_explorer(workspace, ExploreSettings(), LabelsSettings())
     explorer.set_name(0, "icequake")
     explorer.set_name(2, "spike")
-    assert explorer.set_name(2, None) == {0: "icequake"}
+    assert explorer.set_name(2, None) == {"names": {0: "icequake"}, "undo": 3}
     saved = yaml.safe_load(workspace.store.read("cluster-names.yaml"))
     assert saved.pop("clustering")
     assert saved == {0: "icequake"}
@@ -207,7 +208,8 @@ def test_a_workspace_in_a_bucket_is_browsed_and_labelled(
 def test_without_the_token_nothing_of_the_workspace_is_shown(browser: Browser) -> None:
     for token in ("", "guess", f"{browser.token}x"):
         stranger = Browser(browser.server, token)
-        for path in ("/api/summary", "/api/events", "/api/figure?event_id=a", "/api/nothing", "/api/"):
+        paths = ("/api/summary", "/api/events", "/api/figure?event_id=a", "/api/map/clusters", "/api/nothing", "/api/")
+        for path in paths:
             status, _, content = stranger.ask("GET", path)
             assert status == 403
             assert b"AW" not in content

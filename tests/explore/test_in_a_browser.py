@@ -35,7 +35,7 @@ def server(small_workspace: Rows, labels_path: Path) -> Iterator[ExplorerServer]
 def browser(tmp_path: Path) -> Iterator[Chromium]:
     with chromium(tmp_path / "profile") as found:
         # Figures are drawn once they are near the visible part.
-        found.resize(1400, 2000)
+        found.resize(1400, 3600)
         yield found
 
 
@@ -56,6 +56,7 @@ def test_a_label_given_by_a_click_or_a_key_is_in_the_file_and_the_console_has_no
             f"document.activeElement.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}', bubbles: true}}))"
         )
     browser.until("document.getElementById('status').textContent.startsWith('2 labelled by hand, saved')")
+    browser.until("map.layout === 'neighbours'")
     saved = pd.read_csv(labels_path).set_index("event_id")["label"].to_dict()
     assert saved == {first: "icequake", second: "earthquake"}
     # A reload keeps the access, and the token is not in the address.
@@ -116,3 +117,101 @@ def test_a_server_on_another_port_of_this_machine_gets_nothing_that_lets_it_in(
     assert not [line for line in received[0].splitlines() if line.lower().startswith(("referer", "authorization"))]
     assert found == '[{},{},"planted=cookie",""]'
     assert answer == "refused"
+
+
+QUIET = "byId('events').getAttribute('aria-busy') === 'false'"
+"""True once the events that were asked for are shown."""
+
+
+def middle_of_cluster(browser: Chromium, cluster: int) -> tuple[float, float]:
+    """Return where on the page the event of a cluster is that is nearest to the cluster's middle on the map."""
+    return tuple(
+        browser.run(
+            f"""(() => {{
+              const own = [...map.clusters.keys()].filter((at) => map.clusters[at] === {cluster});
+              const mean = [0, 1].map((axis) => own.reduce((sum, at) => sum + map.xy[2 * at + axis], 0) / own.length);
+              const far = (at) => Math.hypot(map.xy[2 * at] - mean[0], map.xy[2 * at + 1] - mean[1]);
+              const at = own.sort((one, other) => far(one) - far(other))[0];
+              const {{ left, top }} = byId("map").getBoundingClientRect();
+              const [x, y] = toScreen(map.xy[2 * at], map.xy[2 * at + 1]);
+              return [left + x, top + y];
+            }})()"""
+        )
+    )
+
+
+def open_map(browser: Chromium, server: ExplorerServer) -> None:
+    browser.open(server.url)
+    browser.until("map.deck && map.layout === 'neighbours' && document.querySelectorAll('.event').length === 6")
+
+
+def test_a_click_on_the_map_opens_an_event_and_a_lasso_labels_what_it_holds_until_it_is_undone(
+    browser: Chromium, server: ExplorerServer, labels_path: Path, small_workspace: Rows
+) -> None:
+    browser.resize(1400, 900)
+    open_map(browser, server)
+    x, y = middle_of_cluster(browser, 2)
+    browser.drag((x, y))
+    browser.until("state.events.length === 1 && document.querySelectorAll('.event .drawing svg').length === 1")
+    cluster_of = small_workspace[1].set_index("event_id")["cluster"]
+    assert cluster_of[browser.run("state.events[0].event_id")] == 2
+    browser.run("document.querySelector('.event .near').click()")
+    browser.until(f"state.events.length === 7 && {QUIET}")
+    assert cluster_of[browser.run("state.events.map((event) => event.event_id)")].eq(2).all()
+    browser.drag((x - 9, y - 9), (x + 9, y - 9), (x + 9, y + 9), (x - 9, y + 9), shift=True)
+    browser.until("map.chosen !== null && state.trail.at(-1).points?.length > 1")
+    chosen = browser.run("state.trail.at(-1).points.length")
+    browser.until(QUIET)
+    browser.run("byId('bulk').querySelectorAll('button')[3].click()")
+    browser.until(f"byId('status').textContent.startsWith('{chosen} labelled by hand, saved')")
+    saved = pd.read_csv(labels_path)
+    assert (len(saved), set(saved["label"])) == (chosen, {"tremor"})
+    browser.run("byId('undo').click()")
+    browser.until("byId('status').textContent.startsWith('undone: the label of')")
+    assert labels_path.read_text() == "event_id,label\n"
+    assert browser.complaints == []
+
+
+def test_everything_on_the_map_can_be_done_with_keys_alone(
+    browser: Chromium, server: ExplorerServer, labels_path: Path
+) -> None:
+    open_map(browser, server)
+    browser.press("m")
+    assert browser.run("document.activeElement.id") == "map"
+    browser.press("+", "ArrowRight", "ArrowUp", "f", "s")
+    browser.until("state.trail.at(-1).points?.length === map.count && state.events.length === 6")
+    browser.press("Escape")
+    browser.until(f"map.chosen === null && !state.trail.at(-1).points && {QUIET}")
+    browser.press("j", "1", "j", "2")
+    browser.until("byId('status').textContent.startsWith('2 labelled by hand, saved')")
+    browser.press("u")
+    browser.until("byId('status').textContent.startsWith('undone')")
+    browser.press("n")
+    browser.until(f"state.events.length === 7 && {QUIET}")
+    browser.press(",")
+    browser.until(f"state.events.length === 6 && {QUIET}")
+    assert pd.read_csv(labels_path)["label"].tolist() == ["icequake"]
+    assert browser.complaints == []
+
+
+def test_a_cluster_is_named_in_place(browser: Chromium, server: ExplorerServer, small_workspace: Rows) -> None:
+    open_map(browser, server)
+    browser.run("document.querySelector('#clusters .rename').click()")
+    browser.until("document.activeElement.classList.contains('typed')")
+    browser.press(*"calving", "Enter")
+    browser.until("byId('status').textContent.startsWith('saved to')")
+    assert "calving" in browser.run("byId('clusters').textContent")
+    browser.press("u")
+    browser.until("byId('status').textContent.startsWith('undone: the name of cluster 0')")
+    assert "calving" not in browser.run("byId('clusters').textContent")
+    assert "calving" not in small_workspace[0].store.read("cluster-names.yaml").decode()
+
+
+@pytest.mark.parametrize("view", ["map", "list", "suggested"])
+def test_the_page_fits_a_telephone(browser: Chromium, server: ExplorerServer, view: str) -> None:
+    browser.resize(390, 844)
+    open_map(browser, server)
+    browser.run(f"document.querySelector('[data-view={view}]').click()")
+    browser.until(f"{QUIET} || byId('status').classList.contains('error')")
+    assert browser.run("document.documentElement.scrollWidth") <= 390
+    assert browser.run("byId('clusters-box').open") is False

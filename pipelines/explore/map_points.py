@@ -1,0 +1,236 @@
+"""The events of the map: where each lies in the tables, its cluster, and its point in the space of the clustering."""
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipelines.explore.layout import nearest_points, neighbourhoods, principal_components
+from pipelines.explore.queries import BadRequest
+from pipelines.label.space import Space, to_space
+from pipelines.label.stage_suggest import stored_clustering
+from pipelines.report.gallery import event_hash
+from pipelines.runtime.errors import InputError
+from pipelines.workspace import tables
+from pipelines.workspace.artifacts import ClusteringSummary
+from pipelines.workspace.event_sample import READERS
+from pipelines.workspace.storage import Store
+from pipelines.workspace.stored_object import StoredObject
+
+MIN_EVENTS = 10
+"""Fewest events of which a map is made."""
+LAYOUTS = {"components": "principal components", "neighbours": "neighbourhoods (t-SNE)"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapPoints:
+    """The events of the map in random order, so that the first of them are a sample of all. Legend: n events."""
+
+    files: tuple[str, ...]
+    """Files of `labels/`, relative to it."""
+    file_numbers: NDArray[np.int32]
+    """(n,), the file of each."""
+    row_numbers: NDArray[np.int32]
+    """(n,), its row there."""
+    event_ids: pa.Array
+    """(n,), text."""
+    clusters: NDArray[np.int32]
+    """(n,)"""
+    points: NDArray[np.float32]
+    """(n, d), in the space of the clustering."""
+    space: Space
+
+    def __len__(self) -> int:
+        return len(self.clusters)
+
+    def index_of(self, event_id: str) -> int | None:
+        """Return the number of an event on the map; None where it is not there."""
+        found = pc.index(self.event_ids, event_id).as_py()
+        return None if found < 0 else int(found)
+
+    def labelled(self, event_ids: Sequence[str]) -> NDArray[np.int64]:
+        """Return the numbers of those of some events that are on the map, rising."""
+        wanted = pa.array(event_ids, pa.string())
+        return np.flatnonzero(pc.is_in(self.event_ids, value_set=wanted).to_numpy(zero_copy_only=False))
+
+    def ids(self, numbers: Sequence[int]) -> list[str]:
+        """Return the ids of some events of the map; BadRequest where a number is none of it."""
+        if numbers and (min(numbers) < 0 or max(numbers) >= len(self)):
+            raise BadRequest(f"the map has only {len(self)} events")
+        found: list[str] = self.event_ids.take(pa.array(numbers, pa.int64())).to_pylist()
+        return found
+
+    def typical(self, cluster: int, count: int) -> list[int]:
+        """Return the numbers of the events nearest to the mean of a cluster, the nearest first."""
+        members = np.flatnonzero(self.clusters == cluster)
+        if not len(members):
+            return []
+        points = self.points[members]
+        near = nearest_points(points, points.mean(axis=0, dtype=np.float64), count)
+        return [int(number) for number in members[near]]
+
+
+class EmbeddingMap:
+    """The map, made by a thread of its own: its events first, then one layout after the other."""
+
+    def __init__(self, store: Store, files: Sequence[str], max_events: int, count: Callable[[], int]) -> None:
+        """Return a map of at most about `max_events` of the events of some files of `labels/`; `count` counts all."""
+        self._store, self._files, self._max_events, self._count = store, files, max_events, count
+        self._planes: dict[str, NDArray[np.float32]] = {}
+        self._points: MapPoints | None = None
+        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self.failure = ""
+        """Why there is no map."""
+
+    def start(self) -> None:
+        """Begin, where that has not happened."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._make, daemon=True)
+                self._thread.start()
+
+    def points(self) -> MapPoints:
+        """Return the events of the map, once they are read.
+
+        Raises:
+            BadRequest: there is no map; says why.
+        """
+        self.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._points is not None or self.failure)
+        if self._points is None:
+            raise BadRequest(self.failure)
+        return self._points
+
+    def plane(self, layout: str) -> NDArray[np.float32]:
+        """Return the coordinates (n, 2) of a layout, once it is made; BadRequest where there is no such map."""
+        if layout not in LAYOUTS:
+            raise BadRequest(f"layout is {layout[:40]!r}; it must be one of {', '.join(LAYOUTS)}")
+        self.start()
+        with self._changed:
+            self._changed.wait_for(lambda: layout in self._planes or self.failure)
+        if layout not in self._planes:
+            raise BadRequest(self.failure)
+        return self._planes[layout]
+
+    def state(self) -> dict[str, Any]:
+        """Return how far the map is: its events, the layouts that are made, and why there is none."""
+        self.start()
+        with self._changed:
+            return {
+                "events": None if self._points is None else len(self._points),
+                "total": self._count(),
+                "layouts": [
+                    {"name": name, "words": words, "ready": name in self._planes} for name, words in LAYOUTS.items()
+                ],
+                "failure": self.failure,
+            }
+
+    def _make(self) -> None:
+        try:
+            points = read_points(self._store, self._files, min(1.0, self._max_events / max(self._count(), 1)))
+            with self._changed:
+                self._points = points
+                self._changed.notify_all()
+            self._keep("components", principal_components(points.points))
+            self._keep("neighbours", neighbourhoods(points.points, seed=0))
+        except (InputError, OSError, ValueError, KeyError, pa.ArrowException, np.linalg.LinAlgError) as error:
+            with self._changed:
+                self.failure = f"there is no map: {' '.join(str(error).split())}"
+                self._changed.notify_all()
+
+    def _keep(self, layout: str, plane: NDArray[np.float32]) -> None:
+        with self._changed:
+            self._planes[layout] = plane
+            self._changed.notify_all()
+
+
+def read_points(store: Store, files: Sequence[str], share: float = 1.0) -> MapPoints:
+    """Read the events of the map: all of `files`, or a share (0 to 1) of them, chosen by a hash of their ids.
+
+    Events without an embedding, or with one that is not finite, are left out.
+
+    Raises:
+        InputError: a file cannot be read, or too few events are left.
+    """
+    space = _space(store)
+    embedded = {item.path.removeprefix("embeddings/"): item for item in tables.list_shards(store, "embeddings")}
+
+    def read(file: str) -> _Part | None:
+        return _read_part(store, file, embedded[file], space, share) if file in embedded else None
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = list(enumerate(pool.map(read, files)))
+    parts = [(number, part) for number, part in found if part is not None and len(part.rows)]
+    num_events = sum(len(part.rows) for _, part in parts)
+    if num_events < MIN_EVENTS:
+        raise InputError(f"a map needs the embeddings of at least {MIN_EVENTS} events; {num_events} were found")
+    order = np.random.default_rng(0).permutation(num_events)
+    place = np.empty(num_events, dtype=np.int64)
+    place[order] = np.arange(num_events)
+    points = np.empty((num_events, parts[0][1].points.shape[1]), dtype=np.float32)
+    start = 0
+    for _, part in parts:
+        points[place[start : start + len(part.rows)]] = part.points
+        start += len(part.rows)
+    if not (points != points[0]).any():
+        raise InputError(f"the embeddings of all {num_events} events are the same")
+    numbers = np.concatenate([np.full(len(part.rows), number, dtype=np.int32) for number, part in parts])
+    return MapPoints(
+        files=tuple(files),
+        file_numbers=numbers[order],
+        row_numbers=np.concatenate([part.rows for _, part in parts])[order],
+        event_ids=pa.concat_arrays([part.event_ids for _, part in parts]).take(pa.array(order)),
+        clusters=np.concatenate([part.clusters for _, part in parts])[order],
+        points=points,
+        space=space,
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The events of one file."""
+
+    rows: NDArray[np.int32]
+    event_ids: pa.Array
+    clusters: NDArray[np.int32]
+    points: NDArray[np.float32]
+
+
+def _read_part(store: Store, file: str, embedded: StoredObject, space: Space, share: float) -> _Part:
+    labels = tables.read_table(store, f"labels/{file}", ("event_id", "cluster")).combine_chunks()
+    vectors = tables.read_table(store, embedded, ("event_id", "embedding"))
+    ids = _whole(labels["event_id"])
+    values = tables.embeddings(vectors["embedding"])
+    keep = np.ones(len(ids), dtype=bool)
+    if not labels["event_id"].equals(vectors["event_id"]):
+        rows_of = pc.index_in(ids, value_set=_whole(vectors["event_id"]))
+        keep = rows_of.is_valid().to_numpy(zero_copy_only=False)
+        rows = rows_of.fill_null(0).to_numpy(zero_copy_only=False)
+        values = values[rows] if len(values) else np.zeros((len(ids), values.shape[1]), dtype=np.float32)
+    if share < 1:
+        keep &= event_hash(ids.to_pandas()) < np.uint64(share * 2**63) * np.uint64(2)
+    kept = np.flatnonzero(keep & np.isfinite(values).all(axis=1)).astype(np.int32)
+    clusters = labels["cluster"].to_numpy()
+    return _Part(kept, ids.take(pa.array(kept)), clusters[kept], to_space(values[kept], space))
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array."""
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
+
+
+def _space(store: Store) -> Space:
+    """Return the space of the clustering of the labels; that of the embeddings themselves where it is not here."""
+    summary = ClusteringSummary.read(store)
+    model = None if summary is None else stored_clustering(store, summary.clustering)
+    return Space() if model is None else model.space
