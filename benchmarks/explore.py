@@ -6,8 +6,8 @@
 The workspace is that of `benchmarks/report.py`: made-up tables, a file for each station and day. `firnline explore`
 runs as a process. The figures are seconds from its start until it prints its address, until a client has the summary, a
 page of events, and the map in each of its layouts; seconds for the nearest neighbours of an event; and the largest
-resident set of the process. With `--browser`: seconds from opening the address until the map is drawn, and frames a second while
-it moves. A browser without a graphics card draws by software, which the output names.
+resident set of the process. With `--browser`: seconds from opening the address until the map is drawn, and frames a
+second while it moves. A browser without a graphics card draws by software, which the output names.
 """
 
 import argparse

@@ -37,6 +37,7 @@ from pipelines.runtime.errors import InputError
 
 MAX_BODY_BYTES = 1_000_000
 MAX_QUERY_FIELDS = 20
+BRANCH_COLOUR = "#0072b2"
 BODY_SECONDS = 30.0
 """Time in which a request's body must arrive."""
 
@@ -80,6 +81,12 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
     def suggestions(request: Request) -> Response:
         return JSONResponse({"events": explorer.suggestions()})
 
+    def tree(request: Request) -> Response:
+        return JSONResponse(explorer.tree.describe())
+
+    def branch(request: Request) -> Response:
+        return JSONResponse(explorer.tree.figure(_one(request, "id"), BRANCH_COLOUR, explorer.band_hz))
+
     def set_labels(body: Mapping[str, Any]) -> dict[str, Any]:
         if "points" in body:
             return explorer.set_point_labels(*read_point_label(body))
@@ -105,6 +112,8 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
             Route("/api/neighbours", neighbours),
             Route("/api/typical", typical),
             Route("/api/suggestions", suggestions),
+            Route("/api/tree", tree),
+            Route("/api/branch", branch),
             Route("/api/labels", _change(set_labels), methods=["POST"]),
             Route("/api/undo", _change(undo), methods=["POST"]),
             Route("/api/names", _change(set_name), methods=["POST"]),

@@ -22,7 +22,7 @@ class Asset:
         return resources.files("pipelines.explore").joinpath(self.file).read_bytes()
 
 
-SCRIPTS = ("explore.js", "cards.js", "map.js")
+SCRIPTS = ("explore.js", "cards.js", "map.js", "tree.js")
 """Our scripts in the order in which the page reads them."""
 
 

@@ -64,8 +64,8 @@ function attempt(action) {
   };
 }
 
-function countOf(number, noun) {
-  return `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
+function countOf(number, noun, many = `${noun}s`) {
+  return `${number.toLocaleString("en")} ${number === 1 ? noun : many}`;
 }
 
 const loadSummary = attempt(async () => {
@@ -249,6 +249,7 @@ function showView(view) {
   document.body.dataset.view = view;
   for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-pressed", String(button.dataset.view === view));
   if (view === "map") showMap();
+  if (view === "tree") showTree();
   if (view === "list") restart();
   if (view === "suggested") {
     open_({

@@ -17,6 +17,7 @@ from pipelines.config.suggest import SuggestSettings
 from pipelines.explore.layout import nearest_points
 from pipelines.explore.listing import HandLabels, list_page, records, site_of
 from pipelines.explore.map_points import EmbeddingMap
+from pipelines.explore.merge_tree import ShownTree
 from pipelines.explore.queries import BadRequest, Filter
 from pipelines.explore.saved import SavedLabels, SavedNames, choose_labels_file
 from pipelines.label.space import to_space
@@ -88,6 +89,7 @@ class Explorer:
         self.map = EmbeddingMap(
             self.store, self.files, self.map_events, lambda: sum(size for size, _ in self._cluster_sizes().values())
         )
+        self.tree = ShownTree(self.store, self.map)
 
     def summary(self) -> dict[str, Any]:
         """Return clusters, stations, label counts and where labels are kept."""

@@ -15,7 +15,7 @@ from pipelines.report.style import INK, MUTED, new_figure, quiet
 FLOOR_DB = -40.0
 """Power of the spectrogram's darkest colour, below the strongest cell (dB)."""
 _BASELINES = (4.2, 2.1, 0.0)
-_ICE = LinearSegmentedColormap.from_list(
+SPECTROGRAM_COLOURS = LinearSegmentedColormap.from_list(
     "ice", ["#0b1d33", "#12406a", "#1f78a4", "#55b6bf", "#bfe5d3", "#fff6c9"], N=128
 )
 
@@ -214,7 +214,7 @@ def event_figure(
             origin="lower",
             aspect="auto",
             extent=(times[0] - half_t - onset_s, times[-1] + half_t - onset_s, frequencies[0], frequencies[-1]),
-            cmap=_ICE,
+            cmap=SPECTROGRAM_COLOURS,
             vmin=FLOOR_DB,
             vmax=0,
             interpolation="none",

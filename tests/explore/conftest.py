@@ -9,6 +9,8 @@ from small_workspace import fill_workspace, new_workspace, small_workspace
 
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.space import Space
+from pipelines.label.stage_tree import tree_record, with_clusters
+from pipelines.label.tree import MergeTree
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.storage import content_hash
@@ -34,6 +36,11 @@ def clustered(new_workspace: Callable[..., tuple[Workspace, pd.DataFrame]]) -> t
     )
     content = model.to_bytes()
     store.write("clustering/0123456789abcdef.npz", content)
+    counts = np.array([60, 60, 60, 60, 60, 60], dtype=np.int64)
+    children = np.array([[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]], dtype=np.int64)
+    tree = MergeTree(counts=counts, children=children, heights=np.array([0.1, 0.2, 0.3, 1.5, 2.0]))
+    record = tree_record(tree, content_hash(content), "0123456789abcdef")
+    with_clusters(record, model.clusters, (0, 1, 2)).write(store)
     summary = ClusteringSummary.read(store)
     assert summary is not None
     summary.model_copy(update={"clustering": content_hash(content)}).write(store)

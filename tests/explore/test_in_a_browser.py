@@ -207,7 +207,27 @@ def test_a_cluster_is_named_in_place(browser: Chromium, server: ExplorerServer, 
     assert "calving" not in small_workspace[0].store.read("cluster-names.yaml").decode()
 
 
-@pytest.mark.parametrize("view", ["map", "list", "suggested"])
+def test_a_branch_of_the_merge_tree_is_shown_and_a_click_cuts_the_tree(
+    browser: Chromium, clustered: Rows, labels_path: Path
+) -> None:
+    settings = ExploreSettings(port=0, labels_path=str(labels_path), page_events=6)
+    browser.resize(1400, 900)
+    with serving(open_explorer(clustered[0], settings, LabelsSettings()), settings) as server:
+        open_map(browser, server)
+        browser.run("document.querySelector('[data-view=tree]').click()")
+        browser.until("tree.nodes?.length === 11 && byId('branch').options.length === 6")
+        browser.run("byId('branch').selectedIndex = 1; byId('branch').dispatchEvent(new Event('change'))")
+        browser.until(f"document.querySelector('#branch-figure svg') && {QUIET} && state.events.length === 6")
+        left, top, width = browser.run("Object.values(byId('tree').getBoundingClientRect().toJSON()).slice(0, 3)")
+        browser.drag((left + width * 0.5, top + 4))
+        browser.until("byId('cut-words').textContent.startsWith('This cut gives 3 clusters')")
+        assert browser.run("byId('cut-command').textContent").endswith("--replace --label.cut 3")
+        browser.run("byId('own-cluster').click()")
+        assert browser.run("byId('cut-command').textContent").endswith(f"'[{browser.run('tree.chosen')}]'")
+    assert browser.complaints == []
+
+
+@pytest.mark.parametrize("view", ["map", "list", "suggested", "tree"])
 def test_the_page_fits_a_telephone(browser: Chromium, server: ExplorerServer, view: str) -> None:
     browser.resize(390, 844)
     open_map(browser, server)
