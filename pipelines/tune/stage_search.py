@@ -20,6 +20,9 @@ from pipelines.tune.space import configure, searched_sections
 from pipelines.tune.stage_records import DONE, FAILED, STOPPED, Records, TrialRecord, best_of
 from pipelines.tune.stage_trials import METRICS, TrialTask, run_trial
 
+LOST_WORKERS = 3
+"""How often a trial is repeated whose worker or node is lost."""
+
 
 def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord]) -> list[TrialRecord]:
     """Run the trials that are left, and return all; each is a child run of `run`. A Ray session must be open.
@@ -36,9 +39,19 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
 
     settings = task.config.tune
     shared = ray.put(task)
+    failures = _failures(ray)
 
     def trial(trial_config: dict[str, Any]) -> None:
-        run_trial(ray.get(shared), trial_config["point"])
+        number = trial_config["number"]
+        # Ray repeats a trial whatever ended it; what failed by itself would only fail again.
+        before = ray.get(failures.of.remote(number))
+        if before is not None:
+            raise StageFailed(before)
+        try:
+            run_trial(ray.get(shared), trial_config["point"])
+        except Exception as error:
+            ray.get(failures.note.remote(number, _last_line(error)))
+            raise
 
     scheduler = ASHAScheduler(
         metric="score",
@@ -66,7 +79,13 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
                 num_samples=len(left),
                 max_concurrent_trials=at_once,
             ),
-            run_config=tune.RunConfig(name="tune", storage_path=str(folder), verbose=0, callbacks=[_callback(watch)]),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(folder),
+                verbose=0,
+                callbacks=[_callback(watch)],
+                failure_config=tune.FailureConfig(max_failures=LOST_WORKERS),
+            ),
         )
         watch.explain(tuner.fit())
     except BaseException as error:
@@ -166,8 +185,7 @@ class Watch:
             record = self.records.get(result.config["number"]) if result.error and result.config else None
             if record is not None and record.ended == FAILED:
                 cause = getattr(result.error, "cause", None) or result.error
-                last = str(cause).strip().splitlines()[-1:] or [type(cause).__name__]
-                record = replace(record, reason=last[0])
+                record = replace(record, reason=_last_line(cause))
                 self.records[record.number] = record
                 self.store.write(record)
                 StageRun(self.run.tracking, record.run_id).set_tags(_tags(record))
@@ -195,6 +213,27 @@ class Watch:
         for stack, _ in self.open.values():
             _end(stack, error)
         self.open.clear()
+
+
+def _failures(ray: Any) -> Any:
+    """Return an actor that knows which trials failed by themselves: what a trial's worker knows goes with it."""
+
+    # Defined here, it goes to its worker as it is, and imports nothing there.
+    class Failures:
+        def __init__(self) -> None:
+            self.reasons: dict[int, str] = {}
+
+        def note(self, number: int, reason: str) -> None:
+            self.reasons[number] = reason
+
+        def of(self, number: int) -> str | None:
+            return self.reasons.get(number)
+
+    return ray.remote(num_cpus=0)(Failures).remote()
+
+
+def _last_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
 
 
 def _searcher(watch: Watch) -> Any:
