@@ -20,10 +20,15 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from report import write_workspace
+
+from pipelines.workspace import tables
+from pipelines.workspace.artifacts import ClusterEntry, ClusteringSummary
+from pipelines.workspace.workspace import Workspace
 
 CHROMIUM = Path(__file__).resolve().parent.parent / "tests" / "explore" / "chromium.py"
 MOVE = """(async () => {
@@ -54,6 +59,7 @@ def measure(workspace: str) -> dict[str, float]:
         for name, path in (
             ("summary_s", "api/summary"),
             ("page_s", "api/events"),
+            ("first_look_s", "api/map/sketch"),
             ("map_s", "api/map/plane?layout=components"),
             ("neighbourhoods_s", "api/map/plane?layout=neighbours"),
         ):
@@ -77,6 +83,7 @@ def browse(workspace: str, seconds: float) -> dict[str, Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    module.SECONDS = 600.0
     process, address = _start(workspace)
     try:
         with tempfile.TemporaryDirectory() as profile, module.chromium(Path(profile)) as browser:
@@ -85,6 +92,9 @@ def browse(workspace: str, seconds: float) -> dict[str, Any]:
             browser.open(address)
             browser.until("typeof map !== 'undefined' && map.drawn > 0")
             found: dict[str, Any] = {"first_map_s": time.perf_counter() - began}
+            # The layouts take the processor while they are made.
+            browser.until("map.layout === 'neighbours'")
+            assert not browser.complaints, browser.complaints
             found |= browser.run(MOVE.replace("SECONDS", str(seconds)))
             context = "document.createElement('canvas').getContext('webgl2')"
             name = "WEBGL_debug_renderer_info').UNMASKED_RENDERER_WEBGL"
@@ -95,6 +105,15 @@ def browse(workspace: str, seconds: float) -> dict[str, Any]:
     finally:
         process.terminate()
         process.wait(60)
+
+
+def _summarise(workspace: Workspace) -> None:
+    """Write the sizes of the clusters, as `firnline label` does."""
+    counts: Counter[int] = Counter()
+    for item in tables.list_shards(workspace.store, "labels"):
+        counts.update(tables.read_table(workspace.store, item, ("cluster",))["cluster"].to_pylist())
+    entries = tuple(ClusterEntry(cluster=number, events=counts[number]) for number in sorted(counts))
+    ClusteringSummary(clusters=entries).write(workspace.store)
 
 
 def _start(workspace: str) -> tuple[subprocess.Popen[str], str]:
@@ -124,7 +143,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     try:
         path = folder / f"{arguments.events}-{arguments.stations}-{arguments.days}"
         if not (path / "written").exists():
-            write_workspace(str(path), arguments.events, arguments.stations, arguments.days)
+            _summarise(write_workspace(str(path), arguments.events, arguments.stations, arguments.days))
             (path / "written").touch()
         found: dict[str, Any] = {"events": arguments.events} | measure(str(path))
         if arguments.browser:

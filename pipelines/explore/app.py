@@ -60,6 +60,10 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
     def map_state(request: Request) -> Response:
         return JSONResponse(explorer.map.state())
 
+    def map_sketch(request: Request) -> Response:
+        sketch = explorer.map.sketch()
+        return Response(b"") if sketch is None else _binary(*sketch)
+
     def map_plane(request: Request) -> Response:
         return _binary(explorer.map.plane(_one(request, "layout")))
 
@@ -105,6 +109,7 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
             Route("/api/events", events),
             Route("/api/figure", figure),
             Route("/api/map", map_state),
+            Route("/api/map/sketch", map_sketch),
             Route("/api/map/plane", map_plane),
             Route("/api/map/clusters", map_clusters),
             Route("/api/map/labelled", map_labelled),
@@ -153,10 +158,10 @@ def _answer_with(asset: Asset) -> Callable[[Request], Response]:
     return answer
 
 
-def _binary(numbers: NDArray[Any]) -> Response:
-    """Answer with numbers as they lie in memory, little-endian."""
-    content = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
-    return Response(content.tobytes(), media_type="application/octet-stream")
+def _binary(*arrays: NDArray[Any]) -> Response:
+    """Answer with numbers as they lie in memory, little-endian, one array after the other."""
+    content = b"".join(numbers.astype(numbers.dtype.newbyteorder("<"), copy=False).tobytes() for numbers in arrays)
+    return Response(content, media_type="application/octet-stream")
 
 
 def _change(change: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:

@@ -12,7 +12,7 @@ const REST = 700;                // Milliseconds that drawing the whole map may 
 
 const map = {
   deck: null, layer: null, count: 0, xy: null, clusters: null, colours: null, layout: "", version: 0,
-  view: { target: [0, 0, 0], zoom: 8 }, moving: 20000, drawn: 0, chosen: null, lasso: false, path: [], touched: false,
+  view: { target: [0, 0, 0], zoom: 8 }, moving: 20000, drawn: 0, chosen: null, lasso: false, path: [], touched: false, sketch: false,
 };
 
 function loadDeck() {
@@ -30,23 +30,34 @@ const showMap = attempt(async () => {
     return;
   }
   try {
-    const [, plane, clusters] = await Promise.all([
-      loadDeck(), askNumbers("/api/map/plane?layout=components", Float32Array), askNumbers("/api/map/clusters", Int32Array),
+    const [, sketch] = await Promise.all([loadDeck(), askNumbers("/api/map/sketch", Uint8Array)]);
+    if (sketch.length) {
+      const count = sketch.length / 12;
+      map.sketch = true;
+      takeEvents(new Float32Array(sketch.buffer, 0, 2 * count), new Int32Array(sketch.buffer, 8 * count, count));
+    }
+    const [plane, clusters] = await Promise.all([
+      askNumbers("/api/map/plane?layout=components", Float32Array), askNumbers("/api/map/clusters", Int32Array),
     ]);
-    map.xy = plane;
-    map.clusters = clusters;
-    map.count = clusters.length;
-    map.colours = new Uint8Array(4 * map.count);
-    map.layout = "components";
-    fit();
-    startDeck();
-    recolour();
+    map.sketch = false;
+    takeEvents(plane, clusters);
     byId("layout").addEventListener("change", attempt(() => setLayout(byId("layout").value)));
     await followLayouts();
   } catch (error) {
     byId("map-words").textContent = error.message;
   }
 });
+
+function takeEvents(plane, clusters) {
+  map.xy = plane;
+  map.clusters = clusters;
+  map.count = clusters.length;
+  map.colours = new Uint8Array(4 * map.count);
+  map.layout = "components";
+  if (!map.touched) map.view = { target: [0, 0, 0], zoom: wholeZoom() };
+  if (!map.deck) startDeck();
+  recolour();
+}
 
 // The layouts are made one after the other; the last, in which the clusters lie apart, is shown when it is there.
 async function followLayouts() {
@@ -77,6 +88,10 @@ async function setLayout(layout) {
 }
 
 function sayMap() {
+  if (map.sketch) {
+    byId("map-words").textContent = `A first look at ${countOf(map.count, "event")}; the map of all follows…`;
+    return;
+  }
   const part = map.total > map.count ? `${map.count.toLocaleString("en")} of ${map.total.toLocaleString("en")} events, drawn at random` : countOf(map.count, "event");
   const moving = map.drawn < map.count ? `; ${map.drawn.toLocaleString("en")} of them are drawn, as many as this machine can` : "";
   const layout = map.layout === "neighbours" ? "Near events are alike; distances between groups mean nothing." : "The two directions in which the events differ most.";
@@ -142,7 +157,7 @@ function pointsLayer() {
 function startDeck() {
   const Layer = pointsLayer();
   map.layer = (count) => new Layer({
-    id: "events", xy: map.xy, colours: map.colours, count, version: map.version,
+    id: `events${map.count}`, xy: map.xy, colours: map.colours, count, version: map.version,
     size: dotSize() * (window.devicePixelRatio || 1),
   });
   map.deck = new deck.Deck({
@@ -228,7 +243,7 @@ const recolour = attempt(async () => {
     into[4 * at + 3] = chosen ? (chosen.has(at) ? SHADE.chosen : SHADE.faded) : one !== "" ? (cluster === one ? SHADE.chosen : SHADE.faded) : byLabel ? SHADE.faded * 2 : SHADE.plain;
   }
   byId("legend").hidden = !byLabel;
-  if (byLabel) {
+  if (byLabel && !map.sketch) {
     const labelled = await ask("/api/map/labelled");
     byId("legend").replaceChildren(...Object.entries(labelled).map(([label, points], index) => {
       const colour = state.summary.label_colours[index % state.summary.label_colours.length];
@@ -263,6 +278,7 @@ function markEvents(event = current) {
 
 // The event nearest to a place of the map, if one is within reach.
 function pick(x, y) {
+  if (map.sketch) return;
   const [there, up] = toMap(x, y);
   let best = -1;
   let least = (REACH / 2 ** map.view.zoom) ** 2;
@@ -285,6 +301,7 @@ function choose(points, title = "Chosen") {
 }
 
 function inside(polygon) {
+  if (map.sketch) return [];
   const corners = polygon.map(([x, y]) => toMap(x, y));
   const bounds = [0, 1].map((axis) => [Math.min(...corners.map((corner) => corner[axis])), Math.max(...corners.map((corner) => corner[axis]))]);
   const found = [];

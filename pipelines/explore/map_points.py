@@ -23,6 +23,8 @@ from pipelines.workspace.event_sample import READERS
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import StoredObject
 
+SKETCH_FILES = 120
+"""Files that the first look is made of at most."""
 MIN_EVENTS = 10
 """Fewest events of which a map is made."""
 LAYOUTS = {"components": "principal components", "neighbours": "neighbourhoods (t-SNE)"}
@@ -84,6 +86,7 @@ class EmbeddingMap:
         self._store, self._files, self._max_events, self._count = store, files, max_events, count
         self._planes: dict[str, NDArray[np.float32]] = {}
         self._points: MapPoints | None = None
+        self._sketch: tuple[NDArray[np.float32], NDArray[np.int32]] | None = None
         self._lock = threading.Lock()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -96,6 +99,16 @@ class EmbeddingMap:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._make, daemon=True)
                 self._thread.start()
+
+    def sketch(self) -> tuple[NDArray[np.float32], NDArray[np.int32]] | None:
+        """Return a first look: principal components (m, 2) and clusters (m,) of the events of some files; None without.
+
+        There is one where reading all files takes a while. Its events have other numbers than those of the map.
+        """
+        self.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._sketch is not None or self._points is not None or self.failure)
+            return self._sketch
 
     def points(self) -> MapPoints:
         """Return the events of the map, once they are read.
@@ -136,6 +149,11 @@ class EmbeddingMap:
 
     def _make(self) -> None:
         try:
+            if some := self._files[:: max(10, -(-len(self._files) // SKETCH_FILES))] if len(self._files) >= 20 else []:
+                few = read_points(self._store, some)
+                with self._changed:
+                    self._sketch = principal_components(few.points), few.clusters
+                    self._changed.notify_all()
             points = read_points(self._store, self._files, min(1.0, self._max_events / max(self._count(), 1)))
             with self._changed:
                 self._points = points

@@ -98,6 +98,18 @@ def test_a_sample_of_a_large_archive_is_the_same_each_time(clustered: Rows, expl
     assert len(explorer.neighbours(left_out, 4)) == 4
 
 
+def test_a_workspace_of_many_files_has_a_first_look_of_some_of_them(
+    explorer: Explorer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert explorer.map.sketch() is None
+    explorer.files = explorer.files * 3
+    explorer.__post_init__()
+    sketch = explorer.map.sketch()
+    assert sketch is not None
+    assert sketch[0].shape == (len(sketch[1]), 2) == (120, 2)
+    assert len(explorer.map.points()) == 3 * 360
+
+
 def test_the_neighbours_of_an_event_are_those_of_its_embedding(clustered: Rows, explorer: Explorer) -> None:
     vector_of = vectors_by_id(clustered[0])
     ids = list(vector_of)
