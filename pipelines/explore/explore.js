@@ -50,8 +50,14 @@ async function fetchAnswer(path, body) {
   throw new Error(reason);
 }
 
+// Changes reach the server in the order in which they were made, so that undo takes back the latest.
+let lastChange = Promise.resolve();
+
 async function ask(path, body) {
-  return (await fetchAnswer(path, body)).json();
+  if (body === undefined) return (await fetchAnswer(path)).json();
+  const change = lastChange.then(() => fetchAnswer(path, body));
+  lastChange = change.catch(() => {});
+  return (await change).json();
 }
 
 async function askNumbers(path, Kind) {
