@@ -13,7 +13,7 @@ from pipelines.runtime.text import counted
 from pipelines.tracking.runs import StageRun
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import DriftRecord, DriftRow, FittedClustering
-from pipelines.workspace.ledger import MarkerName, read_marker
+from pipelines.workspace.ledger import MarkerName, read_label_marker
 from pipelines.workspace.storage import Store
 
 READERS = 16
@@ -31,7 +31,7 @@ def read_cells(store: Store, marks: Sequence[MarkerName]) -> list[Cell]:
 @ray.remote
 def _read(store: Store, marks: list[MarkerName]) -> list[Cell]:
     with ThreadPoolExecutor(READERS) as pool:
-        markers = list(pool.map(lambda mark: read_marker(store, "label", mark), marks))
+        markers = list(pool.map(lambda mark: read_label_marker(store, mark), marks))
     return add_cells(
         Cell.from_json(f"{mark.network}.{mark.station}", values)
         for mark, marker in zip(marks, markers, strict=True)

@@ -154,6 +154,8 @@ class WorkspaceState(Artifact):
 _Text = Annotated[str, Field(max_length=4096)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# JSON has text for the keys of an object.
+_Number = Annotated[str, Field(pattern=r"^-?\d{1,9}$")]
 _Day = Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
 # A later program may have outcomes that this one does not know.
 _OutcomeName = Annotated[str, Field(pattern="^[a-z_ ]{1,40}$")]
@@ -200,11 +202,8 @@ class ShardAccount(BaseModel):
     files: dict[_OutcomeName, _Count]
 
 
-class DetectionMarker(Artifact):
-    """A marker of `ledger/detect/` or `ledger/trigger/`, as far as others read it."""
-
-    PATH = "ledger/detect/..."
-    REMEDY = "remove it, and run firnline detect again"
+class Marker(Artifact):
+    """A marker, of which others read more than the name."""
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], *, name: str) -> Self:
@@ -213,6 +212,13 @@ class DetectionMarker(Artifact):
             return cls.model_validate(values)
         except ValidationError as error:
             raise cls._damaged(error, name) from None
+
+
+class DetectionMarker(Marker):
+    """A marker of `ledger/detect/` or `ledger/trigger/`, as far as others read it."""
+
+    PATH = "ledger/detect/..."
+    REMEDY = "remove it, and run firnline detect again"
 
     start: _Text
     counts: dict[_Text, _Count]
@@ -234,6 +240,29 @@ class DetectionMarker(Artifact):
         if "events" not in self.counts:
             raise ValueError("counts has no number of events")
         return self
+
+
+class MonthCounts(BaseModel):
+    """What a label marker counts of a month's events, inside or outside the reference period."""
+
+    model_config = Artifact.model_config
+
+    month: Annotated[str, Field(pattern=r"^\d{4}-\d\d$")]
+    reference: bool
+    events: _Count
+    far: _Count
+    clusters: dict[_Number, _Count]
+    distances: dict[_Number, _Count]
+    noise_db: dict[_Number, _Count]
+
+
+class LabelMarker(Marker):
+    """A marker of `ledger/label/`, as far as others read it."""
+
+    PATH = "ledger/label/..."
+    REMEDY = "remove it, and run firnline label again"
+
+    cells: list[MonthCounts]
 
 
 class StationPosition(BaseModel):

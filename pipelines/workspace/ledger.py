@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from pipelines.runtime.errors import InputError
 from pipelines.workspace import tables
-from pipelines.workspace.artifacts import DetectionMarker, read_json
+from pipelines.workspace.artifacts import DetectionMarker, LabelMarker, read_json
 from pipelines.workspace.storage import Store, path_part
 
 T = TypeVar("T")
@@ -130,6 +130,13 @@ def read_detection_marker(store: Store, ledger: str, name: MarkerName) -> dict[s
     marker = DetectionMarker.from_values(content, name=path)
     if ledger == "trigger" and marker.onsets_ns is None:
         raise InputError(f"{path} is damaged: onsets_ns: field required; {DetectionMarker.REMEDY}")
+    return content
+
+
+def read_label_marker(store: Store, name: MarkerName) -> dict[str, Any]:
+    """Return the content of a marker of `ledger/label`, as it stands; InputError as for a detection's."""
+    content = read_marker(store, "label", name)
+    LabelMarker.from_values(content, name=store.full(marker_path("label", name)))
     return content
 
 

@@ -157,12 +157,15 @@ def test_replace_begins_at_the_first_stage_that_conflicts_and_says_what_goes(tmp
     ).write(workspace.store)
     arguments = parse("run", ["ARCHIVE", "WORKSPACE"], ["archive", workspace.url, "--replace", *flags], {})
     configs = run_job.stage_configs(arguments, workspace)
-    assert run_job.check_chain(workspace, configs, Tracking(uri="", experiment=""), replace=True) == replaced
+    tracking = Tracking(uri="", experiment="")
+    assert run_job.check_chain(workspace, configs, tracking, replace=True) == replaced
     assert words in capsys.readouterr().out
     # The encoder is kept where only the archive has grown.
-    assert run_job._is_trained(workspace, configs["train"], replaced) is False
+    assert run_job._is_trained(workspace, configs["train"], tracking, replaced) is False
     workspace.store.write(BEST_AUGMENTATION, b"")
-    assert run_job._is_trained(workspace, configs["train"], replaced) is not bool({"detect", "train"} & set(replaced))
+    assert run_job._is_trained(workspace, configs["train"], tracking, replaced) is not bool(
+        {"detect", "train"} & set(replaced)
+    )
 
 
 @pytest.mark.timeout(900)

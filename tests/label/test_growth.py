@@ -24,7 +24,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.tracking.runs import finished_runs
 from pipelines.workspace import schemas, tables
 from pipelines.workspace.artifacts import ClusteringSummary, DriftRecord, FittedClustering
-from pipelines.workspace.ledger import list_markers, read_marker, remove_stale, work_left, write_marker
+from pipelines.workspace.ledger import list_markers, marker_path, read_marker, remove_stale, work_left, write_marker
 from pipelines.workspace.storage import open_store
 
 
@@ -47,6 +47,30 @@ def rows(example: Example) -> pd.DataFrame:
     store = example.workspace.store
     parts = [tables.read_table(store, item.path).to_pandas() for item in tables.list_shards(store, "labels")]
     return pd.concat(parts).set_index("event_id")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"cells": None}, "cells: input should be a valid list"),
+        ({"cells": [{"month": "2020-01"}]}, "cells.0.reference: field required"),
+        ({"cells": [{"month": "\x1b[2J"}]}, "cells.0.month: string should match pattern"),
+    ],
+)
+def test_a_marker_of_a_stranger_is_refused_by_the_member_that_is_wrong(
+    tmp_path: Path, ray_cluster: object, change: dict[str, object], said: str
+) -> None:
+    example = write_example(tmp_path, stations=("VNA1",), num_days=1)
+    plain = example.with_settings(labels={"path": None}, kmeans={"restarts": 1})
+    label_events(example.workspace, plain, example.tracking)
+    store = example.workspace.store
+    (mark,) = list_markers(store, "label")
+    path = Path(store.full(marker_path("label", mark)))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError) as caught:
+        label_events(example.workspace, plain, example.tracking)
+    assert f"{path} is damaged: {said}" in str(caught.value)
+    assert "\x1b" not in str(caught.value)
 
 
 def test_days_are_added_and_labels_corrected_and_what_was_there_keeps_bytes_numbers_and_names(
