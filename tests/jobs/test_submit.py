@@ -163,10 +163,21 @@ def test_a_wrong_token_and_a_dead_server_are_one_sentence_and_exit_code_2(head: 
         assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_job_that_a_head_started_anew_does_not_know_is_given_up_at_once(head: Head, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(head.token_file))
-    with pytest.raises(StageFailed, match=r"does not know raysubmit_lost any more.*run the same command again"):
-        submit.follow(submit.connect(head.url), "raysubmit_lost", head.url)
+def test_a_job_that_a_head_started_anew_does_not_know_is_given_up_at_once(head: Head):
+    # In a process of its own: the token is the head's, and this process has that of its own Ray.
+    program = "import sys; from jobs.submit import connect, follow; follow(connect(sys.argv[1]), *sys.argv[2:])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, head.url, "raysubmit_lost", head.url],
+        cwd=ROOT,
+        env=os.environ | {"RAY_AUTH_TOKEN_PATH": str(head.token_file), "RAY_AUTH_TOKEN": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "StageFailed" in last
+    assert "does not know raysubmit_lost any more, since its head was started again; run the same command again" in last
 
 
 class StartingHead(BaseHTTPRequestHandler):
