@@ -413,7 +413,7 @@ def test_a_detection_that_replaces_another_is_killed_and_continues_beside_it(arc
     command = [sys.executable, "-m", "jobs.detect", str(archive), str(workspace), *other, "--replace"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        while not list((workspace / "replacing/detect/ledger/detect").glob("network=XX/station=0101/*")):
+        while not list((workspace / "replacing/detect/ledger/detect").glob("network=XX/station=0101/*.json")):
             assert process.poll() is None
             time.sleep(0.02)
     finally:

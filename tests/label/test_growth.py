@@ -67,6 +67,7 @@ def test_a_marker_of_a_stranger_is_refused_by_the_member_that_is_wrong(
     (mark,) = list_markers(store, "label")
     path = Path(store.full(marker_path("label", mark)))
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    add_day(example, 1)
     with pytest.raises(InputError) as caught:
         label_events(example.workspace, plain, example.tracking)
     assert f"{path} is damaged: {said}" in str(caught.value)
