@@ -60,9 +60,10 @@ PATH_KEYS = (
 """Keys of the stages whose values are paths or URLs."""
 
 NO_PATHS = ("tune", "null", "")
+"""Values of these keys that are no paths."""
+
 OF_A_RUN = "runs:/"
 """What `train.augment_from` begins with where it names a run of MLflow."""
-"""Values of these keys that are no paths."""
 
 
 class Config(Section):

@@ -1,7 +1,6 @@
 """Open an archive for detection: list it, probe its sampling rates, and check the configuration against them."""
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +12,13 @@ from pipelines.config.archive import ArchiveSettings
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.anchored import component_row
 from pipelines.detect.response import Epoch, Responses
+from pipelines.detect.stage_summary import print_some
 from pipelines.runtime.errors import InputError
-from pipelines.runtime.text import counted, printable
+from pipelines.runtime.text import counted
 from pipelines.workspace.artifacts import StationList, StationPosition
 from pipelines.workspace.storage import Store, check_readable, content_hash, open_store, read_file
 from pipelines.workspace.workspace import Workspace
 
-MAX_PRINTED_LINES = 10
 MIN_SEISMIC_HZ = 10.0
 """`detection.fit_to_rate` fits the band to the lowest rate that is at least this."""
 
@@ -181,19 +180,13 @@ def _check_responses(responses: Responses, manifest: Manifest, archive: ArchiveS
     if not num_converted:
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise InputError(f"archive.stationxml {archive.stationxml} converts no recording to m/s: {lines[0]}{more}")
-    if lines:
-        print(
-            f"detect: archive.stationxml cannot convert {counted(len(lines), 'channel')} to m/s for some or all of the "
-            "time"
-        )
-        _print_first(lines, "; ledger/ in the workspace lists those with recordings")
-    if doubts:
-        print(f"detect: archive.stationxml contradicts itself for {counted(len(doubts), 'channel')}")
-        _print_first([f"{name}: {doubt}" for name, doubt in sorted(doubts.items())], "")
-
-
-def _print_first(lines: Sequence[str], where: str) -> None:
-    for line in lines[:MAX_PRINTED_LINES]:
-        print(printable(f"    {line}"))
-    if len(lines) > MAX_PRINTED_LINES:
-        print(f"    and {len(lines) - MAX_PRINTED_LINES} more{where}")
+    print_some(
+        lines,
+        f"archive.stationxml cannot convert {counted(len(lines), 'channel')} to m/s for some or all of the time",
+        rest="; ledger/ in the workspace lists those with recordings",
+    )
+    print_some(
+        [f"{name}: {doubt}" for name, doubt in sorted(doubts.items())],
+        f"archive.stationxml contradicts itself for {counted(len(doubts), 'channel')}",
+        rest="",
+    )

@@ -214,13 +214,15 @@ def print_listing(manifest: Manifest) -> None:
         suffixes = ", ".join(sorted({PurePosixPath(key).suffix for key in beside}))
         print(f"detect: {counted(len(beside), 'file')} beside the recordings not read ({suffixes})")
     lines = [f"{key}: {reason}" for key, reason in unusable if PurePosixPath(key).suffix not in BESIDE_RECORDINGS]
-    _print_some(lines, f"{counted(len(lines), 'file')} cannot be used", where=MANIFEST_PATH)
+    print_some(
+        lines, f"{counted(len(lines), 'file')} cannot be used", rest=f"; {MANIFEST_PATH} in the workspace lists all"
+    )
 
 
 def print_empty_stations(empty: Mapping[str, int]) -> None:
     """Print the stations that have files and give nothing."""
     lines = [f"{station}: {counted(num_files, 'file')}" for station, num_files in empty.items()]
-    _print_some(lines, f"{counted(len(empty), 'station has', 'stations have')} files, but no sample that can be used")
+    print_some(lines, f"{counted(len(empty), 'station has', 'stations have')} files, but no sample that can be used")
 
 
 def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> None:
@@ -239,14 +241,14 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
             f"{detection.coincidence_seconds:g} s"
         )
     quarantined = [f"{key}: {reason}" for key, reason in sorted(summary.quarantined.items())]
-    _print_some(quarantined, f"{counted(summary.num_quarantined, 'file')} quarantined, in whole or in part")
+    print_some(quarantined, f"{counted(summary.num_quarantined, 'file')} quarantined, in whole or in part")
     renamed = [f"{key}: {difference}" for key, difference in sorted(summary.renamed.items())]
-    _print_some(
+    print_some(
         renamed,
         f"{counted(summary.num_renamed, 'file is', 'files are')} used under the codes of the path, not of the headers",
     )
     sentence = summary.totals.sentence()
-    _print_some(
+    print_some(
         sorted(summary.skipped),
         f"{counted(len(summary.skipped), 'channel group or channel', 'channel groups or channels')} skipped",
     )
@@ -259,11 +261,12 @@ def print_summary(summary: DetectionSummary, detection: DetectionSettings) -> No
         print(f"detect: {sentence}")
 
 
-def _print_some(lines: Iterable[str], title: str, *, where: str = "ledger/") -> None:
+def print_some(lines: Iterable[str], title: str, *, rest: str = "; ledger/ in the workspace lists all") -> None:
+    """Print a title and the first of some lines; nothing where there are none. `rest` says where the others are."""
     lines = list(lines)
     if lines:
         print(f"detect: {title}")
         for line in lines[:MAX_PRINTED_LINES]:
             print(f"    {printable(line)}")
         if len(lines) > MAX_PRINTED_LINES:
-            print(f"    and {len(lines) - MAX_PRINTED_LINES} more; {where} in the workspace lists all")
+            print(f"    and {len(lines) - MAX_PRINTED_LINES} more{rest}")

@@ -120,18 +120,20 @@ def read_point_label(body: Mapping[str, Any]) -> tuple[list[int], str | None]:
 def read_points(text: str) -> list[int]:
     """Return the numbers of events of the map that a query lists, such as 3,17; BadRequest for anything else."""
     numbers = text.split(",") if len(text) < 16 * MAX_LISTED else []
-    if not 1 <= len(numbers) <= MAX_LISTED or not all(
-        number.isascii() and number.isdigit() and len(number) < 10 for number in numbers
-    ):
+    if not 1 <= len(numbers) <= MAX_LISTED or not all(map(_is_number, numbers)):
         raise BadRequest(f"points must be 1 to {MAX_LISTED} numbers with commas between them")
     return [int(number) for number in numbers]
 
 
 def read_cluster(text: str) -> int:
     """Return the number of a cluster; BadRequest for anything else."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    if not _is_number(text):
         raise BadRequest(f"cluster is {text[:40]!r}; it must be a number")
     return int(text)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def read_name_change(body: Mapping[str, Any]) -> tuple[int, str | None]:
