@@ -16,6 +16,7 @@ import numpy as np
 import obspy
 import psutil
 import pytest
+from job_session import kill_session
 
 from pipelines.workspace.ledger import list_markers
 from pipelines.workspace.storage import open_store
@@ -93,13 +94,6 @@ def moments(seed: int) -> list[int]:
     return sorted(rng.randrange(0, 80) for _ in range(KILLS_A_RUN))
 
 
-def kill_driver(process: subprocess.Popen[bytes]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    end_all(process)
-
-
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     """Return the Ray workers of a running job; none where it has ended."""
     try:
@@ -114,22 +108,6 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
-
-
-def end_all(process: subprocess.Popen[bytes]) -> None:
-    """End what a killed driver leaves behind: the Ray that it had started."""
-    family = []
-    for other in psutil.process_iter():
-        try:
-            if os.getpgid(other.pid) == process.pid or os.getsid(other.pid) == process.pid:
-                family.append(other)
-        except (ProcessLookupError, psutil.Error):
-            continue
-    for member in family:
-        try:
-            member.kill()
-        except psutil.Error:
-            continue
 
 
 @pytest.mark.parametrize("number", range(RUNS))
@@ -158,7 +136,7 @@ def test_a_killed_driver_goes_on_where_it_stopped(archive, undisturbed, tmp_path
     for count in moments(100 + number):
         process = start(archive, workspace, log)
         wait_for_markers(workspace, process, count)
-        kill_driver(process)
+        kill_session(process)
     finish(archive, workspace, log)
     assert contents(workspace) == undisturbed
 
@@ -180,7 +158,7 @@ def test_a_driver_killed_in_either_half_of_a_network_coincidence(archive, undist
     for ledger, count in zip(("trigger", "detect"), moments(300 + number), strict=True):
         process = start(archive, workspace, log, *COINCIDENCE)
         wait_for_markers(workspace, process, count, ledger)
-        kill_driver(process)
+        kill_session(process)
     finish(archive, workspace, log, *COINCIDENCE)
     assert contents(workspace) == undisturbed_coincidence
 

@@ -1,6 +1,5 @@
 """`firnline detect` as its user runs it: exit codes, sentences, resume, growth, quarantine, buckets."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -14,8 +13,8 @@ from threading import Thread
 
 import numpy as np
 import obspy
-import psutil
 import pytest
+from job_session import kill_session
 
 from jobs import detect as detect_job
 from jobs import status as status_job
@@ -417,11 +416,7 @@ def test_a_detection_that_replaces_another_is_killed_and_continues_beside_it(arc
             assert process.poll() is None
             time.sleep(0.02)
     finally:
-        for one in psutil.process_iter():
-            with contextlib.suppress(ProcessLookupError, psutil.Error):
-                if os.getsid(one.pid) == process.pid:
-                    one.send_signal(signal.SIGKILL)
-        process.wait()
+        kill_session(process)
     assert everything(workspace) == before
     assert open_workspace(str(workspace), create=False).read_state().shard_interval == "day"
     capsys.readouterr()

@@ -6,14 +6,13 @@ Once in each of its parts; `make chaos` also does it at twenty random moments (F
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
+from job_session import kill_session
 from made_up_events import Example, write_example
 
 from pipelines.workspace.storage import open_store
@@ -29,17 +28,6 @@ def start(workspace: Path, example: Example, log: Path) -> subprocess.Popen[byte
     command += ["--labels.path", str(example.truth), "--mlflow", example.tracking.uri]
     command += ["--label.model", "models:/firnline-encoder/1"]
     return subprocess.Popen(command, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
-
-
-def end_all(process: subprocess.Popen[bytes]) -> None:
-    """End the driver and the Ray that it started."""
-    for other in psutil.process_iter():
-        try:
-            if os.getsid(other.pid) == process.pid:
-                other.send_signal(signal.SIGKILL)
-        except (ProcessLookupError, psutil.Error):
-            continue
-    process.wait()
 
 
 def contents(workspace: Path) -> dict[str, bytes]:
@@ -98,7 +86,7 @@ def test_a_labelling_killed_in_any_part_goes_on_and_writes_the_same_bytes(undist
         assert process.poll() is None, f"it ended and was never seen in {part}"
         assert time.monotonic() < give_up
         time.sleep(0.005)
-    end_all(process)
+    kill_session(process)
     left = contents(workspace)
     assert set(left) < set(expected)
     assert all(expected[path] == content for path, content in left.items())
@@ -115,6 +103,6 @@ def test_a_labelling_killed_at_any_moment_goes_on_and_writes_the_same_bytes(undi
         try:
             process.wait(chance.uniform(0.3, 1.0) * seconds)
         except subprocess.TimeoutExpired:
-            end_all(process)
+            kill_session(process)
         assert set(contents(workspace)) <= set(expected)
     assert finish(workspace, example, tmp_path / "log") == expected

@@ -6,7 +6,6 @@ after the other.
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from job_session import kill_session, session_of
 
 from pipelines.tracking.server import Tracking
 from pipelines.tune.stage_records import Records, TrialRecord
@@ -57,28 +57,9 @@ def trials_of(folder: Path) -> list[TrialRecord]:
     return sorted(Records(store, mark).read(), key=lambda record: record.number)
 
 
-def family_of(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """Return all processes of a job's session, the Ray that it started among them."""
-    found = []
-    for other in psutil.process_iter():
-        try:
-            if os.getsid(other.pid) == process.pid:
-                found.append(other)
-        except (ProcessLookupError, PermissionError):
-            continue
-    return found
-
-
-def kill_driver(process: subprocess.Popen[bytes]) -> None:
-    for member in family_of(process):
-        if member.is_running():
-            member.send_signal(signal.SIGKILL)
-    process.wait()
-
-
 def kill_trial(process: subprocess.Popen[bytes]) -> None:
     """Kill the worker of the running trial; nothing where there is none."""
-    for member in family_of(process):
+    for member in session_of(process):
         try:
             if member.name().startswith("ray::ImplicitFunc"):
                 member.kill()
@@ -100,7 +81,7 @@ def test_a_search_that_is_killed_ends_with_the_trials_of_an_undisturbed_one(tmp_
     for number, folder in enumerate(folders[1:]):
         process = start(folder)
         time.sleep(moments.uniform(0.1, 0.95) * usual)
-        kill = kill_trial if number % 2 else kill_driver
+        kill = kill_trial if number % 2 else kill_session
         kill(process)
         process.wait(600)
         finish(folder)
