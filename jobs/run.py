@@ -34,6 +34,7 @@ from pipelines.train.stage import (
     where_it_runs,
 )
 from pipelines.tune.stage import check_search, tune_augmentations
+from pipelines.tune.stage_workers import check_trials
 from pipelines.workspace.artifacts import BEST_AUGMENTATION, TrainingRecord
 from pipelines.workspace.replacement import result_of
 from pipelines.workspace.tables import list_shards
@@ -66,6 +67,8 @@ def run(arguments: Arguments) -> None:
     began = time.monotonic()
     with ray_session(arguments.address) as session:
         check_resources(where_it_runs(configs["train"]))
+        if "tune" in configs:
+            check_trials(configs["tune"])
         check_gpus(configs["label"])
         detection, anew = configs["detect"], "detect" in replaced
         with result_of(workspace, "detect", detection, replace=anew, with_derived=True) as place:

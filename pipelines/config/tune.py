@@ -81,7 +81,9 @@ class TuneSettings(Section):
     reduction: int = Field(2, ge=2, le=1000)
     """ASHA continues one in this many trials (count)."""
     num_workers: int = operational(0, ge=0, le=100_000)
-    """Trials at the same time; 0: one for each free CPU of the cluster (count)."""
+    """Trials at the same time; 0: as many as the cluster has, or may grow to, CPUs or GPUs for (count)."""
+    gpus_per_worker: float = operational(1.0, gt=0, le=1)
+    """Share of a GPU that each worker of a trial gets if `train.use_gpu` is true; with 0.25 four share one (count)."""
     clusters: int = Field(8, ge=2, le=100_000)
     """Number of clusters whose stability is measured (count)."""
 

@@ -41,9 +41,13 @@ def cluster_stability(
     generator = torch.Generator().manual_seed(seed)
     plain = torch.from_numpy(encoder.embed(windows))
     disturbed_windows = torch.cat(
-        [augmenter(encoder.prepare(windows[start : start + 128]), generator) for start in range(0, len(windows), 128)]
+        [
+            # On the host, so that a GPU's windows are disturbed by the same random numbers.
+            augmenter(encoder.prepare(windows[start : start + 128]).cpu(), generator)
+            for start in range(0, len(windows), 128)
+        ]
     )
-    disturbed = torch.from_numpy(encoder.embed_prepared(disturbed_windows))
+    disturbed = torch.from_numpy(encoder.embed_prepared(disturbed_windows.to(encoder.device)))
     clusters = min(num_clusters, max(2, len(windows) // 4))
     scores = [
         adjusted_rand(kmeans(plain, clusters, seed + turn), kmeans(disturbed, clusters, seed + turn))

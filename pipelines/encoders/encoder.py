@@ -74,9 +74,14 @@ class Encoder:
     @property
     def dim(self) -> int:
         """The length of an embedding."""
-        empty = torch.full((1, 3, self.num_samples), torch.nan, device=_device(self.network))
+        empty = torch.full((1, 3, self.num_samples), torch.nan, device=self.device)
         with torch.inference_mode():
             return int(self.network(empty).shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return _device(self.network)
 
     @property
     def num_samples(self) -> int:
@@ -117,7 +122,7 @@ class Encoder:
         # Ray and Arrow give read-only arrays, which torch warns about, so the array is copied.
         raw = torch.from_numpy(np.array(waveforms, dtype=np.float32))
         with torch.inference_mode():
-            return prepare(raw.to(_device(self.network)), self.config.lead_samples)
+            return prepare(raw.to(self.device), self.config.lead_samples)
 
     def embed_prepared(self, windows: Tensor) -> NDArray[np.float32]:
         """Return the embeddings (window, dim) float32 of prepared windows."""

@@ -23,8 +23,8 @@ from pipelines.tracking.runs import StageRun
 from pipelines.train.baselines import autoencoder_epoch, fit_features, fit_pca
 from pipelines.train.loop import HopelessTraining, Training, train_rank
 from pipelines.train.stage_checkpoints import last_checkpoint, write_checkpoint
-from pipelines.train.stage_ray import RayTraining, fit_with_ray, fits_on_device
-from pipelines.train.stage_setup import prepare_windows, torch_threads, train_plan
+from pipelines.train.stage_ray import RayTraining, fit_with_ray
+from pipelines.train.stage_setup import fits_on_device, prepare_windows, torch_threads, train_plan
 from pipelines.workspace.event_sample import EventSample, read_sample
 from pipelines.workspace.storage import Store
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pipelines.config.train import TrainSettings
 from pipelines.contrastive.checkpoint import read_facts
@@ -23,7 +22,7 @@ from pipelines.runtime.errors import StageFailed
 from pipelines.runtime.ray_session import local_cores, on_cluster
 from pipelines.train.loop import HopelessTraining, Training, train_rank
 from pipelines.train.stage_checkpoints import last_checkpoint, watch_checkpoints, write_checkpoint
-from pipelines.train.stage_setup import prepare_windows
+from pipelines.train.stage_setup import fits_on_device, prepare_windows
 from pipelines.workspace.event_sample import EventSample, read_sample
 from pipelines.workspace.storage import Store
 
@@ -68,7 +67,7 @@ def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[l
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
         train_loop_config=loop_config,
-        torch_config=_torch_config(),
+        torch_config=torch_config(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=world,
             use_gpu=settings.use_gpu,
@@ -118,7 +117,7 @@ def _interruptible(work: Callable[[], Any], errors: list[BaseException]) -> None
         raise errors[0]
 
 
-def _torch_config() -> Any:
+def torch_config() -> Any:
     """Return Ray's torch configuration for workers whose Gloo listens on the address that Ray knows.
 
     Gloo takes the address that the host's name resolves to, which on Debian is 127.0.1.1: workers on other hosts cannot
@@ -210,12 +209,6 @@ def _train_worker(task: dict[str, Any]) -> None:
         # Every rank sees the same loss and ends here; raised, Ray would take it for a lost worker and try again.
         if rank == 0:
             store.write(f"{folder}/stopped.txt", str(error).encode())
-
-
-def fits_on_device(windows: Tensor, device: torch.device) -> bool:
-    """Return whether windows take less than half of the free memory of a CUDA device."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return windows.nbytes < free // 2
 
 
 def _cause(error: BaseException) -> str:

@@ -143,6 +143,12 @@ def prepare_windows(windows: NDArray[np.float32], lead_samples: int) -> Tensor:
     return prepared
 
 
+def fits_on_device(windows: Tensor, device: torch.device) -> bool:
+    """Return whether windows take less than half of the free memory of a CUDA device."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return windows.nbytes < free // 2
+
+
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
     """Let torch work with so many threads inside; sums depend on them, so the number is never left to chance."""

@@ -22,6 +22,7 @@ from pipelines.tune.space import configure, searched_sections, space_of
 from pipelines.tune.stage_records import FAILED, Records, TrialRecord, best_of, configured_score
 from pipelines.tune.stage_search import log_again, search
 from pipelines.tune.stage_trials import TrialTask, Windows
+from pipelines.tune.stage_workers import check_trials
 from pipelines.workspace.artifacts import BEST_AUGMENTATION, write_augmentation
 from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.ledger import fingerprint
@@ -63,6 +64,7 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
     store = workspace.store
     settings = config.tune
     space = check_search(config)
+    check_trials(config)
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     labels = label_sample(store, sample, config.labels)
     objective = settings.objective

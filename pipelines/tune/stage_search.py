@@ -12,13 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import StageFailed
-from pipelines.runtime.ray_session import SPARE_CPUS
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tune.proposals import propose
 from pipelines.tune.space import configure, searched_sections
 from pipelines.tune.stage_records import DONE, FAILED, STOPPED, Records, TrialRecord, best_of
-from pipelines.tune.stage_trials import METRICS, TrialTask, run_trial
+from pipelines.tune.stage_trials import METRICS, TrialTask
+from pipelines.tune.stage_workers import last_line, resources_of_process, train_trial, trials_at_once
 
 LOST_WORKERS = 3
 """How often a trial is repeated whose worker or node is lost."""
@@ -42,16 +43,7 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
     failures = _failures(ray)
 
     def trial(trial_config: dict[str, Any]) -> None:
-        number = trial_config["number"]
-        # Ray repeats a trial whatever ended it; what failed by itself would only fail again.
-        before = ray.get(failures.of.remote(number))
-        if before is not None:
-            raise StageFailed(before)
-        try:
-            run_trial(ray.get(shared), trial_config["point"])
-        except Exception as error:
-            ray.get(failures.note.remote(number, _last_line(error)))
-            raise
+        train_trial(shared, trial_config["number"], trial_config["point"], failures)
 
     scheduler = ASHAScheduler(
         metric="score",
@@ -62,8 +54,6 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
     )
     for record in known:
         _replay(scheduler, record)
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    at_once = settings.num_workers or max(1, cpus - SPARE_CPUS)
     ended = {record.number for record in known}
     left = [number for number in range(settings.num_trials) if number not in ended]
     watch = Watch(run, task, records, known, left)
@@ -72,12 +62,12 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     try:
         tuner = tune.Tuner(
-            tune.with_resources(trial, {"CPU": 1}),
+            tune.with_resources(trial, resources_of_process(task.config)),
             tune_config=tune.TuneConfig(
                 search_alg=_searcher(watch),
                 scheduler=scheduler,
                 num_samples=len(left),
-                max_concurrent_trials=at_once,
+                max_concurrent_trials=max(1, trials_at_once(task.config, capacity())),
             ),
             run_config=tune.RunConfig(
                 name="tune",
@@ -185,7 +175,7 @@ class Watch:
             record = self.records.get(result.config["number"]) if result.error and result.config else None
             if record is not None and record.ended == FAILED:
                 cause = getattr(result.error, "cause", None) or result.error
-                record = replace(record, reason=_last_line(cause))
+                record = replace(record, reason=last_line(cause))
                 self.records[record.number] = record
                 self.store.write(record)
                 StageRun(self.run.tracking, record.run_id).set_tags(_tags(record))
@@ -230,10 +220,6 @@ def _failures(ray: Any) -> Any:
             return self.reasons.get(number)
 
     return ray.remote(num_cpus=0)(Failures).remote()
-
-
-def _last_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)
 
 
 def _searcher(watch: Watch) -> Any:

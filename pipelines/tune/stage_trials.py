@@ -1,8 +1,7 @@
-"""One trial of the search: trains an encoder with one point's settings and scores it after every epoch."""
+"""One trial of the search: a training with one point's settings whose encoder is scored after every epoch."""
 
-import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,15 +9,17 @@ from numpy.typing import NDArray
 
 from pipelines.config import Config, with_keys
 from pipelines.config.tune import SearchRange
-from pipelines.contrastive.augmentations import Augmenter, build_augmenter
+from pipelines.contrastive.augmentations import build_augmenter
+from pipelines.contrastive.checkpoint import network_state
 from pipelines.contrastive.objective import cluster_stability
-from pipelines.contrastive.step import TrainPlan, new_state, run_epoch
+from pipelines.contrastive.step import TrainPlan
 from pipelines.contrastive.whitening import whiten_by_views
-from pipelines.encoders import Encoder, NetworkConfig
+from pipelines.encoders import Encoder, NetworkConfig, build_network
 from pipelines.handlabels.sampling import SampleLabels, validation_scores
-from pipelines.runtime.allocator import keep_freed_memory
-from pipelines.train.stage_setup import network_config, prepare_windows, train_plan
+from pipelines.train.loop import Training, train_rank
+from pipelines.train.stage_setup import fits_on_device, network_config, prepare_windows, train_plan
 from pipelines.tune.space import Point, configure
+from pipelines.workspace.event_sample import equal_shares
 
 SCORED_WINDOWS = 1000
 """Windows that the label-free score of a trial is computed on."""
@@ -61,37 +62,60 @@ class TrialTask:
         return train_plan(with_keys(config, {"train": {"epochs": config.tune.epochs}}))
 
 
-def run_trial(task: TrialTask, point: Point) -> None:
-    """Train one encoder with one point's settings, and report its score after every epoch."""
-    tune: Any = importlib.import_module("ray.tune")
-    torch.set_num_threads(1)
-    keep_freed_memory()
+def run_trial(
+    task: TrialTask,
+    point: Point,
+    report: Callable[[dict[str, float]], None],
+    *,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Train one encoder with one point's settings, as one of `world` ranks, and report every epoch's figures.
+
+    Rank 0 adds the score. More than one rank need an initialised process group, as for a training.
+
+    Raises:
+        HopelessTraining: the loss has stayed at ln(candidates), or is not a number.
+    """
+    torch.set_num_threads(task.config.train.num_threads or 1)
     config = configure(task.config, task.space, point)
-    network, plan = task.network(config), task.plan(config)
-    augmenter = build_augmenter(config.train.augmentation, config.augmentation.model_dump(), network.lead_samples)
-    prepared = prepare_windows(task.windows.raw, network.lead_samples)
-    state = new_state(network, plan, torch.device("cpu"))
-    for _ in range(plan.epochs):
-        figures = run_epoch(state, prepared, augmenter, plan)
-        figures |= _judge(task, config, plan, state.learner.network, augmenter)
-        tune.report({name: figures[name] for name in METRICS if name in figures})
+    network = task.network(config)
+    training = Training(
+        network=network,
+        plan=task.plan(config),
+        preset=config.train.augmentation,
+        augmentations=config.augmentation.model_dump(),
+        compile=config.train.compile,
+    )
+    share = equal_shares(len(task.windows.raw), world)[rank]
+    windows = prepare_windows(task.windows.raw[share.start : share.stop], network.lead_samples)
+    if device.type == "cuda" and fits_on_device(windows, device):
+        windows = windows.to(device)
+
+    def after_epoch(done: int, content: bytes | None, figures: dict[str, float]) -> None:
+        if content is not None:
+            figures = figures | _judge(task, config, network, content, device)
+        report({name: figures[name] for name in METRICS if name in figures})
+
+    train_rank(training, windows, device=device, rank=rank, world=world, checkpoint=None, after_epoch=after_epoch)
 
 
 def _judge(
-    task: TrialTask, config: Config, plan: TrainPlan, network: torch.nn.Module, augmenter: Augmenter
+    task: TrialTask, config: Config, network: NetworkConfig, content: bytes, device: torch.device
 ) -> dict[str, float]:
-    # Encoder freezes the network that it is given, so it gets a copy.
-    shape = task.network(config)
-    copy = type(network)(shape)
-    copy.load_state_dict(network.state_dict())
-    encoder = Encoder(shape, copy)
+    """Return the scores of the network in a checkpoint."""
+    built = build_network(network)
+    built.load_state_dict(network_state(content))
     windows = task.windows.raw
+    some = windows[:: max(1, -(-len(windows) // SCORED_WINDOWS))]
     scores: dict[str, float] = {}
+    if config.train.whiten:
+        augmenter = build_augmenter(config.train.augmentation, config.augmentation.model_dump(), network.lead_samples)
+        whiten_by_views(built.eval(), prepare_windows(some, network.lead_samples), augmenter, config.train.seed)
+    encoder = Encoder(network, built).to(device.type)
     if task.labels is not None:
         scores |= validation_scores(encoder.embed(windows[task.labels.indices]), task.labels)
-    some = windows[:: max(1, -(-len(windows) // SCORED_WINDOWS))]
-    if config.train.whiten:
-        whiten_by_views(copy, prepare_windows(some, shape.lead_samples), augmenter, plan.seed)
     stability = cluster_stability(encoder, some, num_clusters=config.tune.clusters, seed=0)
     scores["stability"] = stability["stability"]
     scores["score"] = scores.get("validation_knn", 0.0) if task.objective == "validation" else scores["stability"]

@@ -56,8 +56,7 @@ class EventSample:
 
     def shares(self, world: int) -> list[range]:
         """Return the events of each rank: equal numbers, neighbours together; fewer than `world` are left out."""
-        size = len(self) // world
-        return [range(rank * size, (rank + 1) * size) for rank in range(world)]
+        return equal_shares(len(self), world)
 
     def spread(self, count: int) -> range:
         """Return at most `count` events, evenly spread over the sample, so over stations and time."""
@@ -80,6 +79,12 @@ def events_fingerprint(store: Store) -> str:
     )
     files = [(item.path, item.size) for item in tables.list_shards(store, "events")]
     return fingerprint({"markers": markers, "files": files})
+
+
+def equal_shares(count: int, world: int) -> list[range]:
+    """Divide `count` rows among ranks: equal numbers, neighbours together; fewer than `world` are left out."""
+    size = count // world
+    return [range(rank * size, (rank + 1) * size) for rank in range(world)]
 
 
 def choose_events(store: Store, *, max_events: int | None, seed: int) -> EventSample:

@@ -9,10 +9,11 @@ import pytest
 import yaml
 
 from pipelines import config as configuration
+from pipelines.runtime.capacity import Capacity
 from pipelines.runtime.errors import InputError
 from pipelines.tracking.server import Tracking
 from pipelines.train.stage_setup import effective_augmentation
-from pipelines.tune import stage_search
+from pipelines.tune import stage_search, stage_workers
 from pipelines.tune.stage import tune_augmentations
 from pipelines.tune.stage_records import Records
 from pipelines.workspace.artifacts import BEST_AUGMENTATION
@@ -165,6 +166,58 @@ def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_search_goes_on(r
     runs = {run.info.run_name: run for run in tracking.client().search_runs([tracking.experiment_id()])}
     assert runs["trial 1"].info.status == "FAILED"
     assert runs["trial 1"].data.tags["firnline.trial_reason"] == failed.reason
+
+
+def test_a_trial_on_two_workers_shares_the_windows_and_reports_each_epoch_once(ray_cluster, tmp_path):
+    workspace = make_workspace(str(tmp_path / "workspace"), count=36)
+    config = configuration.resolve(
+        {
+            "train": SMALL | {"num_workers": 2, "cpus_per_worker": 0.5},
+            "tune": {
+                **{"num_trials": 2, "epochs": 2, "grace_epochs": 2, "max_events": 30, "clusters": 3, "num_workers": 1},
+                "space": {"train.learning_rate": {"choice": [1e-4, 1000.0]}},
+                **{"searcher": "grid", "as_configured_first": False},
+            },
+        }
+    )
+    config = configuration.with_keys(config, {"train": {"weight_decay": 1000.0}})
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune", artifact_location=tmp_path.as_uri())
+    tune_augmentations(workspace, config, tracking)
+    good, failed = records_of(workspace)
+    assert good.ended == "done"
+    assert [figures["training_iteration"] for figures in good.history] == [1, 2]
+    assert all({"score", "loss", "stability"} <= set(figures) for figures in good.history)
+    assert (failed.ended, "the loss is nan in epoch 2" in failed.reason) == ("failed", True), failed.reason
+
+
+def test_a_search_of_which_no_trial_fits_the_cluster_is_refused_before_it_starts(ray_cluster, tmp_path):
+    workspace = make_workspace(str(tmp_path / "workspace"), count=12)
+    tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune")
+    for train, words in (
+        ({"num_workers": 2, "cpus_per_worker": 500}, r"needs 1000 CPU .* but Ray has \d+ CPU and 0 GPU; ask for less"),
+        ({"use_gpu": True}, r"needs 1 CPU and 1 GPU .*tune\.gpus_per_worker\), but Ray has"),
+    ):
+        with pytest.raises(InputError, match=words):
+            tune_augmentations(workspace, configuration.resolve({"train": train}), tracking)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "tune", "most", "number"),
+    [
+        ({}, {}, Capacity(cpus=16, gpus=0, grows=False), 16),
+        ({}, {"num_workers": 3}, Capacity(cpus=16, gpus=0, grows=False), 3),
+        ({"num_workers": 4, "cpus_per_worker": 2}, {}, Capacity(cpus=20, gpus=0, grows=True), 2),
+        ({"use_gpu": True}, {"gpus_per_worker": 0.25}, Capacity(cpus=16, gpus=2, grows=False), 8),
+        ({"use_gpu": True}, {"gpus_per_worker": 0.1}, Capacity(cpus=4, gpus=1, grows=False), 4),
+        ({"use_gpu": True, "num_workers": 2}, {}, Capacity(cpus=0, gpus=5, grows=True), 2),
+        ({"use_gpu": True}, {}, Capacity(cpus=64, gpus=0, grows=False), 0),
+    ],
+)
+def test_as_many_trials_run_at_a_time_as_fit_the_cluster(monkeypatch, train, tune, most, number):
+    monkeypatch.setattr(stage_workers, "on_cluster", lambda: True)
+    config = configuration.resolve({"train": {"batch_size": 64, **train}, "tune": tune})
+    assert stage_workers.trials_at_once(config, most) == number
 
 
 def test_training_takes_the_best_section_up_from_a_file_a_workspace_or_a_run(searched, tmp_path):
