@@ -3,17 +3,23 @@
     firnline explore WORKSPACE
     python -m jobs.explore runs/demo --explore.port 0 --explore.labels_path labels.csv
 
+    python -m jobs.explore runs/demo --explore.export demo-explorer
+
 The labels are saved to a CSV file that `labels.path` reads, the names to one that `labels.names` reads. The server
 listens on this machine only; open the address that it prints. Ctrl-C or SIGTERM ends it, with exit code 0.
+With explore.export no server is started: a copy of the page for reading is written, which opens from a disk.
 """
 
 from collections.abc import Sequence
 
 from jobs.command_line import Arguments, leave, run_job
+from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
 from pipelines.explore.access import is_loopback
 from pipelines.explore.explorer import open_explorer
+from pipelines.explore.export import check_target, write_export
 from pipelines.explore.server import ExplorerServer
+from pipelines.workspace.workspace import Workspace
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,6 +34,9 @@ def explore(arguments: Arguments) -> None:
     labels = config.labels
     if labels.path is None:
         labels = LabelsSettings.model_validate(workspace.stored_config("label").get("labels", {}))
+    if config.explore.export is not None:
+        export(workspace, config, labels, config.explore.export)
+        return
     explorer = open_explorer(workspace, config.explore, labels, config.report, config.suggest)
     explorer.map.start()
     with ExplorerServer(explorer, config.explore) as server:
@@ -37,6 +46,15 @@ def explore(arguments: Arguments) -> None:
             print(f"explore.host is {config.explore.host}: other machines can reach this server, without encryption")
         print(f"open {server.url}", flush=True)
         server.serve()
+
+
+def export(workspace: Workspace, config: Config, labels: LabelsSettings, url: str) -> None:
+    """Write a copy of the explorer for reading."""
+    settings = config.explore.model_copy(update={"map_events": config.explore.export_map_events})
+    explorer = open_explorer(workspace, settings, labels, config.report, config.suggest)
+    done = write_export(explorer, check_target(url, workspace), settings)
+    print(done.words)
+    print(f"open {done.url}/index.html", flush=True)
 
 
 if __name__ == "__main__":

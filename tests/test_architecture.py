@@ -45,7 +45,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "tune": ("stage", "stage_*"),
     "label": ("stage", "stage_*"),
     "report": ("stage", "stage_*"),
-    "explore": ("explorer", "listing", "map_points", "merge_tree", "saved"),
+    "explore": ("explorer", "export", "listing", "map_points", "merge_tree", "saved"),
 }
 
 OUTSIDE_NUMERICS = (

@@ -137,3 +137,13 @@ class ExploreSettings(Section):
 
     map_events: int = operational(1_000_000, ge=10, le=5_000_000)
     """Events of the map; of more, about so many are drawn at random (count)."""
+
+    export: str | None = operational(None)
+    """Folder or bucket prefix to write a copy of the explorer to, for reading: a page that opens from a disk, without a
+    server or a network. No server is started then."""
+
+    export_map_events: int = operational(200_000, ge=10, le=2_000_000)
+    """Events of the map of an export; of more, about so many are drawn at random (count)."""
+
+    export_events: int = operational(400, ge=0, le=20_000)
+    """Events of an export that have waveform and spectrogram, from every cluster alike; some 60 kB each (count)."""

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipelines.explore.access import SECURITY_HEADERS, Access
 from pipelines.explore.assets import Asset, page_assets
 from pipelines.explore.explorer import Explorer
+from pipelines.explore.places import hours_of_day
 from pipelines.explore.queries import (
     BadRequest,
     read_cluster,
@@ -37,7 +38,6 @@ from pipelines.runtime.errors import InputError
 
 MAX_BODY_BYTES = 1_000_000
 MAX_QUERY_FIELDS = 20
-BRANCH_COLOUR = "#0072b2"
 BODY_SECONDS = 30.0
 """Time in which a request's body must arrive."""
 
@@ -73,6 +73,18 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
     def map_labelled(request: Request) -> Response:
         return JSONResponse(explorer.labelled_points())
 
+    def map_hours(request: Request) -> Response:
+        return _binary(hours_of_day(explorer.map.points().onset_ns))
+
+    def map_sites(request: Request) -> Response:
+        return _binary(explorer.map.points().sites(explorer.map.counts().sites))
+
+    def places(request: Request) -> Response:
+        return JSONResponse(explorer.places())
+
+    def place_counts(request: Request) -> Response:
+        return _binary(explorer.map.counts().events)
+
     def points(request: Request) -> Response:
         return JSONResponse({"events": explorer.list_points(read_points(_one(request, "points")))})
 
@@ -89,7 +101,7 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
         return JSONResponse(explorer.tree.describe())
 
     def branch(request: Request) -> Response:
-        return JSONResponse(explorer.tree.figure(_one(request, "id"), BRANCH_COLOUR, explorer.band_hz))
+        return JSONResponse(explorer.tree_figure(_one(request, "id")))
 
     def set_labels(body: Mapping[str, Any]) -> dict[str, Any]:
         if "points" in body:
@@ -113,6 +125,10 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
             Route("/api/map/plane", map_plane),
             Route("/api/map/clusters", map_clusters),
             Route("/api/map/labelled", map_labelled),
+            Route("/api/map/hours", map_hours),
+            Route("/api/map/sites", map_sites),
+            Route("/api/places", places),
+            Route("/api/places/counts", place_counts),
             Route("/api/points", points),
             Route("/api/neighbours", neighbours),
             Route("/api/typical", typical),

@@ -22,15 +22,17 @@ class Asset:
         return resources.files("pipelines.explore").joinpath(self.file).read_bytes()
 
 
-SCRIPTS = ("explore.js", "cards.js", "map.js", "tree.js")
-"""Our scripts in the order in which the page reads them."""
+SERVER, OFFLINE = "server.js", "offline.js"
+"""The script by which the page asks: the server, or the files of a copy without one."""
+SCRIPTS = ("explore.js", "cards.js", "map.js", "places.js", "tree.js")
+"""Our other scripts in the order in which the page reads them."""
 
 
-def page_assets() -> list[Asset]:
-    """Return all files of the page; none of them holds anything of a workspace."""
+def page_assets(asks: str = SERVER) -> list[Asset]:
+    """Return all files of the page, which asks by `SERVER` or `OFFLINE`; none of them holds anything of a workspace."""
     return [
         Asset("/", "text/html", "explore.html"),
         Asset("/explore.css", "text/css", "explore.css"),
         Asset("/deck.js", "text/javascript", "pydeck/nbextension/static/index.js"),
-        *(Asset(f"/{name}", "text/javascript", name) for name in SCRIPTS),
+        *(Asset(f"/{name}", "text/javascript", name) for name in (asks, *SCRIPTS)),
     ]

@@ -11,6 +11,7 @@ const observer = new IntersectionObserver((entries) => {
 }, { rootMargin: "400px" });
 
 async function draw(node) {
+  if (node.dataset.drawn === "no") return;
   const answer = await ask(`/api/figure?event_id=${encodeURIComponent(node.dataset.eventId)}`);
   node.querySelector(".drawing").replaceChildren(imageOf(answer.svg));
   node.querySelector(".details").textContent = answer.details.join(" · ");
@@ -24,13 +25,14 @@ function card(event) {
   const node = element("article", { class: "event", tabindex: "0", "aria-label": `${event.site} ${event.onset} UTC` },
     element("h2", {}, event.site, element("span", { class: "cluster" }, clusterName(event.cluster))),
     element("p", {}, `${event.onset} UTC`,
-      element("button", { type: "button", class: "near", title: "key n", onclick: () => neighboursOf(event) }, "neighbours")),
+      ...(event.drawn === false ? [] : [element("button", { type: "button", class: "near", title: "key n", onclick: () => neighboursOf(event) }, "neighbours")])),
     ...(event.why ? [element("p", { class: "why" }, event.why)] : []),
     element("p", { class: "details" }, "\u00a0"),
-    element("div", { class: "drawing" }),
+    element("div", { class: "drawing" }, ...(event.drawn === false ? [element("p", { class: "nothing" }, "The waveform of this event is not in this copy.")] : [])),
     element("div", { class: "buttons", role: "group", "aria-label": "Label" }),
   );
   node.dataset.eventId = event.event_id;
+  if (event.drawn === false) node.dataset.drawn = "no";
   node.style.setProperty("--cluster", state.summary.clusters.find((entry) => entry.number === event.cluster)?.colour ?? "gray");
   node.addEventListener("focusin", () => markEvents(event));
   showButtons(node, event);
@@ -42,6 +44,7 @@ function showButtons(node, event) {
   const names = state.summary.label_names.slice(0, 9);
   if (event.label && !names.includes(event.label)) names.push(event.label);
   const box = node.querySelector(".buttons");
+  if (state.reading) { box.replaceChildren(event.label ? `labelled by hand: ${event.label}` : ""); return; }
   box.replaceChildren(
     ...names.map((label, index) => element("button", {
       type: "button", "aria-pressed": String(event.label === label), title: index < 9 ? `key ${index + 1}` : "",
@@ -70,7 +73,7 @@ function showBulk() {
   byId("bulk").replaceChildren(...state.summary.label_names.slice(0, 9).map((label) => element("button", {
     type: "button", onclick: attempt(() => (many ? setLabel(state.events, label, chosen) : setLabel(state.events, label))),
   }, label)));
-  byId("bulk").parentElement.hidden = !state.events.length;
+  byId("bulk").parentElement.hidden = !state.events.length || state.reading;
 }
 
 async function setLabel(events, label, points = null) {
@@ -97,7 +100,7 @@ function focusCard(step) {
 }
 
 document.addEventListener("keydown", (press) => {
-  if (press.key === "z" && (press.ctrlKey || press.metaKey) && press.target.tagName !== "INPUT") { press.preventDefault(); undo(); return; }
+  if (press.key === "z" && (press.ctrlKey || press.metaKey) && press.target.tagName !== "INPUT" && !state.reading) { press.preventDefault(); undo(); return; }
   if (press.ctrlKey || press.metaKey || press.altKey || ["INPUT", "SELECT", "TEXTAREA"].includes(press.target.tagName)) return;
   if (!state.summary || mapKey(press)) return;
   const node = document.activeElement?.closest(".event");
@@ -108,8 +111,8 @@ document.addEventListener("keydown", (press) => {
   else if (press.key === "." && !byId("next").disabled) byId("next").click();
   else if (press.key === "," && !byId("back").disabled) byId("back").click();
   else if (press.key === "m") { if (state.view !== "map") showView("map"); byId("map").focus(); }
-  else if (press.key === "n" && event) neighboursOf(event);
-  else if (/^[0-9]$/.test(press.key) && event) {
+  else if (press.key === "n" && event && event.drawn !== false) neighboursOf(event);
+  else if (/^[0-9]$/.test(press.key) && event && !state.reading) {
     const label = press.key === "0" ? null : state.summary.label_names[Number(press.key) - 1];
     if (label !== undefined) attempt(setLabel)([event], label);
   }

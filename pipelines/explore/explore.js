@@ -1,24 +1,11 @@
 "use strict";
 
-// What the page knows, how it asks the server, and which events it shows. Everything that comes from the server is set
-// as text or parsed as an image, never as markup.
-
-// The token comes in the fragment of the address, which a browser never sends. It is kept for this tab and this
-// origin (scheme, host and port) only, and sent in a header: a cookie would go to other servers on this machine, too.
-const TOKEN_KEY = "firnline-token";
-function takeToken() {
-  const given = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (!given) return sessionStorage.getItem(TOKEN_KEY);
-  sessionStorage.setItem(TOKEN_KEY, given);
-  history.replaceState(null, "", location.pathname);
-  return given;
-}
-const token = takeToken();
-window.addEventListener("hashchange", () => { takeToken(); location.reload(); });
+// What the page knows, and which events it shows. Everything that comes from the server is set as text or parsed as an
+// image, never as markup.
 
 const byId = (id) => document.getElementById(id);
 // `trail` holds the pages of events that were opened; the last one is shown, and "back" leaves it.
-const state = { summary: null, view: "map", cluster: "", trail: [], events: [] };
+const state = { summary: null, view: "map", cluster: "", trail: [], events: [], reading: false };
 
 function say(text, isError = false) {
   byId("status").textContent = text;
@@ -35,35 +22,6 @@ function element(name, attributes = {}, ...children) {
   return node;
 }
 
-async function fetchAnswer(path, body) {
-  if (!token) throw new Error("Open the address that firnline explore has printed: it holds the token.");
-  const options = { headers: { Authorization: `Bearer ${token}` }, credentials: "omit" };
-  if (body !== undefined) {
-    options.method = "POST";
-    options.headers["Content-Type"] = "application/json";
-    options.body = JSON.stringify(body);
-  }
-  const answer = await fetch(path, options);
-  if (answer.ok) return answer;
-  let reason = (await answer.text()).trim();
-  try { reason = JSON.parse(reason).error; } catch { /* a plain sentence */ }
-  throw new Error(reason);
-}
-
-// Changes reach the server in the order in which they were made, so that undo takes back the latest.
-let lastChange = Promise.resolve();
-
-async function ask(path, body) {
-  if (body === undefined) return (await fetchAnswer(path)).json();
-  const change = lastChange.then(() => fetchAnswer(path, body));
-  lastChange = change.catch(() => {});
-  return (await change).json();
-}
-
-async function askNumbers(path, Kind) {
-  return new Kind(await (await fetchAnswer(path)).arrayBuffer());
-}
-
 function attempt(action) {
   return async (...values) => {
     try { return await action(...values); } catch (error) { say(error.message, true); }
@@ -77,8 +35,13 @@ function countOf(number, noun, many = `${noun}s`) {
 const loadSummary = attempt(async () => {
   state.summary = await ask("/api/summary");
   byId("workspace").textContent = state.summary.workspace;
-  byId("paths").textContent = `Labels are kept in ${state.summary.labels_path}, names in ${state.summary.names_path}.`;
+  // A copy without a server is for reading alone.
+  state.reading = Boolean(state.summary.export);
+  document.body.classList.toggle("reading", state.reading);
+  byId("export").textContent = state.summary.export ?? "";
+  byId("paths").textContent = state.reading ? "" : `Labels are kept in ${state.summary.labels_path}, names in ${state.summary.names_path}.`;
   for (const site of state.summary.sites) byId("site").append(element("option", { value: site }, site));
+  for (let hour = 0; hour < 24; hour += 1) byId("hour").append(element("option", { value: String(hour) }, hourWords(hour)));
   showSummary();
 });
 
@@ -98,7 +61,7 @@ function showSummary() {
     ...Object.entries(labels).map(([label, count]) => element("option", { value: label }, `${label} (${count})`)),
   );
   byId("label").value = [...byId("label").options].some((option) => option.value === chosen) ? chosen : "*";
-  byId("undo").disabled = !undo;
+  byId("undo").disabled = !undo || state.reading;
   showBulk();
   sayCount();
 }
@@ -113,7 +76,7 @@ function clusterRow(cluster) {
     onclick: () => chooseCluster(cluster.number),
   }, chip, name, element("span", { class: "events" }, cluster.events.toLocaleString("en")));
   const item = element("li", {}, choose);
-  if (!whole) {
+  if (!whole && !state.reading) {
     item.append(element("button", {
       type: "button", class: "rename", title: "Name this cluster", "aria-label": `Name cluster ${cluster.number}`,
       onclick: () => item.replaceChildren(textField(`Name of cluster ${cluster.number}`, cluster.name, (name) => rename(cluster, name), showSummary)),
@@ -138,11 +101,39 @@ function textField(words, value, take, leave) {
   return field;
 }
 
+// What else narrows the events: a station, an hour of the day.
+function narrowed() {
+  return { site: byId("site").value, hour: byId("hour").value };
+}
+
+function narrow(values) {
+  for (const [name, value] of Object.entries(values)) byId(name).value = value;
+  showNarrowed();
+  restart();
+}
+
+// What narrows the events stands above every view, each with a button that takes it away.
+function showNarrowed() {
+  const words = {
+    site: (value) => value, hour: hourWords, start: (value) => `from ${value}`, end: (value) => `until ${value}`,
+    label: (value) => (value === "" ? "without a hand label" : `labelled ${value}`),
+  };
+  const none = (name) => (name === "label" ? "*" : "");
+  byId("narrowed").replaceChildren(...Object.keys(words).filter((name) => byId(name).value !== none(name)).map((name) => element("button", {
+    type: "button", title: "Show all again", onclick: () => narrow({ [name]: none(name) }),
+  }, words[name](byId(name).value), " ✕")));
+  byId("narrowed").parentElement.hidden = !byId("narrowed").children.length;
+  drawPlaces();
+  recolour();
+}
+
 function chooseCluster(number) {
   state.cluster = number;
   showSummary();
+  drawPlaces();
   recolour();
-  if (state.view === "list" || number === "") restart();
+  const { site, hour } = narrowed();
+  if (state.view === "list" || state.view === "places" || number === "" || site || hour) restart();
   else {
     open_({
       title: `Typical of ${clusterName(number)}`,
@@ -210,15 +201,17 @@ const showPage = attempt(async () => {
   markEvents();
   if (byId("status").classList.contains("error")) sayCount();
   byId("events-view").scrollTo(0, 0);
-  if (state.view !== "map") window.scrollTo(0, 0);
+  if (state.view === "list" || state.view === "suggested") window.scrollTo(0, 0);
 });
 
 function filtered(cursor = "", number = 1) {
+  const { site, hour } = narrowed();
+  const which = state.cluster === "" ? "All events" : clusterName(state.cluster)[0].toUpperCase() + clusterName(state.cluster).slice(1);
   return {
-    title: state.cluster === "" ? "All events" : clusterName(state.cluster)[0].toUpperCase() + clusterName(state.cluster).slice(1), number,
+    title: [which, site, hour === "" ? "" : hourWords(hour)].filter(Boolean).join(", "), number,
     load: async () => {
       const query = new URLSearchParams({ cursor, order: byId("order").value, cluster: state.cluster });
-      for (const name of ["site", "start", "end"]) if (byId(name).value) query.set(name, byId(name).value);
+      for (const name of ["site", "hour", "start", "end"]) if (byId(name).value) query.set(name, byId(name).value);
       if (byId("label").value !== "*") query.set("label", byId("label").value);
       const answer = await ask(`/api/events?${query}`);
       return { events: answer.events, following: answer.cursor ? filtered(answer.cursor, number + 1) : null };
@@ -256,6 +249,7 @@ function showView(view) {
   for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-pressed", String(button.dataset.view === view));
   if (view === "map") showMap();
   if (view === "tree") showTree();
+  if (view === "places") { showPlaces(); restart(); }
   if (view === "list") restart();
   if (view === "suggested") {
     open_({
@@ -266,8 +260,8 @@ function showView(view) {
 }
 
 document.addEventListener("DOMContentLoaded", async () => {
-  byId("filter").addEventListener("change", restart);
-  byId("filter").addEventListener("submit", (submit) => { submit.preventDefault(); restart(); });
+  byId("filter").addEventListener("change", () => narrow({}));
+  byId("filter").addEventListener("submit", (submit) => { submit.preventDefault(); narrow({}); });
   byId("next").addEventListener("click", () => open_(state.trail.at(-1).following));
   byId("back").addEventListener("click", () => { state.trail.pop(); showPage(); });
   byId("undo").addEventListener("click", undo);

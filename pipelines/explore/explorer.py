@@ -18,17 +18,19 @@ from pipelines.explore.layout import nearest_points
 from pipelines.explore.listing import HandLabels, list_page, records, site_of
 from pipelines.explore.map_points import EmbeddingMap
 from pipelines.explore.merge_tree import ShownTree
+from pipelines.explore.places import last_positions
 from pipelines.explore.queries import BadRequest, Filter
 from pipelines.explore.saved import SavedLabels, SavedNames, choose_labels_file
 from pipelines.label.space import to_space
 from pipelines.label.stage_suggest import SuggestedEvent, suggest_events
+from pipelines.report.positions import positions_by_station
 from pipelines.report.stage_gallery import GALLERY_COLUMNS, gallery_item, shown_band
 from pipelines.report.stage_inputs import label_files
 from pipelines.report.stage_summary import LABEL_COLUMNS
-from pipelines.report.style import CLASS_COLOURS, cluster_colour
+from pipelines.report.style import CLASS_COLOURS, CLUSTER_COLOURS, cluster_colour
 from pipelines.runtime.text import counted
 from pipelines.workspace import tables
-from pipelines.workspace.artifacts import ClusteringSummary
+from pipelines.workspace.artifacts import ClusteringSummary, StationList
 from pipelines.workspace.storage import Store
 from pipelines.workspace.workspace import Workspace
 
@@ -36,6 +38,7 @@ MAX_SHOWN = 200_000
 """Events that are remembered as shown."""
 MAX_DRAWN = 400
 """Figures that are kept."""
+BRANCH_COLOUR = CLUSTER_COLOURS[0]
 MAX_UNDONE = 200
 """Changes that can be undone."""
 
@@ -114,6 +117,16 @@ class Explorer:
             "page_events": self.page_events,
             "labels_path": self.labels.path,
             "names_path": self.names.path,
+        }
+
+    def places(self) -> dict[str, Any]:
+        """Return `sites` and `clusters`, the axes of the counts of all events, and `positions` of stations if known."""
+        counts = self.map.counts()
+        positions = positions_by_station(StationList.read(self.store))
+        return {
+            "sites": counts.sites,
+            "clusters": counts.clusters,
+            "positions": last_positions(positions, counts.sites),
         }
 
     def list_events(self, chosen: Filter, cursor: str, limit: int) -> tuple[list[dict[str, Any]], str]:
@@ -232,6 +245,10 @@ class Explorer:
             while len(self.drawn) > MAX_DRAWN:
                 self.drawn.popitem(last=False)
         return answer
+
+    def tree_figure(self, branch: str) -> dict[str, Any]:
+        """Return the figure of a branch of the merge tree, see `ShownTree.figure`."""
+        return self.tree.figure(branch, BRANCH_COLOUR, self.band_hz)
 
     def set_labels(self, changes: Mapping[str, str | None]) -> dict[str, Any]:
         """Set or remove (None) the hand labels of events that were shown, and save the file.

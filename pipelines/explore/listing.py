@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pipelines.explore.places import hours_of_day
 from pipelines.explore.queries import ORDERS, Filter, read_cursor
 from pipelines.report.catalogue import onset_nanoseconds
 from pipelines.report.gallery import event_hash
@@ -78,6 +79,8 @@ def _matching(store: Store, file: str, chosen: Filter, labels: HandLabels) -> pd
         onset_ns = onset_nanoseconds(rows)
         keep &= onset_ns >= (chosen.start_ns if chosen.start_ns is not None else np.iinfo(np.int64).min)
         keep &= onset_ns < (chosen.end_ns if chosen.end_ns is not None else np.iinfo(np.int64).max)
+    if chosen.hour is not None:
+        keep &= hours_of_day(onset_nanoseconds(rows)) == chosen.hour
     if chosen.label is not None:
         hand = [labels.get(event_id, {}).get("label", "") for event_id in rows["event_id"]]
         keep &= np.array([label == chosen.label for label in hand], dtype=bool)

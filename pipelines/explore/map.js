@@ -11,13 +11,13 @@ const FRAME = 33;                // Milliseconds of a frame while the map moves.
 const REST = 700;                // Milliseconds that drawing the whole map may take once it rests.
 
 const map = {
-  deck: null, layer: null, count: 0, xy: null, clusters: null, colours: null, layout: "", version: 0,
+  deck: null, layer: null, count: 0, xy: null, clusters: null, colours: null, hours: null, sites: null, layout: "", version: 0,
   view: { target: [0, 0, 0], zoom: 8 }, moving: 20000, drawn: 0, chosen: null, lasso: false, path: [], touched: false, sketch: false,
 };
 
 function loadDeck() {
   return new Promise((resolve, reject) => {
-    const script = element("script", { src: "/deck.js", onload: resolve, onerror: () => reject(new Error("deck.js was not found")) });
+    const script = element("script", { src: "deck.js", onload: resolve, onerror: () => reject(new Error("deck.js was not found")) });
     document.head.append(script);
   });
 }
@@ -95,7 +95,7 @@ function sayMap() {
   const part = map.total > map.count ? `${map.count.toLocaleString("en")} of ${map.total.toLocaleString("en")} events, drawn at random` : countOf(map.count, "event");
   const moving = map.drawn < map.count ? `; ${map.drawn.toLocaleString("en")} of them are drawn, as many as this machine can` : "";
   const layout = map.layout === "neighbours" ? "Near events are alike; distances between groups mean nothing." : "The two directions in which the events differ most.";
-  byId("map-words").textContent = `${part}${moving}. ${layout} A click opens an event; drag to move, or with Shift or “Lasso” to choose.`;
+  byId("map-words").textContent = `${part}${moving}. ${layout} A click opens an event${state.reading ? ", first of those with a waveform here" : ""}; drag to move, or with Shift or “Lasso” to choose.`;
 }
 
 // One point for each event: plain points need a tenth of the work of deck.gl's circles where no graphics card helps.
@@ -228,6 +228,12 @@ function refresh() {
 // Colours: by cluster or by hand label; what is not of the chosen cluster, or not chosen, is faded.
 const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
+// Whether an event is of the chosen cluster, station and hour.
+function isAmong(at, site, hour) {
+  return (state.cluster === "" || map.clusters[at] === state.cluster)
+    && (!map.hours || ((hour === "" || map.hours[at] === Number(hour)) && (site === "" || places.sites[map.sites[at]] === site)));
+}
+
 const recolour = attempt(async () => {
   if (!map.colours) return;
   const byLabel = byId("colouring").value === "label";
@@ -236,11 +242,18 @@ const recolour = attempt(async () => {
   const chosen = map.chosen;
   const into = map.colours;
   const one = state.cluster;
+  const { site, hour } = narrowed();
+  if ((site || hour) && !map.sketch && !map.hours) {
+    [, map.hours, map.sites] = await Promise.all([askPlaces(), askNumbers("/api/map/hours", Uint8Array), askNumbers("/api/map/sites", Int32Array)]);
+    recolour();
+    return;
+  }
+  const narrow_ = one !== "" || site !== "" || hour !== "";
   for (let at = 0; at < map.count; at += 1) {
     const cluster = map.clusters[at];
     const [red, green, blue] = byLabel ? GREY : colourOf.get(cluster) ?? GREY;
     into[4 * at] = red; into[4 * at + 1] = green; into[4 * at + 2] = blue;
-    into[4 * at + 3] = chosen ? (chosen.has(at) ? SHADE.chosen : SHADE.faded) : one !== "" ? (cluster === one ? SHADE.chosen : SHADE.faded) : byLabel ? SHADE.faded * 2 : SHADE.plain;
+    into[4 * at + 3] = chosen ? (chosen.has(at) ? SHADE.chosen : SHADE.faded) : narrow_ ? (isAmong(at, site, hour) ? SHADE.chosen : SHADE.faded) : byLabel ? SHADE.faded * 2 : SHADE.plain;
   }
   byId("legend").hidden = !byLabel;
   if (byLabel && !map.sketch) {
@@ -276,16 +289,21 @@ function markEvents(event = current) {
   over.replaceChildren(...rings, line);
 }
 
-// The event nearest to a place of the map, if one is within reach.
+// The event nearest to a place of the map, if one is within reach; in a copy first of those that have a waveform.
 function pick(x, y) {
   if (map.sketch) return;
   const [there, up] = toMap(x, y);
-  let best = -1;
-  let least = (REACH / 2 ** map.view.zoom) ** 2;
-  for (let at = 0; at < map.count; at += 1) {
-    const distance = (map.xy[2 * at] - there) ** 2 + (map.xy[2 * at + 1] - up) ** 2;
-    if (distance < least) { least = distance; best = at; }
-  }
+  const among = (some) => {
+    let best = -1;
+    let least = (REACH / 2 ** map.view.zoom) ** 2;
+    for (const at of some) {
+      const distance = (map.xy[2 * at] - there) ** 2 + (map.xy[2 * at + 1] - up) ** 2;
+      if (distance < least) { least = distance; best = at; }
+    }
+    return best;
+  };
+  const drawn = state.reading ? among(firnline.found.map.drawn) : -1;
+  const best = drawn < 0 ? among(Array(map.count).keys()) : drawn;
   if (best < 0) { choose(null); return; }
   map.touched = true;
   current = null;
@@ -305,11 +323,12 @@ function inside(polygon) {
   const corners = polygon.map(([x, y]) => toMap(x, y));
   const bounds = [0, 1].map((axis) => [Math.min(...corners.map((corner) => corner[axis])), Math.max(...corners.map((corner) => corner[axis]))]);
   const found = [];
+  const { site, hour } = narrowed();
   for (let at = 0; at < map.count; at += 1) {
     const x = map.xy[2 * at];
     const y = map.xy[2 * at + 1];
     if (x < bounds[0][0] || x > bounds[0][1] || y < bounds[1][0] || y > bounds[1][1]) continue;
-    if (state.cluster !== "" && map.clusters[at] !== state.cluster) continue;
+    if (!isAmong(at, site, hour)) continue;
     let within = false;
     for (let one = 0, other = corners.length - 1; one < corners.length; other = one, one += 1) {
       const [ax, ay] = corners[one];

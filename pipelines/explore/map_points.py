@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines.explore.layout import nearest_points, neighbourhoods, principal_components
+from pipelines.explore.listing import site_of
+from pipelines.explore.places import Cells, EventCounts, add_cells, count_cells
 from pipelines.explore.queries import BadRequest
 from pipelines.label.space import Space, to_space
 from pipelines.label.stage_suggest import stored_clustering
@@ -42,6 +44,8 @@ class MapPoints:
     """(n,), its row there."""
     event_ids: pa.Array
     """(n,), text."""
+    onset_ns: NDArray[np.int64]
+    """(n,), since 1970, UTC."""
     clusters: NDArray[np.int32]
     """(n,)"""
     points: NDArray[np.float32]
@@ -50,6 +54,11 @@ class MapPoints:
 
     def __len__(self) -> int:
         return len(self.clusters)
+
+    def sites(self, names: Sequence[str]) -> NDArray[np.int32]:
+        """Return the number of each event's station (n,) in a list of stations (network.station)."""
+        number = {site: at for at, site in enumerate(names)}
+        return np.array([number[site_of(file)] for file in self.files], dtype=np.int32)[self.file_numbers]
 
     def index_of(self, event_id: str) -> int | None:
         """Return the number of an event on the map; None where it is not there."""
@@ -86,6 +95,7 @@ class EmbeddingMap:
         self._store, self._files, self._max_events, self._count = store, files, max_events, count
         self._planes: dict[str, NDArray[np.float32]] = {}
         self._points: MapPoints | None = None
+        self._counts: EventCounts | None = None
         self._sketch: tuple[NDArray[np.float32], NDArray[np.int32]] | None = None
         self._lock = threading.Lock()
         self._changed = threading.Condition()
@@ -123,6 +133,15 @@ class EmbeddingMap:
             raise BadRequest(self.failure)
         return self._points
 
+    def counts(self) -> EventCounts:
+        """Return the counts of all events, on the map or not, once they are read; BadRequest where they cannot be."""
+        self.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._counts is not None or self.failure)
+        if self._counts is None:
+            raise BadRequest(self.failure)
+        return self._counts
+
     def plane(self, layout: str) -> NDArray[np.float32]:
         """Return the coordinates (n, 2) of a layout, once it is made; BadRequest where there is no such map."""
         if layout not in LAYOUTS:
@@ -154,7 +173,14 @@ class EmbeddingMap:
                 with self._changed:
                     self._sketch = principal_components(few.points), few.clusters
                     self._changed.notify_all()
-            points = read_points(self._store, self._files, min(1.0, self._max_events / max(self._count(), 1)))
+            share = min(1.0, self._max_events / max(self._count(), 1))
+            parts, space = read_parts(self._store, self._files, share)
+            counts = add_cells((site_of(file), part.cells) for file, part in zip(self._files, parts, strict=True))
+            with self._changed:
+                self._counts = counts
+                self._changed.notify_all()
+            points = join_parts(self._files, parts, space)
+            del parts
             with self._changed:
                 self._points = points
                 self._changed.notify_all()
@@ -171,23 +197,40 @@ class EmbeddingMap:
             self._changed.notify_all()
 
 
-def read_points(store: Store, files: Sequence[str], share: float = 1.0) -> MapPoints:
-    """Read the events of the map: all of `files`, or a share (0 to 1) of them, chosen by a hash of their ids.
+@dataclass(frozen=True)
+class Part:
+    """The events of one file: how many there are of all, and those that are on the map."""
 
-    Events without an embedding, or with one that is not finite, are left out.
+    cells: Cells
+    rows: NDArray[np.int32]
+    event_ids: pa.Array
+    onset_ns: NDArray[np.int64]
+    clusters: NDArray[np.int32]
+    points: NDArray[np.float32]
+
+
+def read_points(store: Store, files: Sequence[str], share: float = 1.0) -> MapPoints:
+    """Read the events of a map; see `read_parts` and `join_parts`, whose InputError it raises."""
+    return join_parts(files, *read_parts(store, files, share))
+
+
+def read_parts(store: Store, files: Sequence[str], share: float = 1.0) -> tuple[list[Part], Space]:
+    """Read the events of files of `labels/`, and for the map all or a share (0 to 1) of them, by a hash of their ids.
+
+    Events without an embedding, or with one that is not finite, are counted, but not on the map.
 
     Raises:
-        InputError: a file cannot be read, or too few events are left.
+        InputError: a file cannot be read.
     """
     space = _space(store)
     embedded = {item.path.removeprefix("embeddings/"): item for item in tables.list_shards(store, "embeddings")}
-
-    def read(file: str) -> _Part | None:
-        return _read_part(store, file, embedded[file], space, share) if file in embedded else None
-
     with ThreadPoolExecutor(READERS) as pool:
-        found = list(enumerate(pool.map(read, files)))
-    parts = [(number, part) for number, part in found if part is not None and len(part.rows)]
+        return list(pool.map(lambda file: _read_part(store, file, embedded.get(file), space, share), files)), space
+
+
+def join_parts(files: Sequence[str], found: Sequence[Part], space: Space) -> MapPoints:
+    """Return the events of all files in random order; InputError where they are too few for a map."""
+    parts = [(number, part) for number, part in enumerate(found) if len(part.rows)]
     num_events = sum(len(part.rows) for _, part in parts)
     if num_events < MIN_EVENTS:
         raise InputError(f"a map needs the embeddings of at least {MIN_EVENTS} events; {num_events} were found")
@@ -207,26 +250,23 @@ def read_points(store: Store, files: Sequence[str], share: float = 1.0) -> MapPo
         file_numbers=numbers[order],
         row_numbers=np.concatenate([part.rows for _, part in parts])[order],
         event_ids=pa.concat_arrays([part.event_ids for _, part in parts]).take(pa.array(order)),
+        onset_ns=np.concatenate([part.onset_ns for _, part in parts])[order],
         clusters=np.concatenate([part.clusters for _, part in parts])[order],
         points=points,
         space=space,
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """The events of one file."""
-
-    rows: NDArray[np.int32]
-    event_ids: pa.Array
-    clusters: NDArray[np.int32]
-    points: NDArray[np.float32]
-
-
-def _read_part(store: Store, file: str, embedded: StoredObject, space: Space, share: float) -> _Part:
-    labels = tables.read_table(store, f"labels/{file}", ("event_id", "cluster")).combine_chunks()
-    vectors = tables.read_table(store, embedded, ("event_id", "embedding"))
+def _read_part(store: Store, file: str, embedded: StoredObject | None, space: Space, share: float) -> Part:
+    labels = tables.read_table(store, f"labels/{file}", ("event_id", "onset", "cluster")).combine_chunks()
     ids = _whole(labels["event_id"])
+    onset_ns = labels["onset"].cast(pa.int64()).to_numpy()
+    clusters = labels["cluster"].to_numpy()
+    cells = count_cells(onset_ns, clusters)
+    if embedded is None:
+        nothing = np.zeros(0, dtype=np.int32)
+        return Part(cells, nothing, ids.slice(0, 0), onset_ns[:0], clusters[:0], np.zeros((0, 0), dtype=np.float32))
+    vectors = tables.read_table(store, embedded, ("event_id", "embedding"))
     values = tables.embeddings(vectors["embedding"])
     keep = np.ones(len(ids), dtype=bool)
     if not labels["event_id"].equals(vectors["event_id"]):
@@ -237,8 +277,8 @@ def _read_part(store: Store, file: str, embedded: StoredObject, space: Space, sh
     if share < 1:
         keep &= event_hash(ids.to_pandas()) < np.uint64(share * 2**63) * np.uint64(2)
     kept = np.flatnonzero(keep & np.isfinite(values).all(axis=1)).astype(np.int32)
-    clusters = labels["cluster"].to_numpy()
-    return _Part(kept, ids.take(pa.array(kept)), clusters[kept], to_space(values[kept], space))
+    points = to_space(values[kept], space)
+    return Part(cells, kept, ids.take(pa.array(kept)), onset_ns[kept], clusters[kept], points)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -33,6 +33,8 @@ class Filter:
     """First onset (ns since 1970-01-01 UTC)."""
     end_ns: int | None = None
     """End of the onsets, itself excluded (ns since 1970-01-01 UTC)."""
+    hour: int | None = None
+    """Of the day, UTC, 0 to 23."""
     label: str | None = None
     """A hand label, or "" for events without one."""
     order: str = "time"
@@ -65,6 +67,7 @@ def read_filter(query: Mapping[str, list[str]]) -> Filter:
     return Filter(
         cluster=None if cluster is None else read_cluster(cluster),
         site=value("site"),
+        hour=None if (hour := value("hour")) is None else _read_hour(hour),
         start_ns=nanoseconds("start"),
         end_ns=nanoseconds("end"),
         label=label,
@@ -129,6 +132,12 @@ def read_cluster(text: str) -> int:
     """Return the number of a cluster; BadRequest for anything else."""
     if not _is_number(text):
         raise BadRequest(f"cluster is {text[:40]!r}; it must be a number")
+    return int(text)
+
+
+def _read_hour(text: str) -> int:
+    if not _is_number(text) or int(text) > 23:
+        raise BadRequest(f"hour is {text[:40]!r}; it must be a number from 0 to 23")
     return int(text)
 
 

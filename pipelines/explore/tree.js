@@ -96,7 +96,11 @@ const chooseBranch = attempt(async (id) => {
   byId("own-cluster").setAttribute("aria-pressed", String(tree.own.includes(id)));
   drawTree();
   byId("branch-words").textContent = "Averaging…";
-  const found = await ask(`/api/branch?id=${id}`);
+  byId("branch-figure").replaceChildren();
+  const found = await ask(`/api/branch?id=${id}`).catch((error) => {
+    byId("branch-words").textContent = `${branchName(tree.byId.get(id))}. ${error.message}`;
+    throw error;
+  });
   if (tree.chosen !== id) return;
   byId("branch-figure").replaceChildren(imageOf(found.svg));
   byId("branch-words").textContent = `${branchName(tree.byId.get(id))}. ${found.words}`;
@@ -114,7 +118,7 @@ function sayCut() {
     byId("cut-words").textContent = `${countOf(tree.own.length, "branch", "branches")} as clusters of their own, the rest as it is:`;
     byId("cut-command").textContent = command(`'[${tree.own.join(", ")}]'`);
   } else if (tree.cut !== null) {
-    byId("cut-words").textContent = `This cut gives ${countOf(clustersAt(tree.cut), "cluster")}; to label with it, stop the explorer and run:`;
+    byId("cut-words").textContent = `This cut gives ${countOf(clustersAt(tree.cut), "cluster")}; to label with it, ${state.reading ? "" : "stop the explorer and "}run:`;
     byId("cut-command").textContent = command(clustersAt(tree.cut));
   } else {
     byId("cut-words").textContent = "Now: the clusters at the left of this page.";
