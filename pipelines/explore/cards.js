@@ -83,7 +83,7 @@ async function setLabel(events, label, points = null) {
     for (const event of events) event.label = label;
     state.summary.labels = answer.labels;
     state.summary.undo = answer.undo;
-    if (label && !state.summary.label_names.includes(label)) state.summary.label_names.push(label);
+    offerLabel(label);
     showSummary();
     sayCount(`, saved to ${state.summary.labels_path}`);
   } finally {

@@ -39,6 +39,7 @@ const loadSummary = attempt(async () => {
   state.reading = Boolean(state.summary.export);
   document.body.classList.toggle("reading", state.reading);
   byId("export").textContent = state.summary.export ?? "";
+  byId("command").textContent = state.summary.command ?? "";
   byId("paths").textContent = state.reading ? "" : `Labels are kept in ${state.summary.labels_path}, names in ${state.summary.names_path}.`;
   for (const site of state.summary.sites) byId("site").append(element("option", { value: site }, site));
   for (let hour = 0; hour < 24; hour += 1) byId("hour").append(element("option", { value: String(hour) }, hourWords(hour)));
@@ -75,17 +76,31 @@ function clusterRow(cluster) {
     type: "button", class: "choose", "aria-pressed": String(state.cluster === cluster.number),
     onclick: () => chooseCluster(cluster.number),
   }, chip, name, element("span", { class: "events" }, cluster.events.toLocaleString("en")));
-  const item = element("li", {}, choose);
+  const item = element("li", { "data-number": cluster.number }, choose);
   if (!whole && !state.reading) {
     item.append(element("button", {
       type: "button", class: "rename", title: "Name this cluster", "aria-label": `Name cluster ${cluster.number}`,
-      onclick: () => item.replaceChildren(textField(`Name of cluster ${cluster.number}`, cluster.name, (name) => rename(cluster, name), showSummary)),
+      onclick: () => editName(cluster),
     }, "✎"));
   }
   return item;
 }
 
-// A field in the place of a button: Enter takes the text, Escape leaves all as it was.
+const rowOf = (number) => document.querySelector(`#clusters li[data-number="${number}"]`);
+
+// The other rows stay as they are: who leaves a field by a click on one of them must not find another one there.
+function showRow(cluster) {
+  rowOf(cluster.number).replaceWith(clusterRow(cluster));
+}
+
+// Who names a cluster sees its events.
+function editName(cluster) {
+  if (state.cluster !== cluster.number) chooseCluster(cluster.number);
+  rowOf(cluster.number).replaceChildren(textField(`Name of cluster ${cluster.number}`, cluster.name, (name) => rename(cluster, name), () => showRow(cluster)));
+}
+
+// A field in the place of a button: Enter takes the text, and so does leaving the field once it has another text; Escape
+// leaves all as it was.
 function textField(words, value, take, leave) {
   const field = element("input", { type: "text", class: "typed", "aria-label": words, placeholder: words, list: "known", autocomplete: "off" });
   field.value = value ?? "";
@@ -96,7 +111,10 @@ function textField(words, value, take, leave) {
     if (press.key === "Escape") end(leave);
     press.stopPropagation();
   });
-  field.addEventListener("blur", () => end(leave));
+  field.addEventListener("blur", () => {
+    const typed = field.value.trim();
+    end(typed && typed !== (value ?? "") ? attempt(() => take(typed)) : leave);
+  });
   setTimeout(() => { field.focus(); field.select(); });
   return field;
 }
@@ -152,10 +170,19 @@ async function rename(cluster, name) {
     const answer = await ask("/api/names", { cluster: cluster.number, name });
     takeNames(answer.names, cluster.number);
     state.summary.undo = answer.undo;
+    offerLabel(name);
   } finally {
-    showSummary();
+    showRow(cluster);
+    if (document.activeElement === document.body) rowOf(cluster.number).querySelector(".rename").focus();
+    byId("undo").disabled = !state.summary.undo;
+    showLabels();
   }
   say(`saved to ${state.summary.names_path}`);
+}
+
+// What was typed once has a button on every event.
+function offerLabel(label) {
+  if (label && !state.summary.label_names.includes(label)) state.summary.label_names.push(label);
 }
 
 function takeNames(names, changed) {

@@ -1,5 +1,6 @@
 """What the explorer shows of a workspace. It keeps in memory what it has shown, and the events of the map."""
 
+import shlex
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
@@ -98,21 +99,27 @@ class Explorer:
         """Return clusters, stations, label counts and where labels are kept."""
         names = self.names.read()
         counts = _counts(self.labels.read())
+        sizes = self._cluster_sizes()
+        shown = {number: names.get(number) or name for number, (_, name) in sizes.items()}
+        command = ("firnline", "label", self.store.url, "--replace", "--labels.path", self.labels.path)
         return {
             "workspace": self.store.url,
+            "command": shlex.join((*command, "--labels.names", self.names.path)),
             "clusters": [
                 {
                     "number": number,
                     "events": events,
-                    "name": names.get(number) or name,
+                    "name": shown[number],
                     "colour": cluster_colour(number),
                 }
-                for number, (events, name) in self._cluster_sizes().items()
+                for number, (events, _) in sizes.items()
             ],
             "sites": sorted({site_of(file) for file in self.files}),
             "labels": counts,
             "label_colours": CLASS_COLOURS,
-            "label_names": list(dict.fromkeys((*self.label_names, *sorted(counts)))),
+            "label_names": list(
+                dict.fromkeys((*self.label_names, *sorted(counts), *sorted(filter(None, shown.values()))))
+            ),
             "undo": len(self.done),
             "page_events": self.page_events,
             "labels_path": self.labels.path,

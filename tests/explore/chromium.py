@@ -60,9 +60,18 @@ class Chromium:
     def until(self, script: str) -> None:
         """Wait until an expression is true."""
         end = time.monotonic() + SECONDS
-        while not self.run(script):
+        while not self._is_true(script):
             assert time.monotonic() < end, f"{script} did not become true; {self.complaints}"
             time.sleep(0.1)
+
+    def _is_true(self, script: str) -> bool:
+        try:
+            return bool(self.run(script))
+        except AssertionError as error:
+            # The page was left while it was asked.
+            if "Inspected target navigated" not in str(error):
+                raise
+            return False
 
     def resize(self, width: int, height: int, dark: bool = False) -> None:
         """Set the size of the page in pixels, and the light or dark theme."""
