@@ -60,7 +60,9 @@ function showButtons(node, event) {
 function showLabels() {
   for (const node of document.querySelectorAll(".event")) {
     const event = state.events.find((entry) => entry.event_id === node.dataset.eventId);
-    if (event) showButtons(node, event);
+    if (!event) continue;
+    showButtons(node, event);
+    node.querySelector(".cluster").textContent = clusterName(event.cluster);
   }
   recolour();
 }

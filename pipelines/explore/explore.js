@@ -74,7 +74,7 @@ function clusterRow(cluster) {
   const name = whole ? "all clusters" : `${cluster.number}${cluster.name ? ` · ${cluster.name}` : ""}`;
   const choose = element("button", {
     type: "button", class: "choose", "aria-pressed": String(state.cluster === cluster.number),
-    onclick: () => chooseCluster(cluster.number),
+    onclick: () => { chooseCluster(cluster.number); bringEvents(); },
   }, chip, name, element("span", { class: "events" }, cluster.events.toLocaleString("en")));
   const item = element("li", { "data-number": cluster.number }, choose);
   if (!whole && !state.reading) {
@@ -263,6 +263,11 @@ function neighboursOf(event) {
     title: `Nearest to ${event.site} ${event.onset}`,
     load: async () => ({ events: [event, ...(await ask(`/api/neighbours?event_id=${encodeURIComponent(event.event_id)}`)).events] }),
   });
+}
+
+// On a narrow screen the events lie below what they were chosen on.
+function bringEvents() {
+  if (window.matchMedia("(max-width: 52rem)").matches) byId("events-view").scrollIntoView();
 }
 
 function restart() {

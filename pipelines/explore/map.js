@@ -307,7 +307,7 @@ function pick(x, y) {
   if (best < 0) { choose(null); return; }
   map.touched = true;
   current = null;
-  open_(ofPoints("The event", [best])).then(() => { current = state.events[0]; markEvents(); });
+  open_(ofPoints("The event", [best])).then(() => { current = state.events[0]; markEvents(); bringEvents(); });
 }
 
 function choose(points, title = "Chosen") {

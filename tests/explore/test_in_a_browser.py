@@ -201,10 +201,37 @@ def test_a_cluster_is_named_in_place(browser: Chromium, server: ExplorerServer, 
     browser.press(*"calving", "Enter")
     browser.until("byId('status').textContent.startsWith('saved to')")
     assert "calving" in browser.run("byId('clusters').textContent")
+    # Its events were shown, have the name now, and can get it as a label, too.
+    assert browser.run("state.events.map((event) => event.cluster)") == [0] * 6
+    assert set(browser.run("[...document.querySelectorAll('.event .cluster')].map((node) => node.textContent)")) == {
+        "cluster 0 · calving"
+    }
+    assert "calving" in browser.run("document.querySelector('.event .buttons').textContent")
     browser.press("u")
     browser.until("byId('status').textContent.startsWith('undone: the name of cluster 0')")
     assert "calving" not in browser.run("byId('clusters').textContent")
     assert "calving" not in small_workspace[0].store.read("cluster-names.yaml").decode()
+
+    # A name that is typed stays where the field is left by a click on the next cluster, whose field opens at once.
+    def pencil(number: int) -> tuple[float, float]:
+        place = "(({left, top, width, height}) => [left + width / 2, top + height / 2])"
+        row = f"document.querySelector('#clusters li[data-number=\"{number}\"] .rename')"
+        return tuple(browser.run(f"{place}({row}.getBoundingClientRect())"))
+
+    browser.drag(pencil(0))
+    browser.until("document.activeElement.classList.contains('typed')")
+    browser.press(*"bergy bit")
+    browser.drag(pencil(1))
+    browser.until("document.activeElement.placeholder === 'Name of cluster 1' && state.cluster === 1")
+    browser.until("byId('clusters').textContent.includes('0 · bergy bit')")
+    browser.press("Escape")
+    browser.until("document.querySelectorAll('#clusters .typed').length === 0")
+    assert "bergy bit" in small_workspace[0].store.read("cluster-names.yaml").decode()
+    command = browser.run("byId('command').textContent")
+    assert command.startswith(f"firnline label {small_workspace[0].url} --replace --labels.path ")
+    browser.run("byId('undo').click()")
+    browser.until("byId('status').textContent.startsWith('undone')")
+    assert browser.complaints == []
 
 
 def test_a_branch_of_the_merge_tree_is_shown_and_a_click_cuts_the_tree(
@@ -225,6 +252,16 @@ def test_a_branch_of_the_merge_tree_is_shown_and_a_click_cuts_the_tree(
         browser.run("byId('own-cluster').click()")
         assert browser.run("byId('cut-command').textContent").endswith(f"'[{browser.run('tree.chosen')}]'")
     assert browser.complaints == []
+
+
+def test_on_a_telephone_the_events_of_a_cluster_come_into_view(browser: Chromium, server: ExplorerServer) -> None:
+    browser.resize(390, 844)
+    open_map(browser, server)
+    browser.run("byId('clusters-box').open = true")
+    browser.run("document.querySelector('#clusters li[data-number=\"1\"] .choose').click()")
+    browser.until(f"state.events.every((event) => event.cluster === 1) && {QUIET}")
+    top = browser.run("document.querySelector('.event').getBoundingClientRect().top")
+    assert 0 <= top < 844
 
 
 @pytest.mark.parametrize("view", ["map", "list", "suggested", "tree"])
