@@ -29,7 +29,6 @@ from pipelines.explore.map_points import LAYOUTS, MapPoints
 from pipelines.explore.queries import MAX_LISTED, BadRequest
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.progress import progress_bar
-from pipelines.runtime.text import counted
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import Artifact
 from pipelines.workspace.storage import Store, open_parent, open_store, said_of
@@ -249,11 +248,11 @@ def _encoded(numbers: NDArray[Any]) -> str:
 def _words(explorer: Explorer, points: MapPoints, total: int, drawn: int, by_hand: bool) -> str:
     """Return what a copy holds, and what not, in words."""
     if len(points) == total:
-        shown = f"all {counted(total, 'event')}"
+        shown = f"all {total:,} events"
     elif total <= explorer.map_events:
-        shown = f"{len(points):,} of {counted(total, 'event')} (the others have no embedding)"
+        shown = f"{len(points):,} of {total:,} events (the others have no embedding)"
     else:
-        shown = f"{len(points):,} of {counted(total, 'event')}, drawn at random, by a hash of their ids"
+        shown = f"{len(points):,} of {total:,} events, drawn at random, by a hash of their ids"
     figures = "all of them" if drawn == len(points) else f"{drawn:,} of them"
     how = " from every cluster alike the most typical, the least certain and some at random"
     how += ", and events labelled by hand" if by_hand else ""

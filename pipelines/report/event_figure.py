@@ -1,7 +1,5 @@
 """The figure of one event: its three components, and the spectrogram of the component that triggered."""
 
-import itertools
-
 import numpy as np
 import numpy.typing as npt
 from matplotlib.colors import LinearSegmentedColormap
@@ -87,15 +85,11 @@ def envelope(trace: npt.NDArray[np.float32], columns: int) -> tuple[npt.NDArray[
     """
     if len(trace) <= 2 * columns:
         return np.arange(len(trace), dtype=np.float64), trace.astype(np.float64)
-    edges = np.linspace(0, len(trace), columns + 1).astype(np.int64)
-    index: list[int] = []
-    for start, stop in itertools.pairwise(edges.tolist()):
-        part = trace[start:stop]
-        if not np.isfinite(part).any():
-            index.append(int(start))
-            continue
-        index.extend(sorted({int(start + np.nanargmin(part)), int(start + np.nanargmax(part))}))
-    positions = np.asarray(index, dtype=np.int64)
+    starts = np.linspace(0, len(trace), columns + 1).astype(np.int64)
+    column = np.repeat(np.arange(columns), np.diff(starts))
+    # Sorted within each column, absent samples last; of equal samples the first one counts.
+    smallest, largest = (np.lexsort((values, column))[starts[:-1]] for values in (trace, -trace))
+    positions = np.unique(np.concatenate([smallest, largest]))
     return positions.astype(np.float64), trace[positions].astype(np.float64)
 
 
