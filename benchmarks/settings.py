@@ -70,8 +70,6 @@ AUGMENTATIONS = tuple(AugmentationSettings.model_fields)
 OTHERS: dict[str, Settings] = {
     "amplitude": {"train": {"augmentation": "amplitude"}},
     "frequency": {"train": {"augmentation": "frequency"}},
-    "waveform": {"train": {"encoder": "waveform"}},
-    "crop": {"augmentation": {"crop": {"probability": 0.5}}},
     "linear-motion-off": {"train": {"polarisation": 0.0}},
     "temperature-0.1": {"train": {"temperature": 0.1}},
     "temperature-0.5": {"train": {"temperature": 0.5}},

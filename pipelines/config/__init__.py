@@ -49,6 +49,9 @@ STAGE_SECTIONS["run"] = (
 BEFORE_THERE_WAS: dict[str, Any] = {"train.polarisation": 0.0}
 """Keys that were added after a workspace may have been made, and the value that says what was done without them."""
 
+NO_LONGER = tuple(f"augmentation.{name}" for name in ("crop", "time_mask", "spectral_mask", "amplitude_modulation"))
+"""Sections that a workspace may have stored and that are gone: leaving them out makes no encoder worse."""
+
 
 PATH_KEYS = (
     "archive.stationxml",
@@ -178,14 +181,29 @@ def map_paths(nested: Mapping[str, Any], change: Callable[[str], str]) -> dict[s
     return changed(nested, "")
 
 
-def with_later_keys(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stage's stored configuration with the keys that there were not yet when it was stored."""
+def of_this_release(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage's stored configuration with the keys that came later, and without those that are gone."""
     values = dict(stored)
+    for key in NO_LONGER:
+        section, name = key.split(".")
+        if isinstance(values.get(section), Mapping):
+            values[section] = {other: value for other, value in values[section].items() if other != name}
     for key, value in BEFORE_THERE_WAS.items():
         section, name = key.split(".")
         if isinstance(values.get(section), Mapping):
             values[section] = {name: value, **values[section]}
     return values
+
+
+def keys_of_this_release(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return flat stored keys ({"train.seed": 0, ...}) with the keys that came later, and without those that are gone.
+
+    A key that came later is added where its section is there.
+    """
+    sections = {key.partition(".")[0] for key in stored}
+    later = {key: value for key, value in BEFORE_THERE_WAS.items() if key.partition(".")[0] in sections}
+    gone = tuple(f"{key}." for key in NO_LONGER)
+    return later | {key: value for key, value in stored.items() if not key.startswith(gone)}
 
 
 def stage_config(config: Config, stage: str) -> dict[str, Any]:

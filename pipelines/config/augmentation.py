@@ -45,32 +45,6 @@ class TimeShiftSettings(_Ranged):
         return self
 
 
-class CropSettings(_Ranged):
-    """Keeps a stretch with the onset in it and removes the rest."""
-
-    probability: Probability = 0.0
-    """Share of views that this augmentation changes."""
-    share: Range = (0.6, 1.0)
-    """Share of the window that is kept."""
-
-    @model_validator(mode="after")
-    def _share(self) -> "CropSettings":
-        if not 0 < self.share[0] <= self.share[1] <= 1:
-            raise ValueError(f"share is {list(self.share)}; it must lie above 0 and be at most 1")
-        return self
-
-
-class TimeMaskSettings(_Ranged):
-    """Removes short stretches."""
-
-    probability: Probability = 0.3
-    """Share of views that this augmentation changes."""
-    num_masks: int = Field(2, ge=1, le=16)
-    """Stretches to remove (count)."""
-    width: Range = (0.01, 0.08)
-    """Width of a stretch as a share of the window."""
-
-
 class PolaritySettings(_Ranged):
     """Reverses the sign."""
 
@@ -141,17 +115,6 @@ class SpectralResponseSettings(_Ranged):
     """Independent values over the six octaves below the Nyquist frequency (count)."""
 
 
-class SpectralMaskSettings(_Ranged):
-    """Removes narrow bands."""
-
-    probability: Probability = 0.3
-    """Share of views that this augmentation changes."""
-    num_masks: int = Field(2, ge=1, le=16)
-    """Bands to remove (count)."""
-    width: Range = (0.01, 0.05)
-    """Width of a band in units of the Nyquist frequency."""
-
-
 class GainSettings(_Ranged):
     """Multiplies the window by a factor."""
 
@@ -192,32 +155,17 @@ class ComponentDropSettings(_Ranged):
     """Maximum number of components to remove (count)."""
 
 
-class AmplitudeModulationSettings(_Ranged):
-    """Multiplies the window by a slow sine."""
-
-    probability: Probability = 0.3
-    """Share of views that this augmentation changes."""
-    depth: Range = (0.0, 0.4)
-    """Depth of the modulation (ratio)."""
-    cycles: Range = (0.5, 3.0)
-    """Cycles over the window (count)."""
-
-
 class AugmentationSettings(Section):
     """All augmentations; `train.augmentation` selects the families that are used."""
 
     time_shift: TimeShiftSettings = TimeShiftSettings()
-    crop: CropSettings = CropSettings()
-    time_mask: TimeMaskSettings = TimeMaskSettings()
     polarity: PolaritySettings = PolaritySettings()
     rotation: RotationSettings = RotationSettings()
     time_stretch: TimeStretchSettings = TimeStretchSettings()
     band_pass: BandPassSettings = BandPassSettings()
     band_stop: BandStopSettings = BandStopSettings()
     spectral_response: SpectralResponseSettings = SpectralResponseSettings()
-    spectral_mask: SpectralMaskSettings = SpectralMaskSettings()
     gain: GainSettings = GainSettings()
     coloured_noise: ColouredNoiseSettings = ColouredNoiseSettings()
     real_noise: RealNoiseSettings = RealNoiseSettings()
     component_drop: ComponentDropSettings = ComponentDropSettings()
-    amplitude_modulation: AmplitudeModulationSettings = AmplitudeModulationSettings()

@@ -10,7 +10,7 @@ from pipelines.config.base import Section, operational
 class TrainSettings(Section):
     """The encoder and its training."""
 
-    encoder: Literal["spectrogram", "waveform", "features", "pca", "autoencoder", "untrained"] = "spectrogram"
+    encoder: Literal["spectrogram", "features", "pca", "autoencoder", "untrained"] = "spectrogram"
     """Residual network on log spectrograms (2-D) or waveforms (1-D), or a baseline: hand-made features, PCA of
     spectrograms, convolutional autoencoder, or the untrained spectrogram network."""
     width: int = Field(16, ge=8, le=512, multiple_of=8)
@@ -29,7 +29,7 @@ class TrainSettings(Section):
     """Include each window's log amplitude in its embedding, which otherwise depends on the waveform's shape alone."""
 
     polarisation: float = Field(1.0, ge=0, le=100)
-    """Weight, in the embeddings of `spectrogram` and `waveform`, of a last component that is not learned: how linear
+    """Weight, in the embeddings of `spectrogram`, of a last component that is not learned: how linear
     the motion is, which tells artefacts of the instrument from motion of the ground; 0: there is none (ratio)."""
 
     epochs: int = Field(40, ge=1, le=1_000_000)
@@ -53,7 +53,7 @@ class TrainSettings(Section):
     """Seed of the weights, the order of the windows and the augmentations (no unit)."""
 
     augmentation: Literal["amplitude", "frequency", "both"] = "both"
-    """Families of augmentations that are used; time shifts, masks, polarity and rotation always are."""
+    """Families of augmentations that are used; time shifts, polarity and rotation always are."""
     augment_from: str | None = None
     """Whose augmentation section is used: a YAML file (path or URL); `tune`: the best one that `tune` found here;
     another workspace: the best one that `tune` found there; `runs:/ID`: that of a run of MLflow, a search or a

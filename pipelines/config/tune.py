@@ -57,7 +57,7 @@ class TuneSettings(Section):
     """Trials of the search (count). With more than before, a search that is done goes on."""
     space: dict[str, SearchRange] | None = None
     """What is searched: keys of `augmentation`, `train.temperature`, `.learning_rate`, `.batch_size`, `.width` and
-    `.encoder`, each with a range, such as `augmentation.time_mask.probability: {uniform: [0, 0.8]}`. Default: strength
+    `.encoder`, each with a range, such as `augmentation.band_stop.probability: {uniform: [0, 0.8]}`. Default: strength
     and frequency of each augmentation of `train.augmentation`."""
     searcher: Literal["tpe", "random", "grid"] = "tpe"
     """How points are proposed: `tpe` learns from the trials so far, `random` does not; `grid`: all combinations."""

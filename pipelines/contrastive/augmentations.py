@@ -134,23 +134,6 @@ class ComponentDrop(Augmentation):
         return x_BCS.masked_fill(drop_BC[..., None], math.nan)
 
 
-class AmplitudeModulation(Augmentation):
-    """Swells and shrinks the window by a slow sine."""
-
-    def __init__(self, *, probability: float, depth: Range, cycles: Range) -> None:
-        super().__init__(probability)
-        self.depth, self.cycles = _ordered("depth", depth), _ordered("cycles", cycles)
-
-    def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
-        """Return every window changed."""
-        count, _, num_samples = x_BCS.shape
-        depth = _uniform((count, 1, 1), self.depth, x_BCS, generator)
-        cycles = _uniform((count, 1, 1), self.cycles, x_BCS, generator)
-        phase = _uniform((count, 1, 1), (0.0, 1.0), x_BCS, generator)
-        time = torch.linspace(0, 1, num_samples, device=x_BCS.device, dtype=x_BCS.dtype)
-        return x_BCS * (1 + depth * torch.sin(2 * math.pi * (cycles * time + phase)))
-
-
 class SpectralAugmentation(Augmentation):
     """An augmentation that multiplies the spectrum; those that follow each other share one Fourier transform."""
 
@@ -214,22 +197,6 @@ class SpectralResponse(SpectralAugmentation):
         return torch.pow(10, curve_db / 20)
 
 
-class SpectralMask(SpectralAugmentation):
-    """Takes out narrow bands altogether; width in units of the Nyquist frequency."""
-
-    def __init__(self, *, probability: float, num_masks: int, width: Range) -> None:
-        super().__init__(probability)
-        self.num_masks, self.width = num_masks, _ordered("width", width)
-
-    def gain(self, num_windows: int, frequency_F: Tensor, generator: torch.Generator) -> Tensor:
-        """Return the gain of every window."""
-        shape = (num_windows, self.num_masks, 1)
-        width = _uniform(shape, self.width, frequency_F, generator)
-        start = _uniform(shape, (0.0, 1.0), frequency_F, generator) * (1 - width)
-        inside = (frequency_F >= start) & (frequency_F < start + width)
-        return (~inside.any(1, keepdim=True)).to(frequency_F.dtype)
-
-
 class TimeStretch(Augmentation):
     """Plays the window faster or slower about its onset; factors are drawn by octaves."""
 
@@ -269,45 +236,6 @@ class TimeShift(Augmentation):
         return _take(x_BCS, index.long())
 
 
-class Crop(Augmentation):
-    """Keeps a random stretch that holds the onset; the rest becomes absent."""
-
-    def __init__(self, *, probability: float, share: Range, lead_samples: int) -> None:
-        super().__init__(probability)
-        self.share = _ordered("share", share)
-        if not 0 < self.share[0] <= self.share[1] <= 1:
-            raise ValueError(f"share is {list(share)}: it must lie above 0 and be at most 1.")
-        self.lead_samples = lead_samples
-
-    def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
-        """Return every window changed."""
-        count, _, num_samples = x_BCS.shape
-        length = _uniform((count, 1), self.share, x_BCS, generator) * num_samples
-        latest = torch.minimum(length.new_tensor(float(self.lead_samples)), num_samples - length)
-        earliest = (self.lead_samples - 0.5 * length).clamp(min=0).minimum(latest)
-        start = earliest + _uniform((count, 1), (0.0, 1.0), x_BCS, generator) * (latest - earliest)
-        time = torch.arange(num_samples, device=x_BCS.device)
-        outside_BS = (time < start) | (time >= start + length)
-        return x_BCS.masked_fill(outside_BS[:, None], math.nan)
-
-
-class TimeMask(Augmentation):
-    """Makes short random stretches absent; width in units of the window."""
-
-    def __init__(self, *, probability: float, num_masks: int, width: Range) -> None:
-        super().__init__(probability)
-        self.num_masks, self.width = num_masks, _ordered("width", width)
-
-    def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
-        """Return every window changed."""
-        count, _, num_samples = x_BCS.shape
-        width = _uniform((count, self.num_masks, 1), self.width, x_BCS, generator)
-        start = _uniform((count, self.num_masks, 1), (0.0, 1.0), x_BCS, generator) * (1 - width)
-        time = torch.linspace(0, 1, num_samples, device=x_BCS.device, dtype=x_BCS.dtype)
-        inside_BS = ((time >= start) & (time < start + width)).any(1)
-        return x_BCS.masked_fill(inside_BS[:, None], math.nan)
-
-
 class Polarity(Augmentation):
     """Turns the window's sign."""
 
@@ -335,21 +263,19 @@ class Rotation(Augmentation):
 
 
 FAMILIES: dict[str, dict[str, type[Augmentation]]] = {
-    "time": {"time_shift": TimeShift, "crop": Crop, "time_mask": TimeMask},
+    "time": {"time_shift": TimeShift},
     "geometry": {"polarity": Polarity, "rotation": Rotation},
     "frequency": {
         "time_stretch": TimeStretch,
         "band_pass": BandPass,
         "band_stop": BandStop,
         "spectral_response": SpectralResponse,
-        "spectral_mask": SpectralMask,
     },
     "amplitude": {
         "gain": Gain,
         "coloured_noise": ColouredNoise,
         "real_noise": RealNoise,
         "component_drop": ComponentDrop,
-        "amplitude_modulation": AmplitudeModulation,
     },
 }
 """Every augmentation by family and by its name in the configuration."""
@@ -370,16 +296,12 @@ _ORDER = (
     "band_pass",
     "band_stop",
     "spectral_response",
-    "spectral_mask",
     "real_noise",
     "coloured_noise",
-    "amplitude_modulation",
     "gain",
     "component_drop",
-    "crop",
-    "time_mask",
 )
-_NEEDS_LEAD = ("time_shift", "time_stretch", "crop", "real_noise", "coloured_noise")
+_NEEDS_LEAD = ("time_shift", "time_stretch", "real_noise", "coloured_noise")
 
 
 class Augmenter(nn.Module):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from .baselines import ConvolutionalAutoencoder, HandFeatures, SpectrogramPca
-from .networks import NetworkConfig, SpectrogramNetwork, WaveformNetwork
+from .networks import NetworkConfig, SpectrogramNetwork
 from .preparation import frame_length_for, prepare
 
-NETWORKS: dict[str, type[nn.Module]] = {"spectrogram": SpectrogramNetwork, "waveform": WaveformNetwork}
+NETWORKS: dict[str, type[nn.Module]] = {"spectrogram": SpectrogramNetwork}
 """Encoders that the contrastive training trains."""
 
 BASELINES: dict[str, type[nn.Module]] = {
@@ -24,6 +24,9 @@ BASELINES: dict[str, type[nn.Module]] = {
     "autoencoder": ConvolutionalAutoencoder,
 }
 """Encoders that are fitted in another way, for comparison."""
+
+GONE = ("waveform",)
+"""Kinds of encoders that a workspace may hold and that this release cannot apply."""
 
 EMBED_BATCH = 128
 """Windows in one forward pass of `Encoder.embed`; fixed, since the order of a sum may depend on the batch size."""
@@ -55,6 +58,8 @@ _HEADER_KEY = "firnline_encoder"
 def build_network(config: NetworkConfig) -> nn.Module:
     """Return a network of the configured kind, its weights drawn from torch's global generator."""
     kinds = NETWORKS | BASELINES
+    if config.kind in GONE:
+        raise ValueError(f"The encoder is of the kind {config.kind!r}, which there is no longer: train again.")
     if config.kind not in kinds:
         raise ValueError(f"The encoder kind is {config.kind!r}: choose one of {', '.join(kinds)}.")
     return kinds[config.kind](config)

@@ -1,4 +1,4 @@
-"""The residual networks: one on waveforms, one on log spectrograms computed on the device.
+"""The residual network on log spectrograms, which are computed on the device.
 
 Normalisation is by group within one window (GroupNorm), so that no window's output depends on its batch.
 """
@@ -14,7 +14,6 @@ from .polarisation import LinearMotion
 from .preparation import (
     band_matrix,
     frame_length_for,
-    lend_components,
     log_spectrogram,
     noise_frames,
     standardise,
@@ -28,7 +27,7 @@ class NetworkConfig:
     """The shape of a network; stored with its weights."""
 
     kind: str
-    """`spectrogram`, `waveform`, or a baseline of `pipelines.encoders.baselines`."""
+    """`spectrogram`, or a baseline of `pipelines.encoders.baselines`."""
     num_samples: int
     """Samples of a window."""
     rate_hz: float
@@ -62,19 +61,18 @@ class NetworkConfig:
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut, in one or two dimensions."""
+    """Two convolutions and a shortcut."""
 
-    def __init__(self, dims: int, inputs: int, outputs: int, kernel: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
-        conv = nn.Conv1d if dims == 1 else nn.Conv2d
         pad = kernel // 2
-        self.first = conv(inputs, outputs, kernel, stride=stride, padding=pad, bias=False)
+        self.first = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=pad, bias=False)
         self.first_norm = nn.GroupNorm(NUM_GROUPS, outputs)
-        self.second = conv(outputs, outputs, kernel, padding=pad, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, kernel, padding=pad, bias=False)
         self.second_norm = nn.GroupNorm(NUM_GROUPS, outputs)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or inputs != outputs:
-            self.shortcut = conv(inputs, outputs, 1, stride=stride, bias=False)
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
         nn.init.zeros_(self.second_norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,13 +82,13 @@ class _Block(nn.Module):
 
 
 def _stages(
-    dims: int, width: int, multiples: tuple[int, ...], strides: tuple[int, ...], kernel: int, blocks: int
+    width: int, multiples: tuple[int, ...], strides: tuple[int, ...], kernel: int, blocks: int
 ) -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = width
     for multiple, stride in zip(multiples, strides, strict=True):
         for block in range(blocks):
-            layers.append(_Block(dims, inputs, width * multiple, kernel, stride if block == 0 else 1))
+            layers.append(_Block(inputs, width * multiple, kernel, stride if block == 0 else 1))
             inputs = width * multiple
     return nn.Sequential(*layers)
 
@@ -164,7 +162,7 @@ class SpectrogramNetwork(ContrastiveNetwork):
         width = config.width
         self.stem = nn.Conv2d(2, width, 5, stride=(2, 2), padding=2, bias=False)
         self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
-        self.trunk = _stages(2, width, (2, 4), (2, 2), 3, config.blocks)
+        self.trunk = _stages(width, (2, 4), (2, 2), 3, config.blocks)
         # The pooling keeps the band axis: the frequency of a signal tells what it is.
         rows = -(-config.num_bands // 8)
         self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, learned_dim(config))
@@ -175,33 +173,6 @@ class SpectrogramNetwork(ContrastiveNetwork):
         y = functional.relu(self.stem_norm(self.stem(picture)))
         y = self.trunk(y)
         pooled = torch.cat([y.mean(-1), y.amax(-1)], dim=1).flatten(1)
-        if self.config.log_amplitude:
-            pooled = torch.cat([pooled, log_rms[:, None]], dim=1)
-        embedding: Tensor = self.out(pooled)
-        return embedding
-
-
-class WaveformNetwork(ContrastiveNetwork):
-    """A 1-D residual network on the three waveforms."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__(config)
-        width = config.width
-        self.stem = nn.Conv1d(3, width, 15, stride=4, padding=7, bias=False)
-        self.stem_norm = nn.GroupNorm(NUM_GROUPS, width)
-        self.trunk = _stages(1, width, (1, 2, 4, 4), (2, 4, 4, 2), 7, config.blocks)
-        self.out = nn.Linear(2 * 4 * width + config.log_amplitude, learned_dim(config))
-
-    def learned(self, x_BCS: Tensor) -> Tensor:
-        """Return the learned part of the embedding (window, learned_dim) of prepared windows (window, 3, sample)."""
-        with torch.no_grad():
-            standard, _, alive, log_rms = standardise(x_BCS)
-            standard = lend_components(standard, alive)
-            # One large spike must not push everything else to zero.
-            standard = torch.sign(standard) * torch.log1p(standard.abs())
-        y = functional.relu(self.stem_norm(self.stem(standard)))
-        y = self.trunk(y)
-        pooled = torch.cat([y.mean(-1), y.amax(-1)], dim=1)
         if self.config.log_amplitude:
             pooled = torch.cat([pooled, log_rms[:, None]], dim=1)
         embedding: Tensor = self.out(pooled)

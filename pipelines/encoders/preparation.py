@@ -15,9 +15,6 @@ DEAD_RATIO = 1e-5
 MIN_PRESENT_SHARE = 0.2
 """A component with less than this share of its samples counts as absent."""
 
-# Which component stands in for an absent one: a horizontal by the other horizontal, the vertical by a horizontal.
-_STAND_INS = ((0, 1, 2), (1, 0, 2), (2, 0, 1))
-
 
 def standardise(x_BCS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Remove each component's mean, divide the window by one RMS, and put zeros where samples are absent.
@@ -102,23 +99,6 @@ def noise_length_for(num_samples: int, lead_samples: int) -> int:
     """Return the samples of a frame of the noise spectrum: a power of two that fits the lead several times."""
     longest = max(16, min(lead_samples // 2, num_samples // 8))
     return int(2 ** math.floor(math.log2(longest)))
-
-
-def lend_components(x_BCX: Tensor, alive_BC: Tensor) -> Tensor:
-    """Replace each absent component by the present one that is nearest in kind, so that its absence does not show.
-
-    Args:
-        x_BCX: (window, 3, ...) values by component.
-        alive_BC: (window, 3) which components are present.
-
-    Returns:
-        The same shape; a window without any component is returned as it is.
-    """
-    order = torch.tensor(_STAND_INS, device=x_BCX.device)
-    first_BC = alive_BC[:, order].to(torch.uint8).argmax(-1)
-    lender_BC = order[torch.arange(3, device=x_BCX.device), first_BC]
-    rows = torch.arange(x_BCX.shape[0], device=x_BCX.device)[:, None]
-    return x_BCX[rows, lender_BC]
 
 
 def frame_length_for(num_samples: int, num_frames: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from pipelines import encoders
-from pipelines.config import Config, flatten, stage_config, with_keys
+from pipelines.config import Config, flatten, keys_of_this_release, stage_config, with_keys
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.detection import WindowSettings
 from pipelines.config.run import OnGrowth
@@ -79,10 +79,12 @@ def train_encoder(
     augmentation = effective_augmentation(workspace, config, tracking)
     inputs = events_fingerprint(store)
     keys = _output_keys(config, augmentation)
-    mark = fingerprint({"keys": keys, "events": inputs, "version": ALGORITHM_VERSION})
+    mark = _mark(keys, inputs)
     done = None if replace else _finished_training(workspace, keys)
-    if done is not None and (done.fingerprint == mark or on_growth == "keep"):
-        if done.fingerprint == mark:
+    # Its keys may be those of an earlier release; where they differ from these, the training has been refused above.
+    same_events = done is not None and done.fingerprint == _mark(done.keys, inputs)
+    if done is not None and (same_events or on_growth == "keep"):
+        if same_events:
             print(f"train: nothing to do, {store.full(ENCODER)} is up to date ({done.model_uri}).")
         else:
             print(
@@ -230,6 +232,11 @@ def _check_enough_events(config: Config, num_events: int) -> None:
         )
 
 
+def _mark(keys: dict[str, Any], events: Any) -> str:
+    """Return the fingerprint of a training: of all that decides its encoder."""
+    return fingerprint({"keys": keys, "events": events, "version": ALGORITHM_VERSION})
+
+
 def _output_keys(config: Config, augmentation: AugmentationSettings) -> dict[str, Any]:
     """Return the keys that change the encoder; a baseline's do not hold the augmentations."""
     keys = dict(flatten({"train": config.train.output_keys()}))
@@ -248,7 +255,7 @@ def training_conflict(workspace: Workspace, config: Config, tracking: Tracking) 
 
 
 def _difference(workspace: Workspace, done: TrainingRecord, now: dict[str, Any]) -> str | None:
-    was = done.keys
+    was = keys_of_this_release(done.keys)
     for key in sorted(was.keys() | now.keys()):
         if was.get(key) != now.get(key):
             return f"{key} is {now.get(key)!r} but {workspace.url} holds an encoder trained with {was.get(key)!r}"

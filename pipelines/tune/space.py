@@ -23,7 +23,6 @@ DEFAULT_SPACE: dict[str, SearchRange] = {
     f"augmentation.{key}": SearchRange.model_validate(given)
     for key, given in {
         "time_shift.lead_share": {"symmetric": [0.05, 0.8]},
-        "time_mask.probability": {"uniform": [0.0, 0.8]},
         "rotation.probability": {"uniform": [0.0, 1.0]},
         "time_stretch.probability": {"uniform": [0.0, 1.0]},
         "time_stretch.factor": {"reciprocal": [1.05, 2.5]},
@@ -31,14 +30,12 @@ DEFAULT_SPACE: dict[str, SearchRange] = {
         "band_stop.probability": {"uniform": [0.0, 0.8]},
         "spectral_response.probability": {"uniform": [0.0, 1.0]},
         "spectral_response.db.1": {"uniform": [2.0, 12.0]},
-        "spectral_mask.probability": {"uniform": [0.0, 0.8]},
         "gain.component_db": {"symmetric": [0.5, 12.0]},
         "coloured_noise.probability": {"uniform": [0.0, 1.0]},
         "coloured_noise.lowest_snr_db": {"uniform": [10.0, 24.0]},
         "real_noise.probability": {"uniform": [0.0, 1.0]},
         "real_noise.lowest_snr_db": {"uniform": [10.0, 24.0]},
         "component_drop.probability": {"uniform": [0.0, 0.8]},
-        "amplitude_modulation.probability": {"uniform": [0.0, 0.8]},
     }.items()
 }
 """Strength and frequency of each augmentation."""

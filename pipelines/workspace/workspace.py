@@ -59,7 +59,7 @@ class Workspace:
         except FileNotFoundError:
             return {}
         stored = configuration.read_yaml(content, name=self.store.full(path))
-        values = configuration.with_later_keys(stored)
+        values = configuration.of_this_release(stored)
         if self.read_state().layout_version >= 2:
             values = configuration.map_paths(values, self._from_here)
         return configuration.Layer(values, source=stored.source)

@@ -137,3 +137,8 @@ def test_a_million_blocks_allocate_no_memory(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=True)
     assert "its blocks is '1000000'" in done.stderr
     assert int(done.stdout) < 64 << 20
+
+
+def test_an_encoder_of_a_kind_that_is_gone_asks_for_another_training():
+    with pytest.raises(ValueError, match="of the kind 'waveform', which there is no longer: train again"):
+        encoders.load(with_config(kind="waveform"))

@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from pipelines.encoders import BASELINES, NETWORKS, Encoder, NetworkConfig, ProjectionHead, build_network, load
 from pipelines.encoders.baselines import FEATURE_NAMES, SpectrogramPca, hand_features
-from pipelines.encoders.preparation import band_matrix, lend_components, prepare, standardise
+from pipelines.encoders.preparation import band_matrix, prepare, standardise
 from pipelines.train.baselines import fit_features, fit_pca
 
 SAMPLES, LEAD, RATE = 512, 128, 50.0
@@ -156,19 +156,6 @@ def test_preparing_keeps_absent_samples_absent() -> None:
     x[0, 1], x[1, :, 200:220] = torch.nan, torch.nan
     prepared = prepare(x, LEAD)
     assert torch.equal(torch.isnan(prepared), torch.isnan(x))
-
-
-def test_an_absent_component_is_lent_by_the_nearest_in_kind() -> None:
-    x = torch.arange(3.0).reshape(1, 3, 1)
-    for present, expected in (
-        ((True, True, True), (0, 1, 2)),
-        ((False, True, True), (1, 1, 2)),
-        ((True, False, True), (0, 0, 2)),
-        ((True, True, False), (0, 1, 0)),
-        ((False, False, True), (2, 2, 2)),
-    ):
-        lent = lend_components(x, torch.tensor([present]))
-        assert tuple(lent[0, :, 0].tolist()) == expected
 
 
 def test_standardised_windows_have_unit_energy_over_present_samples() -> None:

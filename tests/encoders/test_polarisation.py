@@ -104,12 +104,11 @@ def test_the_last_component_of_an_embedding_is_its_share_of_the_learned_length()
     shape = {"num_samples": SAMPLES, "rate_hz": 100.0, "lead_samples": LEAD, "width": 8, "dim": 16}
     windows = np.stack([noisy(rng) + np.outer([1, 1, 1], burst(rng)), noisy(rng)]).astype(np.float32)
     prepared = prepare(torch.from_numpy(windows), LEAD)
-    for kind in ("spectrogram", "waveform"):
-        network = build_network(NetworkConfig(kind=kind, polarisation=2.0, **shape)).eval()
-        plain = build_network(NetworkConfig(kind=kind, **shape)).eval()
-        with torch.no_grad():
-            embedding = network(prepared)
-            assert embedding.shape == plain(prepared).shape == (2, 16)
-        learned = embedding[:, :-1].norm(dim=1)
-        expected = [2 * motion(window) for window in windows]
-        assert (embedding[:, -1] / learned).tolist() == pytest.approx(expected, rel=1e-4)
+    network = build_network(NetworkConfig(kind="spectrogram", polarisation=2.0, **shape)).eval()
+    plain = build_network(NetworkConfig(kind="spectrogram", **shape)).eval()
+    with torch.no_grad():
+        embedding = network(prepared)
+        assert embedding.shape == plain(prepared).shape == (2, 16)
+    learned = embedding[:, :-1].norm(dim=1)
+    expected = [2 * motion(window) for window in windows]
+    assert (embedding[:, -1] / learned).tolist() == pytest.approx(expected, rel=1e-4)

@@ -150,7 +150,7 @@ def _encoder() -> bytes:
 
 
 def _small_network() -> dict[str, Any]:
-    return {"kind": "waveform", "num_samples": 200, "rate_hz": 20.0, "lead_samples": 40, "width": 8, "dim": 8}
+    return {"kind": "spectrogram", "num_samples": 200, "rate_hz": 20.0, "lead_samples": 40, "width": 8, "dim": 8}
 
 
 @cache

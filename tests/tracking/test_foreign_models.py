@@ -59,7 +59,7 @@ def model(tmp_path, planted):
         (folder / "MLmodel").write_text(MLMODEL)
         (folder / "python_model.pkl").write_bytes(pickle.dumps(Planted(planted)))
         if with_encoder:
-            config = NetworkConfig(kind="waveform", num_samples=400, rate_hz=40.0, lead_samples=100, width=8, dim=6)
+            config = NetworkConfig(kind="spectrogram", num_samples=400, rate_hz=40.0, lead_samples=100, width=8, dim=6)
             torch.manual_seed(0)
             (folder / "artifacts").mkdir()
             encoder = Encoder(config, build_network(config))

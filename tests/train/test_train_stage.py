@@ -23,11 +23,11 @@ from pipelines.runtime.capacity import CLUSTER_CPUS_VARIABLE, CLUSTER_GPUS_VARIA
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.models import alias_version, download_artifact
 from pipelines.tracking.server import Tracking, as_default
-from pipelines.train.stage import ENCODER, _output_keys, check_resources, train_encoder, where_it_runs
+from pipelines.train.stage import ENCODER, _mark, _output_keys, check_resources, train_encoder, where_it_runs
 from pipelines.train.stage_checkpoints import last_checkpoint
 from pipelines.train.stage_ray import interface_of
 from pipelines.workspace.artifacts import TrainingRecord
-from pipelines.workspace.event_sample import choose_events, read_sample
+from pipelines.workspace.event_sample import choose_events, events_fingerprint, read_sample
 from pipelines.workspace.workspace import open_workspace
 
 SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16, "num_threads": 1}
@@ -109,6 +109,25 @@ def test_a_training_is_kept_when_the_archive_has_grown_where_that_is_wanted(tmp_
     with pytest.raises(InputError, match=r"train\.epochs is 4 .*3"):
         train_encoder(workspace, settings(epochs=4), tracking_of(workspace), on_growth="keep")
     assert not workspace.store.exists(ENCODER)
+
+
+def test_a_training_of_an_earlier_release_is_kept_where_only_keys_have_come_or_gone(undisturbed, tmp_path, capsys):
+    workspace = open_workspace(str(tmp_path / "earlier"), create=True)
+    for item in undisturbed[0].store.walk():
+        if item.path.startswith(("events/", "ledger/", "train/", "config/", "workspace.json")):
+            workspace.store.write(item.path, undisturbed[0].store.read(item.path))
+    config = settings(polarisation=0.0)
+    done = TrainingRecord.read(workspace.store)
+    keys = done.keys | {"augmentation.spectral_mask.probability": 0.3}
+    del keys["train.polarisation"]
+    mark = _mark(keys, events_fingerprint(workspace.store))
+    earlier = done.model_copy(update={"keys": keys, "fingerprint": mark})
+    earlier.write(workspace.store)
+    assert train_encoder(workspace, config, tracking_of(workspace)).already_done
+    assert "nothing to do" in capsys.readouterr().out
+    assert TrainingRecord.read(workspace.store) == earlier
+    with pytest.raises(InputError, match=r"train\.polarisation is 1\.0 but .* trained with 0\.0"):
+        train_encoder(workspace, settings(), tracking_of(workspace))
 
 
 def test_another_configuration_is_refused_by_name_unless_replaced(undisturbed):

@@ -169,7 +169,7 @@ def test_stability_prefers_an_encoder_that_ignores_what_does_not_matter():
     raw, _ = make_windows(60, seed=3)
     hand_made = build_network(network("features"))
     features = cluster_stability(Encoder(network("features"), hand_made), raw, num_clusters=3, seed=0)
-    untrained = new_state(network("waveform"), plan(), CPU).learner.network
-    noise = cluster_stability(Encoder(network("waveform"), untrained), raw, num_clusters=3, seed=0)
+    untrained = new_state(network("spectrogram"), plan(), CPU).learner.network
+    noise = cluster_stability(Encoder(network("spectrogram"), untrained), raw, num_clusters=3, seed=0)
     assert features["stability"] > noise["stability"]
     assert np.isfinite(list(features.values())).all()
