@@ -91,6 +91,18 @@ class Arguments:
         stored = workspace.stored_config(stage) if workspace is not None else {}
         return configuration.resolve(stored, self.file, configuration.read_flags(self.flags))
 
+    def join_cluster(self) -> bool:
+        """Join the cluster that --address names, or that this job runs on, until the job's end; False without one.
+
+        Whether it is large enough can then be told before the archive is listed.
+        """
+        from pipelines.runtime.ray_session import in_ray_job, ray_session
+
+        if self.address is None and not in_ray_job():
+            return False
+        self.until_end.enter_context(ray_session(self.address))
+        return True
+
     def workspace(
         self, position: int, *, create: bool = False, write: bool = True, hold: bool | None = None
     ) -> Workspace:
@@ -173,6 +185,10 @@ def run_job(
     try:
         with sigterm_interrupts():
             arguments = parse(job, positional, argv, switches)
+            if arguments.address is not None:
+                from pipelines.runtime.ray_session import check_address
+
+                check_address(arguments.address)
             with arguments.until_end:
                 return body(arguments) or 0
     except InputError as error:

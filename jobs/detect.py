@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.detect.stage import detect_events
 from pipelines.detect.stage_archive import open_archive
+from pipelines.detect.stage_run import check_workers
 from pipelines.runtime.ray_session import ray_session
 from pipelines.tracking.server import open_tracking
 from pipelines.workspace.replacement import result_of
@@ -23,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def detect(arguments: Arguments) -> None:
     """Check the archive, claim the workspace, detect."""
     workspace = arguments.workspace(1, create=True)
-    archive = open_archive(arguments.positional[0], workspace, arguments.config("detect", workspace))
-    config = archive.config
+    config = arguments.config("detect", workspace)
     tracking = open_tracking(workspace, arguments.mlflow, config.mlflow.experiment)
+    if arguments.join_cluster():
+        check_workers()
+    archive = open_archive(arguments.positional[0], workspace, config)
+    config = archive.config
     print_config(config, "detect", workspace)
     with (
         ray_session(arguments.address) as session,

@@ -19,8 +19,10 @@ from jobs.command_line import Arguments, leave, print_config, run_job
 from pipelines.config import Config, with_keys
 from pipelines.detect.stage import detect_events
 from pipelines.detect.stage_archive import open_archive
+from pipelines.detect.stage_run import check_workers as check_detection_workers
 from pipelines.handlabels.table import read_label_table
-from pipelines.label.stage import check_events, check_gpus, check_labelling, label_embeds, label_events
+from pipelines.label.stage import check_events, check_labelling, label_embeds, label_events
+from pipelines.label.stage import check_workers as check_label_workers
 from pipelines.report.stage import PAGE_PATH, write_report
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import ray_session
@@ -54,9 +56,11 @@ def run(arguments: Arguments) -> None:
     """Check everything that can be checked, then run the stages one after the other."""
     workspace = arguments.workspace(1, create=True)
     configs = stage_configs(arguments, workspace)
+    tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
+    if arguments.join_cluster():
+        check_ray(configs)
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
     configs["detect"] = archive.config
-    tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
     replaced = check_chain(workspace, configs, tracking, replace=arguments.replace)
     on_growth = configs["detect"].run.on_growth
     if "tune" in configs and on_growth == "keep" and _is_trained(workspace, configs["train"], tracking, replaced):
@@ -66,10 +70,7 @@ def run(arguments: Arguments) -> None:
         print_config(config, stage, workspace)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
-        check_resources(where_it_runs(configs["train"]))
-        if "tune" in configs:
-            check_trials(configs["tune"])
-        check_gpus(configs["label"])
+        check_ray(configs)
         detection, anew = configs["detect"], "detect" in replaced
         with result_of(workspace, "detect", detection, replace=anew, with_derived=True) as place:
             detect_events(
@@ -89,6 +90,15 @@ def run(arguments: Arguments) -> None:
         label_events(workspace, configs["label"], tracking, replace="label" in replaced, on_growth=on_growth)
         write_report(workspace, configs["report"], tracking, replace="report" in replaced)
     _say_how_to_look(workspace, tracking, seconds=time.monotonic() - began)
+
+
+def check_ray(configs: Mapping[str, Config]) -> None:
+    """Refuse a Ray that is too small for one of the stages; a session must be open. Raises InputError."""
+    check_detection_workers()
+    check_resources(where_it_runs(configs["train"]))
+    if "tune" in configs:
+        check_trials(configs["tune"])
+    check_label_workers(configs["label"])
 
 
 def stage_configs(arguments: Arguments, workspace: Workspace) -> dict[str, Config]:

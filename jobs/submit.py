@@ -13,6 +13,7 @@ flags of submit (before or after JOB; all others are the job's):
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -47,6 +48,10 @@ SENT_VARIABLES = (
     "MLFLOW_TRACKING_URI",
 )
 """Addresses and regions, never credentials: a job's environment can be read in Ray's dashboard."""
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 15.0
+"""How long a Jobs server may take to accept a connection and to answer the first question."""
 
 STARTING = "No available agent"
 """What a Jobs server says whose head has just started, or has lost the process that starts jobs."""
@@ -227,20 +232,36 @@ def connect(address: str) -> Any:
     # Ray's client would prefer both variables to the given address.
     for name in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
         os.environ.pop(name, None)
+    import requests
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     quieten_jobs_client()
+    verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
     try:
-        client: Any = JobSubmissionClient(address, verify=os.environ.get("REQUESTS_CA_BUNDLE") or True)
+        # Ray's client would wait for ever; any answer will do here.
+        requests.get(f"{address.rstrip('/')}/api/version", timeout=(CONNECT_SECONDS, ANSWER_SECONDS), verify=verify)
+        client: Any = JobSubmissionClient(address, verify=verify)
         client.list_jobs()
     except AuthenticationError:
         raise InputError(
             f"the Jobs server {address} refuses the token; set RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
         ) from None
     except (OSError, RuntimeError) as error:
-        raise InputError(f"the Jobs server {address} does not answer: {str(error).splitlines()[0]}") from None
+        raise InputError(f"the Jobs server {address} does not answer: {_reason(error)}") from None
     return client
+
+
+def _reason(error: Exception) -> str:
+    """Return why a server does not answer in a few words: of a request, the innermost cause."""
+    import requests
+
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    found = re.search(r"\[(?:Errno -?\d+|SSL: \w+)\] [^\"')(]+", str(error))
+    if found is not None:
+        return found[0].strip()
+    return "no HTTP" if isinstance(error, requests.ConnectionError) else str(error).splitlines()[0]
 
 
 def send(

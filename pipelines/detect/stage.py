@@ -8,7 +8,7 @@ from pipelines.config import Config
 from pipelines.detect.stage_archive import Archive
 from pipelines.detect.stage_coincidence import plan_choices
 from pipelines.detect.stage_plan import destination, make_plan
-from pipelines.detect.stage_run import choose_events, detect_shards
+from pipelines.detect.stage_run import check_workers, choose_events, detect_shards
 from pipelines.detect.stage_shard import MAX_ATTEMPTS
 from pipelines.detect.stage_summary import (
     DetectionSummary,
@@ -47,8 +47,10 @@ def detect_events(
         num_workers: shards that are detected at the same time.
 
     Raises:
+        InputError: the nodes of the Ray that is connected are too small for a task.
         StageFailed: a shard failed twice, or a station that has files gives nothing; all others are done.
     """
+    check_workers()
     manifest = archive.manifest
     plan = make_plan(manifest, workspace, config, archive.stationxml_hash)
     workspace.update_state(shard_interval=plan.interval, archive=archive.store.url, layout=manifest.layout)

@@ -16,6 +16,7 @@ from pipelines.detect.stage_shard import MAX_ATTEMPTS, BatchDetector, detect_bat
 from pipelines.detect.stage_summary import Progress
 from pipelines.detect.stage_tasks import BatchTask, tasks_of
 from pipelines.runtime.allocator import keep_freed_memory
+from pipelines.runtime.capacity import refuse_too_small
 from pipelines.runtime.errors import describe
 from pipelines.runtime.progress import progress_bar
 from pipelines.workspace.ledger import MarkerName
@@ -25,6 +26,11 @@ TASK_MEMORY_BYTES = 3 * 2**29
 MAX_TASKS_PER_ROUND = 10_000
 # What a marker holds for others than the driver.
 _NOT_SENT = ("inputs", "onsets_ns")
+
+
+def check_workers() -> None:
+    """Refuse a cluster whose nodes are too small for a task; a Ray session must be open. Raises InputError."""
+    refuse_too_small("a task of detect", cpus=1, memory=TASK_MEMORY_BYTES)
 
 
 def detect_shards(archive: Archive, workspace: Store, config: Config, plan: Plan, progress: Progress) -> None:

@@ -31,7 +31,7 @@ from pipelines.label.stage_clustering import (
 )
 from pipelines.label.stage_count import Labelled
 from pipelines.label.stage_drift import cluster_sizes, drift_of, log_drift, print_drift, read_cells
-from pipelines.label.stage_embed import embed_shards, embedding_fingerprint, unembedded_shards
+from pipelines.label.stage_embed import WORKER_MEMORY_BYTES, embed_shards, embedding_fingerprint, unembedded_shards
 from pipelines.label.stage_encoder import RegisteredEncoder, check_windows, load_encoder, refuse_other_windows
 from pipelines.label.stage_identity import keep_clustering, known_clusterings, settle_clustering
 from pipelines.label.stage_inputs import (
@@ -58,7 +58,7 @@ from pipelines.label.stage_propagate import (
 from pipelines.label.stage_shards import EventShard, list_event_shards
 from pipelines.label.stage_summary import Outcome, print_outcome, summary_of
 from pipelines.label.stage_tree import check_cut, check_settings, cut_file
-from pipelines.runtime.capacity import capacity
+from pipelines.runtime.capacity import capacity, refuse_too_small
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import ray_session
 from pipelines.runtime.text import counted
@@ -142,7 +142,7 @@ def label_events(
         print(f"label: nothing to do, the labels of all {done.num_events} events are up to date", flush=True)
         return done
     with ray_session(address) as session:
-        check_gpus(config)
+        check_workers(config)
         hand = None if table is None else match_on_ray(store, shards, config.labels, table)
         if hand is not None:
             print(
@@ -194,14 +194,18 @@ def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
             place.write(item.path, standing.read(item.path))
 
 
-def check_gpus(config: Config) -> None:
-    """Refuse to embed on GPUs where Ray has none and is not said to grow; a Ray session must be open.
+def check_workers(config: Config) -> None:
+    """Refuse a cluster that has no node on which events can be embedded and is not said to grow.
+
+    A Ray session must be open.
 
     Raises:
-        InputError: names the key.
+        InputError: what is missing.
     """
-    if config.label.use_gpu and not capacity().gpus:
+    use_gpu = config.label.use_gpu
+    if use_gpu and not capacity().gpus:
         raise InputError("label.use_gpu is true, but Ray has no GPU; use false, or a cluster with GPUs")
+    refuse_too_small("a worker that embeds", cpus=1, gpus=int(use_gpu), memory=WORKER_MEMORY_BYTES)
 
 
 def check_labelling(store: Store, config: Config, tracking: Tracking, window: WindowSettings) -> None:

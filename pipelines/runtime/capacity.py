@@ -41,6 +41,34 @@ def capacity() -> Capacity:
     return Capacity(cpus=most_cpus, gpus=most_gpus, grows=most_cpus > cpus or most_gpus > gpus)
 
 
+def refuse_too_small(what: str, *, cpus: float, gpus: float = 0, memory: float = 0) -> None:
+    """Refuse a cluster on which no node can ever do a piece of work; Ray would wait for such a node without end.
+
+    A cluster that may grow, or whose nodes have not come yet, is waited for.
+
+    Args:
+        what: the piece of work, as the subject of a sentence.
+        cpus, gpus, memory: what it takes at once; memory in bytes, of that which Ray gives away.
+
+    Raises:
+        InputError: says what it takes and what the largest node has.
+    """
+    wanted = {name: amount for name, amount in (("CPU", cpus), ("GPU", gpus), ("memory", memory)) if amount}
+    nodes = [node for node in _nodes() if node.get("CPU")]
+    if (
+        not nodes
+        or capacity().grows
+        or any(all(node.get(name, 0) >= wanted[name] for name in wanted) for node in nodes)
+    ):
+        return
+    largest = max(nodes, key=lambda node: [node.get(name, 0) for name in ("GPU", "memory", "CPU")])
+    raise InputError(
+        f"{what} takes {_words(wanted)} on one node, but the largest of {counted(len(nodes), 'node')} has "
+        f"{_words({name: largest.get(name, 0) for name in wanted})}; use larger machines, or give Ray "
+        "more of them (`ray start --num-cpus ... --memory ...`)"
+    )
+
+
 def missing_cpus() -> str | None:
     """Return what a job waits for on a cluster that has no CPU; None where it has one."""
     return None if _cluster_resources().get("CPU") else f"waiting for a node: the cluster has no CPU{_growth('cpus')}"
@@ -68,8 +96,12 @@ def missing_workers(count: int, resources: Mapping[str, float]) -> str | None:
 
 
 @contextmanager
-def say_waits(stage: str, reason: Callable[[], str | None], *, seconds: float = WAIT_SECONDS) -> Iterator[None]:
-    """While the block runs, write a line every `seconds` as long as `reason` returns what is waited for."""
+def say_waits(stage: str, reason: Callable[[], str | None], *, seconds: float | None = None) -> Iterator[None]:
+    """While the block runs, write a line every `seconds` as long as `reason` returns what is waited for.
+
+    Without `seconds`, every `WAIT_SECONDS`.
+    """
+    seconds = seconds or WAIT_SECONDS
     ended = threading.Event()
 
     def watch() -> None:
@@ -95,11 +127,13 @@ def say_waits(stage: str, reason: Callable[[], str | None], *, seconds: float = 
 
 
 @contextmanager
-def say_silence(*, seconds: float = WAIT_SECONDS) -> Iterator[None]:
+def say_silence(*, seconds: float | None = None) -> Iterator[None]:
     """While the block runs, write a line whenever this process has written none for `seconds`: what the cluster has.
 
-    Whatever a job waits for, a node, memory or a lost worker's work, its log then says so.
+    Whatever a job waits for, a node, memory or a lost worker's work, its log then says so. Without `seconds`, that is
+    `WAIT_SECONDS`.
     """
+    seconds = seconds or WAIT_SECONDS
     with _noted_writes() as last:
 
         def reason() -> str | None:
@@ -149,6 +183,18 @@ def _noted_writes() -> Iterator[list[float]]:
 def _cluster_resources() -> dict[str, float]:
     ray: Any = importlib.import_module("ray")
     return dict(ray.cluster_resources())
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
+    ray: Any = importlib.import_module("ray")
+    return [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+
+
+def _words(resources: Mapping[str, float]) -> str:
+    words = {"CPU": "{:g} CPU", "GPU": "{:g} GPU", "memory": "{:.1f} GB of memory"}
+    amounts = {name: amount / 1e9 if name == "memory" else amount for name, amount in resources.items()}
+    return " and ".join(words[name].format(amount) for name, amount in amounts.items())
 
 
 def _promised(variable: str) -> float:

@@ -15,6 +15,7 @@ PARTS: dict[str, str] = {
     "ray._raylet.AuthenticationTokenLoader.instance": "holds the token of this process",
     "ray._private.ray_constants.ENABLE_RAY_CLUSTER": "decides whether a Ray listens on other addresses than loopback",
     "ray._private.services.get_node_ip_address": "is the address that Ray takes this machine to have",
+    "ray._private.services.get_ray_address_from_environment": "finds the Ray that runs on this machine",
     "ray._common.utils.get_system_memory": "is the memory of this machine or container",
 }
 """Private names of Ray, and what each is needed for."""
@@ -75,6 +76,14 @@ def stay_on_loopback() -> None:
 def node_address() -> str:
     """Return the address that Ray takes this machine to have."""
     return str(part("ray._private.services.get_node_ip_address")())
+
+
+def found_address() -> str | None:
+    """Return `host:port` of the Ray that runs on this machine, or that RAY_ADDRESS names; None without one."""
+    try:
+        return str(part("ray._private.services.get_ray_address_from_environment")("auto", None))
+    except ConnectionError:
+        return None
 
 
 def system_memory() -> int:

@@ -40,6 +40,8 @@ NO_PROGRESS_SECONDS = 6 * 3600.0
 """Longest wait of Ray Data for capacity on a cluster: spot machines can be away for hours."""
 
 _GIB = 1 << 30
+_joined_as: list[str] = []
+"""The address by which this process joined a cluster, as it was given."""
 _own_cores: list[int] = []
 """The cores of the Ray that this process started; empty if it joined one, or after the end."""
 _TRANSIENT_ERRORS = (
@@ -101,6 +103,7 @@ def ray_session(
     else:
         session_folder = None
         _join(joined, worker_logs=worker_logs)
+        _joined_as.append(joined)
     _configure_data(on_cluster=joined is not None)
     finished = False
     try:
@@ -109,6 +112,7 @@ def ray_session(
         finished = True
     finally:
         _own_cores.clear()
+        _joined_as.clear()
         ray.shutdown()
         if finished and session_folder is not None:
             # A failed session's folder stays: it holds the workers' logs.
@@ -180,15 +184,7 @@ def _start(cores: int, *, include_dashboard: bool, worker_logs: bool) -> Path:
 
 
 def _join(address: str, *, worker_logs: bool) -> None:
-    if address.startswith(("http://", "https://")):
-        raise InputError(f"--address {address} is a Jobs server; use `firnline submit --address {address} JOB ...`.")
-    if address.startswith("ray://"):
-        raise InputError(
-            f"--address {address} is a Ray Client server; use `firnline submit`, or host:port on a node of the cluster."
-        )
-    if not in_ray_job():
-        use_token_if_available()
-        _refuse_deaf_address(address)
+    address = check_address(address)
     import ray
 
     # Inside a job Ray has already sent our code; a driver on a node sends its own, so that all nodes run the same code.
@@ -212,37 +208,69 @@ def _join(address: str, *, worker_logs: bool) -> None:
         ) from error
 
 
-def _refuse_deaf_address(address: str) -> None:
-    """Raise InputError if nothing answers; Ray itself would try for minutes."""
-    if address == "auto":
-        return
-    host, _, port = address.rpartition(":")
+def check_address(address: str) -> str:
+    """Return `host:port` of the cluster to join; refuse at once one for which Ray itself would try for minutes.
+
+    Where this process is connected already, or is a cluster's job, nothing is asked. Else it takes twice
+    `CONNECT_SECONDS` at most.
+
+    Raises:
+        InputError: nothing answers there, or it is no Ray, or refuses our token.
+    """
+    ray: Any = importlib.import_module("ray")
+    if ray.is_initialized() or in_ray_job():
+        return address
+    use_token_if_available()
+    where = ray_private.found_address() if address == "auto" else address
+    if where is None:
+        raise InputError("--address is auto, but no Ray runs on this machine; give host:port of a Ray cluster.")
+    if where != address:
+        address = f"{address} ({where})"
+    if where.startswith(("http://", "https://")):
+        raise InputError(f"--address {address} is a Jobs server; use `firnline submit --address {where} JOB ...`.")
+    if where.startswith("ray://"):
+        raise InputError(
+            f"--address {address} is a Ray Client server; use `firnline submit`, or host:port on a node of the cluster."
+        )
+    host, _, port = where.rpartition(":")
     host = host.strip("[]")
     if not host or not port.isdigit():
         raise InputError(f"--address is {address!r}; give host:port of a Ray cluster, or auto.")
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise InputError(
             f"--address {address} does not answer ({error}); give host:port of a running Ray cluster."
         ) from error
     if host in ("localhost", "127.0.0.1", "::1"):
         _stay_on_loopback_with(int(port))
-    _refuse_wrong_token(address)
+    _refuse_stranger(address, where)
+    return where
 
 
-def _refuse_wrong_token(address: str) -> None:
-    """Raise InputError at once if the cluster refuses our token; Ray reports all other problems itself."""
+def _refuse_stranger(address: str, where: str) -> None:
+    """Raise InputError if the cluster refuses our token, or if it is none: a port of another server, or of another Ray.
+
+    Ray reports all other problems itself.
+    """
     grpc: Any = importlib.import_module("grpc")
     header = ray_private.token_header()
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(where) as channel:
         question = channel.unary_unary(ray_private.QUESTION_WITHOUT_RIGHTS)
         try:
             question(b"", timeout=CONNECT_SECONDS, metadata=[(name.lower(), value) for name, value in header.items()])
         except grpc.RpcError as error:
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+            code = error.code()
+            if code is grpc.StatusCode.UNAUTHENTICATED:
                 raise InputError(
                     f"--address {address} refuses the token; set RAY_AUTH_TOKEN_PATH to the file with its token."
+                ) from None
+            # With Ray's TLS this question, which is not encrypted, has no answer.
+            deaf = code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            if deaf and os.environ.get("RAY_USE_TLS", "0") in ("", "0"):
+                raise InputError(
+                    f"--address {address} answers, but not as a Ray cluster; give host:port of its head (mostly port "
+                    "6379)."
                 ) from None
 
 
@@ -259,7 +287,7 @@ def _refuse_other_cluster(address: str | None) -> None:
     import ray
 
     connected = ray.get_runtime_context().gcs_address
-    if address not in (None, "auto", connected):
+    if address not in (None, "auto", connected, *_joined_as):
         raise InputError(
             f"--address is {address}, but this process is connected to the Ray at {connected}; "
             "run the job in a process of its own."

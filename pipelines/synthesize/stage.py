@@ -23,6 +23,7 @@ from pymseed import MS3TraceList
 
 from pipelines.config import flatten
 from pipelines.config.synthesize import SynthesizeSettings
+from pipelines.runtime.capacity import refuse_too_small
 from pipelines.runtime.errors import InputError, StageFailed, describe
 from pipelines.runtime.progress import progress_bar
 from pipelines.synthesize.flaws import DayFlaws, Stretch, day_flaws
@@ -109,12 +110,13 @@ def synthesize_archive(store: Store, settings: SynthesizeSettings, *, replace: b
     """Write the archive's missing station-days; Ray must run.
 
     Raises:
-        InputError: see `check_archive`.
+        InputError: see `check_archive`; no node is large enough for a station-day.
         StageFailed: a station-day failed; the others are written.
     """
     import ray.data
 
     check_archive(store, settings, replace=replace)
+    refuse_too_small("a station-day of synthesize", cpus=1, memory=settings.task_memory_mib << 20)
     present = _manifest(store)
     if present is not None and present != manifest(settings):
         _remove(store, present)

@@ -17,7 +17,7 @@ from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.detection import WindowSettings
 from pipelines.config.run import OnGrowth
 from pipelines.handlabels.sampling import label_sample
-from pipelines.runtime.capacity import capacity
+from pipelines.runtime.capacity import capacity, refuse_too_small
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.ray_session import on_cluster
 from pipelines.runtime.text import counted
@@ -99,10 +99,10 @@ def train_encoder(
             resumed_from=0,
             already_done=True,
         )
+    check_resources(config)
     sample = choose_events(store, max_events=settings.max_events, seed=settings.seed)
     labels = label_sample(store, sample, config.labels)
     network = network_config(config, sample)
-    check_resources(config)
     _check_enough_events(config, len(sample))
     print(
         f"train: {len(sample)} of {sample.num_total} events, windows of {sample.num_samples} samples at "
@@ -217,6 +217,7 @@ def check_resources(config: Config) -> None:
             f"train.num_workers is {settings.num_workers} with train.cpus_per_worker {settings.cpus_per_worker:g}, but "
             f"Ray {most_text} {most.cpus:g} CPUs; use fewer workers or smaller shares"
         )
+    refuse_too_small("a worker of train", cpus=settings.cpus_per_worker, gpus=int(settings.use_gpu))
 
 
 def _check_enough_events(config: Config, num_events: int) -> None:

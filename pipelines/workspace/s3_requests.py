@@ -1,7 +1,6 @@
 """Requests to a bucket: the filesystem of this process, and when a request that fails is sent again.
 
-A request is repeated here and nowhere else (`retry`): s3fs and botocore try once. The one exception is the test whether
-a bucket can be reached (`holds_objects`), which leaves five attempts to botocore.
+A request is repeated here and nowhere else (`retry`): s3fs and botocore try once.
 """
 
 import functools
@@ -26,6 +25,11 @@ MAX_RETRY_SECONDS = 180.0
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 60.0
 """How long an endpoint may stay silent within an answer."""
+CHECK_ATTEMPTS = 5
+CHECK_SECONDS = 8.0
+CHECK_CONNECT_SECONDS = 4.0
+CHECK_READ_SECONDS = 6.0
+"""The same for the test whether a bucket can be reached, with which a job begins: some fourteen seconds at most."""
 MAX_CONNECTIONS = 32
 """Connections that a process keeps open."""
 
@@ -69,11 +73,13 @@ def _s3(anonymous: bool) -> Any:
     return filesystem
 
 
-def retry(action: Callable[[], T], failing: str) -> T:
+def retry(
+    action: Callable[[], T], failing: str, *, attempts: int = MAX_ATTEMPTS, seconds: float = MAX_RETRY_SECONDS
+) -> T:
     """Return what a request to a bucket gives; it is sent again after faults that may pass.
 
-    Waits double and are drawn at random (full jitter). The request is sent at most MAX_ATTEMPTS times, and no more once
-    MAX_RETRY_SECONDS have passed.
+    Waits double and are drawn at random (full jitter). The request is sent at most `attempts` times, and no more once
+    so many `seconds` have passed.
 
     Raises:
         StorageFailed: the fault stays; the sentence begins with `failing`.
@@ -95,7 +101,7 @@ def retry(action: Callable[[], T], failing: str) -> T:
             if not passing or any(code in str(error) for code in _FINAL_CODES) or error_code(error) in codes:
                 raise
             pause = random.uniform(0, wait)
-            if attempt == MAX_ATTEMPTS or time.monotonic() + pause - began > MAX_RETRY_SECONDS:
+            if attempt == attempts or time.monotonic() + pause - began > seconds:
                 reason = f"{reason_of(error)} (tried {attempt} times)"
                 raise StorageFailed(f"{failing}: {reason}", reason) from error
         time.sleep(pause)
@@ -108,18 +114,34 @@ def _is_transport(error: BaseException) -> bool:
 
 
 def holds_objects(url: str, *, anonymous: bool) -> bool:
-    """Whether a bucket's prefix holds anything; five attempts, so that a wrong endpoint is reported within seconds."""
+    """Whether a bucket's prefix holds anything; a wrong or silent endpoint is reported within seconds.
+
+    Raises:
+        StorageFailed: no answer, or no valid endpoint.
+        ClientError, BotoCoreError: what no repetition mends.
+    """
     import botocore.session
     from botocore import UNSIGNED
     from botocore.config import Config
 
     bucket, _, prefix = url.removeprefix("s3://").partition("/")
     config = Config(
-        retries={"mode": "standard", "total_max_attempts": 5},
-        connect_timeout=5,
-        read_timeout=20,
+        retries={"mode": "standard", "total_max_attempts": 1},
+        connect_timeout=CHECK_CONNECT_SECONDS,
+        read_timeout=CHECK_READ_SECONDS,
         signature_version=UNSIGNED if anonymous else None,
     )
-    client = botocore.session.get_session().create_client("s3", config=config)
-    found = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", MaxKeys=1)
+    try:
+        client = botocore.session.get_session().create_client("s3", config=config)
+    except ValueError as error:
+        if isinstance(error, storage_errors()):
+            raise
+        reason = f"{error}; give the endpoint as http(s)://host:port"
+        raise StorageFailed(f"{url} cannot be read: {reason}", reason) from None
+    found = retry(
+        lambda: client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", MaxKeys=1),
+        f"{url} cannot be read",
+        attempts=CHECK_ATTEMPTS,
+        seconds=CHECK_SECONDS,
+    )
     return bool(found["KeyCount"])

@@ -42,15 +42,23 @@ def reason_of(error: BaseException) -> str:
     """Return the cause of an error of storage in a few words, without a request's parameters."""
     if isinstance(error, StorageFailed):
         return error.reason
-    text = " ".join(str(error).split())
-    if text in ("", "None"):
+    text = re.sub(r" \(reached max retries: \d+\)", "", " ".join(str(error).split()))
+    if text in ("", "None") or text.endswith("operation: None"):
         # Some servers give a code and no message.
         text = _CODES_IN_WORDS.get(error_code(error), error_code(error)) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and not error.strerror.startswith("An error"):
         text = error.strerror
     # A request's address ends with its parameters.
     text = re.sub(r"\?list-type=\S*?(?=\"|\s|$)", "", text)
-    return text[:1].lower() + text[1:]
+    # Not of an abbreviation.
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]
 
 
-_CODES_IN_WORDS = {"AccessDenied": "access denied", "403": "access denied", "Forbidden": "access denied"}
+_CODES_IN_WORDS = {
+    "AccessDenied": "access denied",
+    "403": "access denied",
+    "Forbidden": "access denied",
+    "NoSuchBucket": "the bucket does not exist",
+    "InvalidAccessKeyId": "the access key (AWS_ACCESS_KEY_ID) is not known there",
+    "SignatureDoesNotMatch": "the secret key (AWS_SECRET_ACCESS_KEY) is not that of the access key",
+}

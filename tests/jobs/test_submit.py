@@ -4,104 +4,34 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import psutil
 import pytest
-from loopback_servers import free_port
+from ray_head import Head, ray_head
 
 from jobs import submit
 from pipelines.config import describe_keys
 from pipelines.runtime.errors import InputError, StageFailed
-from pipelines.runtime.ray_token import private_ray_environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-
-
-@dataclass(frozen=True)
-class Head:
-    """A Ray head on this machine: its Jobs server and the file with its token."""
-
-    url: str
-    token_file: Path
-
-    def ask(self, path: str, *, token: bool) -> bytes:
-        """Return the Jobs server's answer to a GET request."""
-        headers = {"Authorization": f"Bearer {self.token_file.read_text()}"} if token else {}
-        with urllib.request.urlopen(urllib.request.Request(self.url + path, headers=headers), timeout=10) as answer:
-            body: bytes = answer.read()
-        return body
 
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
     """Start a Ray head with a token and ports of its own."""
-    # Not pytest's folder: a Unix socket's path has 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="head-", dir="/tmp", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        token_file = folder / "token"
-        token_file.write_text("0123456789abcdef" * 4)
-        token_file.chmod(0o600)
-        python = Path(sys.executable).parent
-        environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "AWS_"))},
-            **private_ray_environment(),
-            "RAY_AUTH_TOKEN_PATH": str(token_file),
-            # A job's entry point finds its Python on the path that the head was started with.
-            "PATH": f"{python}{os.pathsep}{os.environ['PATH']}",
-        }
-        environment.pop("RAY_AUTH_TOKEN", None)
-        jobs_port = free_port()
-        command = [
-            *(str(python / "ray"), "start", "--head", "--block", "--disable-usage-stats", "--num-cpus=3"),
-            *("--object-store-memory=100000000", "--node-ip-address=127.0.0.1", f"--temp-dir={folder}"),
-            *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={jobs_port}"),
-            *(f"--port={free_port()}", f"--ray-client-server-port={free_port()}"),
-            *(f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}"),
-            *(f"--runtime-env-agent-port={free_port()}", f"--metrics-export-port={free_port()}"),
-        ]
-        with (folder / "head.log").open("wb") as log:
-            process = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        head = Head(url=f"http://127.0.0.1:{jobs_port}", token_file=token_file)
-        try:
-            wait_until_ready(head, process, folder / "head.log")
-            yield head
-        finally:
-            # Asked to end, a head gives each of its servers its time; nothing of this one is to be kept.
-            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
-                with suppress(psutil.NoSuchProcess):
-                    member.kill()
-            process.wait()
-
-
-def wait_until_ready(head: Head, process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return when a job could be sent; raises RuntimeError with the head's log."""
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        try:
-            head.ask("/api/jobs/", token=True)
-            return
-        except OSError:
-            time.sleep(0.5)
-    raise RuntimeError(log.read_text()[-3000:])
+    with ray_head(num_cpus=3) as started:
+        yield started
 
 
 def run_submit(head: Head, *words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "AWS_"))}
     return subprocess.run(
         [sys.executable, "-m", "jobs.submit", *words],
-        env={**clean, "RAY_AUTH_TOKEN_PATH": str(head.token_file), **(environment or {})},
+        env=head.environment() | (environment or {}),
         cwd=ROOT,
         capture_output=True,
         text=True,
