@@ -73,13 +73,11 @@ def _s3(anonymous: bool) -> Any:
     return filesystem
 
 
-def retry(
-    action: Callable[[], T], failing: str, *, attempts: int = MAX_ATTEMPTS, seconds: float = MAX_RETRY_SECONDS
-) -> T:
+def retry(action: Callable[[], T], failing: str, *, attempts: int = MAX_ATTEMPTS, seconds: float | None = None) -> T:
     """Return what a request to a bucket gives; it is sent again after faults that may pass.
 
     Waits double and are drawn at random (full jitter). The request is sent at most `attempts` times, and no more once
-    so many `seconds` have passed.
+    so many `seconds` (by default MAX_RETRY_SECONDS) have passed.
 
     Raises:
         StorageFailed: the fault stays; the sentence begins with `failing`.
@@ -87,6 +85,7 @@ def retry(
     """
     from botocore.exceptions import NoCredentialsError, PartialCredentialsError
 
+    seconds = MAX_RETRY_SECONDS if seconds is None else seconds
     wait = FIRST_WAIT_SECONDS
     began = time.monotonic()
     attempt = 1

@@ -271,20 +271,20 @@ def test_a_job_says_what_it_waits_for_again_and_again(places, tmp_path):
         "detect": ["detect", archive, str(tmp_path / "new")],
         "label": ["label", workspace],
         "tune": ["tune", workspace, "--tune.num_trials", "2"],
-        "train": ["train", workspace, "--replace", "--train.num_workers", "1", "--train.epochs", "1"],
+        "train": ["train", workspace, "--replace", "--train.encoder", "spectrogram", "--train.num_workers", "1"],
     }
     with ray_head(num_cpus=0) as head:
         # The cluster may grow, as its head says to the jobs that run there.
         environment = head.environment() | {"FIRNLINE_CLUSTER_CPUS": "4"}
         for job, words in jobs.items():
-            said = wait_and_interrupt([*words, "--address", head.address], environment)
             wanted = "train: waiting for 1 worker(s) with 1 CPU each" if job == "train" else "waiting for a node"
+            said = wait_and_interrupt([*words, "--address", head.address], wanted, environment)
             assert sum(wanted in line for line in said) >= 2, (job, said)
             assert not any("Traceback" in line for line in said), said
 
 
-def wait_and_interrupt(words: list[str], environment: dict[str, str]) -> list[str]:
-    """Run a job until it has said twice that it waits, interrupt it, and return what it said."""
+def wait_and_interrupt(words: list[str], wanted: str, environment: dict[str, str]) -> list[str]:
+    """Run a job until it has said something twice, interrupt it, and return all that it said."""
     process = subprocess.Popen(
         [sys.executable, "-c", MAINS, json.dumps([words])],
         env=environment,
@@ -298,7 +298,7 @@ def wait_and_interrupt(words: list[str], environment: dict[str, str]) -> list[st
     said: list[str] = []
     for line in process.stderr:
         said.append(line.rstrip())
-        if "waiting for" in line and sum("waiting for" in one for one in said) == 2:
+        if wanted in line and sum(wanted in one for one in said) == 2:
             process.send_signal(signal.SIGINT)
     process.wait(60)
     return said
