@@ -105,7 +105,7 @@ JOBS_ON_BUCKETS = {
 @pytest.mark.parametrize(
     ("job", "variables", "sentence"),
     [
-        ("detect", {"AWS_ACCESS_KEY_ID": "AKIANOBODYKNOWSTHIS0"}, "cannot be written: .*[Aa]ccess [Kk]ey"),
+        ("detect", {"AWS_ACCESS_KEY_ID": "nobodyknowsthiskey"}, "cannot be written: .*[Aa]ccess [Kk]ey"),
         ("run", {"AWS_SECRET_ACCESS_KEY": "wrong"}, "cannot be written: .*(signature|secret key)"),
         ("train", {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "unable to locate credentials"),
         ("label", {"AWS_SECRET_ACCESS_KEY": ""}, "missing: AWS_SECRET_ACCESS_KEY"),

@@ -30,6 +30,7 @@ NAMES = (
 @example(name="icequake (deep)")
 @example(name="/")
 @example(name="a/./b")
+@example(name="./")
 def test_every_key_is_one_that_mlflow_takes(name):
     key = mlflow_key(name)
     assert len(key) <= MAX_KEY_CHARACTERS
