@@ -57,7 +57,8 @@ def run(arguments: Arguments) -> None:
     workspace = arguments.workspace(1, create=True)
     configs = stage_configs(arguments, workspace)
     tracking = open_tracking(workspace, arguments.mlflow, configs["detect"].mlflow.experiment)
-    if arguments.join_cluster():
+    joined = arguments.join_cluster()
+    if joined:
         check_ray(configs)
     archive = open_archive(arguments.positional[0], workspace, configs["detect"])
     configs["detect"] = archive.config
@@ -70,7 +71,8 @@ def run(arguments: Arguments) -> None:
         print_config(config, stage, workspace)
     began = time.monotonic()
     with ray_session(arguments.address) as session:
-        check_ray(configs)
+        if not joined:
+            check_ray(configs)
         detection, anew = configs["detect"], "detect" in replaced
         with result_of(workspace, "detect", detection, replace=anew, with_derived=True) as place:
             detect_events(

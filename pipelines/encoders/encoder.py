@@ -86,7 +86,8 @@ class Encoder:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return _device(self.network)
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        return tensors[0].device
 
     @property
     def num_samples(self) -> int:
@@ -241,8 +242,3 @@ def _content_hash(config: NetworkConfig, tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _device(network: nn.Module) -> torch.device:
-    tensors = [*network.parameters(), *network.buffers()]
-    return tensors[0].device

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,8 @@ from pipelines.workspace.artifacts import ClusteringSummary
 from pipelines.workspace.event_sample import READERS
 from pipelines.workspace.storage import Store
 from pipelines.workspace.stored_object import StoredObject
+
+T = TypeVar("T")
 
 SKETCH_FILES = 120
 """Files that the first look is made of at most."""
@@ -126,32 +128,27 @@ class EmbeddingMap:
         Raises:
             BadRequest: there is no map; says why.
         """
-        self.start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._points is not None or self.failure)
-        if self._points is None:
-            raise BadRequest(self.failure)
-        return self._points
+        return self._made(lambda: self._points)
 
     def counts(self) -> EventCounts:
         """Return the counts of all events, on the map or not, once they are read; BadRequest where they cannot be."""
-        self.start()
-        with self._changed:
-            self._changed.wait_for(lambda: self._counts is not None or self.failure)
-        if self._counts is None:
-            raise BadRequest(self.failure)
-        return self._counts
+        return self._made(lambda: self._counts)
 
     def plane(self, layout: str) -> NDArray[np.float32]:
         """Return the coordinates (n, 2) of a layout, once it is made; BadRequest where there is no such map."""
         if layout not in LAYOUTS:
             raise BadRequest(f"layout is {layout[:40]!r}; it must be one of {', '.join(LAYOUTS)}")
+        return self._made(lambda: self._planes.get(layout))
+
+    def _made(self, part: Callable[[], T | None]) -> T:
+        """Return a part of the map once it is made; BadRequest where there is no map."""
         self.start()
         with self._changed:
-            self._changed.wait_for(lambda: layout in self._planes or self.failure)
-        if layout not in self._planes:
+            self._changed.wait_for(lambda: part() is not None or self.failure)
+        found = part()
+        if found is None:
             raise BadRequest(self.failure)
-        return self._planes[layout]
+        return found
 
     def state(self) -> dict[str, Any]:
         """Return how far the map is: its events, the layouts that are made, and why there is none."""

@@ -18,7 +18,7 @@ import torch
 from pipelines.config.train import TrainSettings
 from pipelines.contrastive.checkpoint import read_facts
 from pipelines.runtime.capacity import missing_workers, say_waits
-from pipelines.runtime.errors import StageFailed
+from pipelines.runtime.errors import StageFailed, last_line
 from pipelines.runtime.ray_session import local_cores, on_cluster
 from pipelines.train.loop import HopelessTraining, Training, train_rank
 from pipelines.train.stage_checkpoints import last_checkpoint, watch_checkpoints, write_checkpoint
@@ -85,7 +85,7 @@ def fit_with_ray(task: RayTraining, settings: TrainSettings, report: Callable[[l
         with watch_checkpoints(store, folder, report) as errors, waits:
             _interruptible(trainer.fit, errors)
     except ray.train.TrainingFailedError as error:
-        raise StageFailed(f"training failed: {_cause(error)}") from error
+        raise StageFailed(f"training failed: {last_line(error.__cause__ or error)}") from error
     finally:
         shutil.rmtree(state, ignore_errors=True)
     if store.exists(f"{folder}/stopped.txt"):
@@ -209,9 +209,3 @@ def _train_worker(task: dict[str, Any]) -> None:
         # Every rank sees the same loss and ends here; raised, Ray would take it for a lost worker and try again.
         if rank == 0:
             store.write(f"{folder}/stopped.txt", str(error).encode())
-
-
-def _cause(error: BaseException) -> str:
-    text = str(error.__cause__ or error).strip()
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

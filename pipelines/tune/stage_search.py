@@ -13,13 +13,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipelines.runtime.capacity import capacity
-from pipelines.runtime.errors import StageFailed
+from pipelines.runtime.errors import StageFailed, last_line
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tune.proposals import propose
 from pipelines.tune.space import configure, searched_sections
 from pipelines.tune.stage_records import DONE, FAILED, STOPPED, Records, TrialRecord, best_of
 from pipelines.tune.stage_trials import METRICS, TrialTask
-from pipelines.tune.stage_workers import last_line, resources_of_process, train_trial, trials_at_once
+from pipelines.tune.stage_workers import resources_of_process, train_trial, trials_at_once
 
 LOST_WORKERS = 3
 """How often a trial is repeated whose worker or node is lost."""

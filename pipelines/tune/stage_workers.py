@@ -10,7 +10,7 @@ import torch
 
 from pipelines.config import Config
 from pipelines.runtime.capacity import Capacity, capacity
-from pipelines.runtime.errors import InputError, StageFailed
+from pipelines.runtime.errors import InputError, StageFailed, last_line
 from pipelines.runtime.ray_session import SPARE_CPUS, on_cluster
 from pipelines.train.loop import HopelessTraining
 from pipelines.train.stage_ray import torch_config
@@ -145,8 +145,3 @@ def _of_worker(config: Config) -> dict[str, float]:
 def _cpus(most: Capacity) -> float:
     # A Ray that the job has started itself has these on top of the machine's cores.
     return most.cpus if on_cluster() else max(1.0, most.cpus - SPARE_CPUS)
-
-
-def last_line(error: BaseException) -> str:
-    """Return the last line of an error's text, which says what it was; its type where it has none."""
-    return next(iter(str(error).strip().splitlines()[-1:]), type(error).__name__)

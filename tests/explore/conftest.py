@@ -1,10 +1,12 @@
 """Fixtures of the explorer's tests: small workspaces."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from chromium import Chromium, chromium
 from small_workspace import fill_workspace, new_workspace, small_workspace
 
 from pipelines.label.cluster_model import ClusterModel
@@ -17,6 +19,13 @@ from pipelines.workspace.storage import content_hash
 from pipelines.workspace.workspace import Workspace
 
 __all__ = ["fill_workspace", "new_workspace", "small_workspace"]
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Chromium]:
+    with chromium(tmp_path / "profile") as found:
+        found.resize(1400, 1000)
+        yield found
 
 
 @pytest.fixture

@@ -7,14 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from chromium import Chromium, chromium
+from chromium import Chromium
 
 from jobs import explore as job
 from pipelines.explore.export_sample import choose_branches, choose_events, nearest_of, typical_of
@@ -24,13 +23,6 @@ from pipelines.workspace.workspace import Workspace
 
 Rows = tuple[Workspace, pd.DataFrame]
 QUIET = "byId('events').getAttribute('aria-busy') === 'false'"
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
-    with chromium(tmp_path / "profile") as found:
-        found.resize(1400, 1000)
-        yield found
 
 
 def export(workspace: Workspace, folder: object, **settings: int) -> int:

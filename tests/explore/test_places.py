@@ -1,12 +1,12 @@
 """Hours and stations: what the explorer counts, where stations are, and how a choice of them narrows every view."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from chromium import Chromium, chromium
+from chromium import Chromium
 from test_explore import serving
 
 from pipelines.config.label import LabelsSettings
@@ -50,13 +50,6 @@ def placed(clustered: Rows) -> Rows:
 def explorer(placed: Rows, tmp_path: Path) -> Explorer:
     settings = ExploreSettings(labels_path=str(tmp_path / "labels.csv"), page_events=6)
     return open_explorer(placed[0], settings, LabelsSettings())
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
-    with chromium(tmp_path / "profile") as found:
-        found.resize(1400, 1000)
-        yield found
 
 
 def test_the_counts_are_those_of_all_events_by_station_cluster_and_hour(explorer: Explorer, placed: Rows) -> None:
