@@ -55,7 +55,7 @@ def space_of(config: Config) -> dict[str, SearchRange]:
         raise InputError("tune.space is empty; leave it out for the default one")
     for key, ranged in given.items():
         _check_key(config, key, ranged, names)
-        for value in _ends(ranged):
+        for value in _tried(ranged):
             try:
                 changed = configure(config, {key: ranged}, {key: value})
             except InputError as error:
@@ -186,6 +186,12 @@ def _ends(ranged: SearchRange) -> tuple[Any, ...]:
     if ranged.choice is not None:
         return ranged.choice
     return (True, False) if ranged.on_off else getattr(ranged, ranged.kind)
+
+
+def _tried(ranged: SearchRange) -> tuple[Any, ...]:
+    """Return values that must be settings: where only multiples are, an integer range fails by its second number."""
+    ends = _ends(ranged)
+    return (*ends, ranged.integer[0] + 1) if ranged.integer is not None else ends
 
 
 def _holds(ranged: SearchRange, value: Any) -> bool:

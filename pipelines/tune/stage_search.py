@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from pipelines.runtime.capacity import capacity
-from pipelines.runtime.errors import StageFailed, last_line
+from pipelines.runtime.errors import InputError, StageFailed, last_line
 from pipelines.tracking.runs import StageRun, stage_run
 from pipelines.tune.proposals import propose
 from pipelines.tune.space import configure, searched_sections
@@ -56,10 +56,12 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
         _replay(scheduler, record)
     ended = {record.number for record in known}
     left = [number for number in range(settings.num_trials) if number not in ended]
-    watch = Watch(run, task, records, known, left)
+    watch = Watch(run, task, records, known, left, lambda number: ray.get(failures.of.remote(number)))
     folder = Path(tempfile.mkdtemp(prefix="firnline-tune-"))
     # Ray Tune's own handler would turn an interrupt into a search that ended, and stay after it.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    # A trial that fails in its first epoch ends without a score, for which Ray Tune would end the search.
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
     try:
         tuner = tune.Tuner(
             tune.with_resources(trial, resources_of_process(task.config)),
@@ -102,9 +104,15 @@ class Watch:
     """Follows the trials that run: gives them their points, keeps those that end, and writes their runs."""
 
     def __init__(
-        self, run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord], left: list[int]
+        self,
+        run: StageRun,
+        task: TrialTask,
+        records: Records,
+        known: list[TrialRecord],
+        left: list[int],
+        own_failure: Callable[[int], str | None],
     ) -> None:
-        self.run, self.task, self.store = run, task, records
+        self.run, self.task, self.store, self.own_failure = run, task, records, own_failure
         self.records = {record.number: record for record in known}
         self.left: Iterator[int] = iter(left)
         self.num_left = len(left)
@@ -143,16 +151,23 @@ class Watch:
             if trial_id in self.open:
                 self.open[trial_id][1].log_metrics(_logged(figures), step=epoch)
 
-    def keep(self, trial_id: str, *, failed: bool) -> None:
-        """Keep a trial that has ended, before its run is closed: what is kept is never repeated."""
+    def keep(self, trial_id: str, *, lost: bool) -> None:
+        """Keep a trial that has ended, before its run is closed: what is kept is never repeated.
+
+        Args:
+            trial_id: Ray's.
+            lost: its worker or node was lost, for the last time.
+        """
         history = tuple(figures for _, figures in sorted(self.history.get(trial_id, {}).items()))
+        without = "its worker was lost" if lost else "" if history else "it ended without a score"
+        reason = self.own_failure(self.number_of[trial_id]) or without
         whole = bool(history) and history[-1]["training_iteration"] >= self.task.config.tune.epochs
         record = TrialRecord(
             number=self.number_of[trial_id],
             point=self.point_of[trial_id],
-            ended=FAILED if failed else DONE if whole else STOPPED,
+            ended=FAILED if reason else DONE if whole else STOPPED,
             history=history,
-            reason="it ended without a score" if failed or not history else "",
+            reason=reason,
             run_id=self.open[trial_id][1].run_id if trial_id in self.open else "",
         )
         self.records[record.number] = record
@@ -170,7 +185,7 @@ class Watch:
         self._say()
 
     def explain(self, results: Iterable[Any]) -> None:
-        """Keep why trials have failed, which Ray tells at the end."""
+        """Keep how workers were lost, which Ray tells at the end."""
         for result in results:
             record = self.records.get(result.config["number"]) if result.error and result.config else None
             if record is not None and record.ended == FAILED:
@@ -206,7 +221,11 @@ class Watch:
 
 
 def _failures(ray: Any) -> Any:
-    """Return an actor that knows which trials failed by themselves: what a trial's worker knows goes with it."""
+    """Return an actor that knows which trials failed by themselves: what a trial's worker knows goes with it.
+
+    It lies on the node of the driver, and so outlives all other nodes.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Defined here, it goes to its worker as it is, and imports nothing there.
     class Failures:
@@ -219,7 +238,8 @@ def _failures(ray: Any) -> Any:
         def of(self, number: int) -> str | None:
             return self.reasons.get(number)
 
-    return ray.remote(num_cpus=0)(Failures).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Failures).remote()
 
 
 def _searcher(watch: Watch) -> Any:
@@ -243,7 +263,7 @@ def _searcher(watch: Watch) -> Any:
 
         def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
             watch.hear(trial_id, result)
-            watch.keep(trial_id, failed=error)
+            watch.keep(trial_id, lost=error)
 
         def save(self, checkpoint_path: str) -> None:
             Path(checkpoint_path).write_bytes(b"")
@@ -281,11 +301,16 @@ def _replay(scheduler: Any, record: TrialRecord) -> None:
 
 
 def _child(stack: ExitStack, run: StageRun, task: TrialTask, number: int, point: dict[str, Any]) -> StageRun:
+    try:
+        sections = searched_sections(configure(task.config, task.space, point), task.space)
+    except InputError:
+        # Each value is possible, all of them together are not; the trial will say why.
+        sections = dict(point)
     return stack.enter_context(
         stage_run(
             run.tracking,
             "tune-trial",
-            searched_sections(configure(task.config, task.space, point), task.space),
+            sections,
             inputs={},
             parent=run,
             name=f"trial {number}" if point else "as configured",

@@ -4,6 +4,7 @@ import importlib
 import shutil
 import tempfile
 import time
+import traceback
 from typing import Any
 
 import torch
@@ -63,18 +64,19 @@ def resources_of_process(config: Config) -> dict[str, float]:
 def train_trial(shared: Any, number: int, point: Point, failures: Any) -> None:
     """Run a trial inside the process that Ray Tune has started for it.
 
+    A trial that fails by itself returns, too: raised, Ray would take its error for a lost worker and repeat it.
+
     Args:
         shared: reference to the trial's task, which all trials share; a node keeps one copy.
         number: of the trial.
         point: what it tries.
-        failures: actor that is told why a trial fails by itself. Ray repeats a trial whatever ended it; what failed by
-            itself would only fail again.
+        failures: actor that is told why a trial fails by itself.
     """
     ray: Any = importlib.import_module("ray")
     tune: Any = importlib.import_module("ray.tune")
-    before = ray.get(failures.of.remote(number))
-    if before is not None:
-        raise StageFailed(before)
+    if ray.get(failures.of.remote(number)) is not None:
+        # It had failed when its worker was lost.
+        return
     task = ray.get(shared)
     if task.config.train.num_workers > 1:
         _train_on_workers(shared, task.config, number, point, failures)
@@ -83,8 +85,24 @@ def train_trial(shared: Any, number: int, point: Point, failures: Any) -> None:
     try:
         run_trial(task, point, tune.report, device=device)
     except Exception as error:
-        ray.get(failures.note.remote(number, last_line(error)))
-        raise
+        if not _note(failures, number, error):
+            raise
+
+
+def _note(failures: Any, number: int, error: Exception) -> bool:
+    """Tell `failures` why a trial failed; False for the loss of another process, which says nothing about the trial."""
+    import ray.exceptions
+
+    lost = isinstance(error, ray.exceptions.RayError | torch.distributed.DistError)
+    # What a rank sees whose peer has gone; Gloo has no type for it.
+    if lost or (isinstance(error, RuntimeError) and "gloo" in str(error).lower()):
+        return False
+    own_words = isinstance(error, HopelessTraining | InputError)
+    if not own_words:
+        traceback.print_exc()
+    words = last_line(error)
+    ray.get(failures.note.remote(number, words if own_words else f"{type(error).__name__}: {words}"))
+    return True
 
 
 def _train_on_workers(shared: Any, config: Config, number: int, point: Point, failures: Any) -> None:
@@ -113,8 +131,8 @@ def _train_on_workers(shared: Any, config: Config, number: int, point: Point, fa
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        reason = ray.get(failures.of.remote(number))
-        raise StageFailed(reason or last_line(error)) from error
+        if ray.get(failures.of.remote(number)) is None:
+            raise StageFailed(last_line(error)) from error
     finally:
         shutil.rmtree(state, ignore_errors=True)
 
@@ -130,10 +148,9 @@ def _train_worker(task: dict[str, Any]) -> None:
     shared = ray.get(task["shared"])
     try:
         run_trial(shared, task["point"], ray.train.report, device=device, rank=rank, world=world)
-    except HopelessTraining as error:
-        # All ranks see the same loss and end alike; other errors may be those of a rank whose peer was lost.
-        if rank == 0:
-            ray.get(task["failures"].note.remote(task["number"], str(error)))
+    except Exception as error:
+        # The other ranks may wait for this one: Ray Train ends them.
+        _note(task["failures"], task["number"], error)
         raise
 
 

@@ -76,6 +76,7 @@ def test_a_point_changes_what_it_names_and_nothing_else():
         ({"augmentation.band_stop.probability": {"on_off": True}}, "on_off is for an augmentation as a whole"),
         ({"train.temperature": {"symmetric": [0.1, 0.2]}}, "it is one value"),
         ({"train.width": {"choice": [16, 17]}}, "train.width"),
+        ({"train.width": {"integer": [8, 32]}}, "train.width cannot be 9"),
         ({"train.encoder": {"choice": ["spectrogram", "pca"]}}, "pca has no augmentations"),
         ({"train.temperature": {"log_uniform": [0, 1]}}, "both ends must be above 0"),
         ({}, "tune.space is empty"),

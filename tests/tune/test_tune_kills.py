@@ -1,14 +1,19 @@
-"""Kill a search's driver or a trial's worker at random moments: the rerun has the trials of an undisturbed one.
+"""Kill a search's driver, a trial's worker or both with all of Ray at random moments: the rerun ends as it should have.
 
-FIRNLINE_CHAOS_ROUNDS kills (`make chaos`: twenty), half of drivers, half of workers, one at a time in one workspace
-after the other.
+It has the trials and the winner of an undisturbed search, and one child in MLflow for each trial. FIRNLINE_CHAOS_ROUNDS
+kills (`make chaos`: twenty), one kind after the other, each in a workspace of its own.
 """
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,7 +22,6 @@ from job_session import kill_session, session_of
 
 from pipelines.tracking.server import Tracking
 from pipelines.tune.stage_records import Records, TrialRecord
-from pipelines.workspace.artifacts import BEST_AUGMENTATION
 from pipelines.workspace.storage import open_store
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
@@ -53,50 +57,102 @@ def finish(folder: Path) -> float:
 
 def trials_of(folder: Path) -> list[TrialRecord]:
     store = open_store(str(folder / "workspace"))
-    [mark] = {item.path.split("/")[1] for item in store.walk("tune")}
-    return sorted(Records(store, mark).read(), key=lambda record: record.number)
+    return [
+        trial
+        for mark in {item.path.split("/")[1] for item in store.walk("tune")}
+        for trial in Records(store, mark).read()
+    ]
 
 
-def kill_trial(process: subprocess.Popen[bytes]) -> None:
-    """Kill the worker of the running trial; nothing where there is none."""
-    for member in session_of(process):
-        try:
-            if member.name().startswith("ray::ImplicitFunc"):
-                member.kill()
-                return
-        except psutil.Error:
-            continue
+def kill_driver(process: subprocess.Popen[bytes]) -> bool:
+    """Kill the driver alone; False where the search has ended."""
+    running = process.poll() is None
+    process.kill()
+    return running
 
 
-def test_a_search_that_is_killed_ends_with_the_trials_of_an_undisturbed_one(tmp_path: Path):
-    folders = [tmp_path / name for name in ("undisturbed", *(f"killed-{number}" for number in range(KILLS)))]
-    for folder in folders:
-        folder.mkdir()
-        make_workspace(str(folder / "workspace"), count=36)
-    usual = finish(folders[0])
-    right = trials_of(folders[0])
-    assert len(right) == NUM_TRIALS
-    best = open_store(str(folders[0] / "workspace")).read(BEST_AUGMENTATION)
-    moments = random.Random(KILLS)
-    for number, folder in enumerate(folders[1:]):
-        process = start(folder)
-        time.sleep(moments.uniform(0.1, 0.95) * usual)
-        kill = kill_trial if number % 2 else kill_session
-        kill(process)
+def kill_all(process: subprocess.Popen[bytes]) -> bool:
+    """Kill the driver, Ray and the trial, as where a machine is lost; False where the search has ended."""
+    running = process.poll() is None
+    kill_session(process)
+    return running
+
+
+def kill_trial(process: subprocess.Popen[bytes]) -> bool:
+    """Kill the worker of the trial that runs, or of the next; False where the search ends before."""
+    while process.poll() is None:
+        for member in session_of(process):
+            with suppress(psutil.Error):
+                if member.name().startswith("ray::ImplicitFunc"):
+                    member.kill()
+                    return True
+        time.sleep(0.05)
+    return False
+
+
+@dataclass
+class Chaos:
+    """Strikes at random moments of a search that undisturbed takes so many seconds."""
+
+    seconds: float
+    random: random.Random
+
+    def strike(self, folder: Path, kill: Callable[[subprocess.Popen[bytes]], bool]) -> subprocess.Popen[bytes]:
+        """Start a search in an empty folder and strike it; where it ends too early, again in a new workspace."""
+        while True:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make_workspace(str(folder / "workspace"), count=36)
+            process, began = start(folder), time.monotonic()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(self.random.uniform(0.1, 0.95) * self.seconds)
+            if kill(process):
+                return process
+            self.seconds = min(self.seconds, time.monotonic() - began)
+
+
+def test_a_search_that_is_killed_ends_with_the_trials_of_an_undisturbed_one(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+):
+    undisturbed = tmp_path / "undisturbed"
+    make_workspace(str(undisturbed / "workspace"), count=36)
+    chaos = Chaos(finish(undisturbed), random.Random(KILLS))
+    right = trials_of(undisturbed)
+    assert [trial.number for trial in right] == list(range(NUM_TRIALS))
+    files = ("config/best-augmentation.yaml", "config/tuned.yaml")
+    best = [(undisturbed / "workspace" / name).read_bytes() for name in files]
+    counts: Counter[str] = Counter()
+    began, reruns = time.monotonic(), 0.0
+    for number in range(KILLS):
+        folder, kill = tmp_path / f"killed-{number}", (kill_driver, kill_all, kill_trial)[number % 3]
+        process = chaos.strike(folder, kill)
         process.wait(600)
-        finish(folder)
-        told = f"{kill.__name__} in round {number}: {(folder / 'log').read_text()[-2000:]}"
+        before = len(trials_of(folder))
+        reruns += finish(folder)
+        kill_session(process)
+        told = f"{kill.__name__}, {before} trials before: {(folder / 'log').read_text()[-2000:]}"
+        counts[kill.__name__] += 1
+        if kill is kill_trial:
+            assert (process.returncode, before) == (0, NUM_TRIALS), told
         found = trials_of(folder)
         assert [(t.point, t.history, t.ended) for t in found] == [(t.point, t.history, t.ended) for t in right], told
-        assert open_store(str(folder / "workspace")).read(BEST_AUGMENTATION) == best, told
+        assert [(folder / "workspace" / name).read_bytes() for name in files] == best, told
         tracking = Tracking(uri=uri_of(folder), experiment="workspace")
         runs = [
             run
             for experiment in tracking.client().search_experiments()
             for run in tracking.client().search_runs([experiment.experiment_id])
         ]
+        [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
         children = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
-        parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
-        assert len(children) == NUM_TRIALS, told
-        assert [run.info.status for run in parents] == ["FINISHED"], told
-        assert {run.info.status for run in children} == {"FINISHED"}, told
+        assert {run.info.status for run in runs} == {"FINISHED"}, told
+        assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}, told
+        assert {run.info.run_id for run in children} == {trial.run_id for trial in found}, told
+        assert sorted(int(run.data.tags["firnline.trial"]) for run in children) == list(range(NUM_TRIALS)), told
+        print(f"{kill.__name__}: {before} trials had ended, {time.monotonic() - began:.0f} s", flush=True)
+        shutil.rmtree(folder)
+    record_property(
+        "figure",
+        f"{KILLS} kills ({', '.join(f'{name} {count}' for name, count in counts.items())}): {KILLS} reruns ended, "
+        f"{reruns / KILLS:.0f} s each, {time.monotonic() - began:.0f} s in all",
+    )

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -144,48 +145,78 @@ def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_agai
     )
 
 
-def test_a_trial_that_fails_is_recorded_with_its_reason_and_the_search_goes_on(ray_cluster, tmp_path):
+@pytest.fixture
+def begun(monkeypatch):
+    """How often each trial of the test's searches has begun, by its number."""
+    counts, begin = Counter(), stage_search.Watch.begin
+
+    def count(watch, trial_id):
+        counts[watch.number_of[trial_id]] += 1
+        begin(watch, trial_id)
+
+    monkeypatch.setattr(stage_search.Watch, "begin", count)
+    return counts
+
+
+IMPOSSIBLE = {"augmentation.spectral_response.db.0": 6.0, "augmentation.spectral_response.db.1": 4.0}
+"""Each is possible beside the configured other, [2, 10]; a trial with both fails by an exception."""
+WITH_IMPOSSIBLE = {key: {"choice": [value, value + 3]} for key, value in IMPOSSIBLE.items()}
+
+
+def test_a_trial_that_fails_is_recorded_once_with_its_reason_and_the_search_goes_on(ray_cluster, tmp_path, begun):
     workspace = make_workspace(str(tmp_path / "workspace"), count=36)
     config = configuration.resolve(
         {
             "train": SMALL | {"weight_decay": 1000.0},
             "tune": {
-                **{"num_trials": 2, "epochs": 2, "grace_epochs": 2, "max_events": 30, "clusters": 3},
-                "space": {"train.learning_rate": {"choice": [1e-4, 1000.0]}},
-                **{"searcher": "grid", "as_configured_first": False},
+                **{"num_trials": 3, "epochs": 2, "grace_epochs": 2, "max_events": 30, "clusters": 3},
+                "space": {"train.learning_rate": {"choice": [1e-4, 1000.0]}} | WITH_IMPOSSIBLE,
+                "start": [{"train.learning_rate": 1e-4}, {"train.learning_rate": 1000.0}, IMPOSSIBLE],
+                "as_configured_first": False,
             },
         }
     )
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune", artifact_location=tmp_path.as_uri())
     summary = tune_augmentations(workspace, config, tracking)
-    good, failed = records_of(workspace)
-    assert (good.ended, failed.ended) == ("done", "failed")
-    assert "the loss is nan in epoch 2" in failed.reason
+    good, diverged, impossible = records_of(workspace)
+    assert (good.ended, diverged.ended, impossible.ended) == ("done", "failed", "failed")
+    assert "the loss is nan in epoch 2" in diverged.reason
+    assert "db is [6.0, 4.0]; write [smallest, largest]" in impossible.reason
+    assert begun == {0: 1, 1: 1, 2: 1}
     assert summary.best_score == good.score
     assert yaml.safe_load(workspace.store.read("config/tuned.yaml"))["train"] == {"learning_rate": 1e-4}
     runs = {run.info.run_name: run for run in tracking.client().search_runs([tracking.experiment_id()])}
-    assert runs["trial 1"].info.status == "FAILED"
-    assert runs["trial 1"].data.tags["firnline.trial_reason"] == failed.reason
+    for name, failed in (("trial 1", diverged), ("trial 2", impossible)):
+        assert runs[name].info.status == "FAILED"
+        assert runs[name].data.tags["firnline.trial_reason"] == failed.reason
+    assert runs["trial 2"].data.params == {key: str(value) for key, value in IMPOSSIBLE.items()}
 
 
-def test_a_trial_on_two_workers_shares_the_windows_and_reports_each_epoch_once(ray_cluster, tmp_path):
+def test_a_trial_on_two_workers_shares_the_windows_and_reports_each_epoch_once(ray_cluster, tmp_path, begun):
     workspace = make_workspace(str(tmp_path / "workspace"), count=36)
     config = configuration.resolve(
         {
             "train": SMALL
             | {"num_workers": 2, "cpus_per_worker": 0.5, "learning_rate": 1000.0, "weight_decay": 1000.0},
-            "tune": {"num_trials": 1, "epochs": 3, "grace_epochs": 3, "max_events": 30, "clusters": 3},
+            "tune": {
+                **{"num_trials": 2, "epochs": 3, "grace_epochs": 3, "max_events": 30, "clusters": 3},
+                "space": WITH_IMPOSSIBLE,
+                "start": [IMPOSSIBLE],
+            },
         }
     )
     tracking = Tracking(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="tune", artifact_location=tmp_path.as_uri())
     with pytest.raises(StageFailed, match=r"no trial of the search ran to its end: .*the loss is nan in epoch 2"):
         tune_augmentations(workspace, config, tracking)
-    [failed] = records_of(workspace)
+    diverged, impossible = records_of(workspace)
     # It has failed by itself, after an epoch that both workers have done and one of them has reported.
-    assert failed.ended == "failed"
-    [figures] = failed.history
+    assert diverged.ended == "failed"
+    [figures] = diverged.history
     assert figures["training_iteration"] == 1
     assert {"score", "loss", "stability"} <= set(figures)
+    assert (impossible.ended, impossible.history) == ("failed", ())
+    assert "db is [6.0, 4.0]; write [smallest, largest]" in impossible.reason
+    assert begun == {0: 1, 1: 1}
 
 
 def test_a_search_of_which_no_trial_fits_the_cluster_is_refused_before_it_starts(ray_cluster, tmp_path):
