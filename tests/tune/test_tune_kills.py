@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from training_events import make_workspace
 
 KILLS = int(os.environ.get("FIRNLINE_CHAOS_ROUNDS") or "2")
-NUM_TRIALS = 4
+NUM_TRIALS = 3
 FLAGS = [
     *("--train.width", "8", "--train.dim", "8", "--train.num_bands", "16", "--train.num_frames", "16"),
-    *("--train.batch_size", "16", "--tune.num_trials", str(NUM_TRIALS), "--tune.epochs", "3"),
+    *("--train.batch_size", "16", "--tune.num_trials", str(NUM_TRIALS), "--tune.epochs", "2"),
     *("--tune.grace_epochs", "1", "--tune.max_events", "30", "--tune.clusters", "3", "--tune.num_workers", "1"),
 ]
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + 300 * KILLS)]
