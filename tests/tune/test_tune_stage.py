@@ -1,5 +1,6 @@
 """The search on a small table: trials nested under one parent, the best section written, taken up by training."""
 
+import json
 import os
 import signal
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from chromium import chromium
 
 from pipelines import config as configuration
 from pipelines.runtime.capacity import Capacity
@@ -32,7 +34,7 @@ SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 
 
 
 @pytest.fixture(scope="module")
-def searched(ray_cluster, tmp_path_factory):
+def searched(ray_cluster, mlflow_server, tmp_path_factory):
     root = tmp_path_factory.mktemp("tune")
     workspace = make_workspace(str(root / "workspace"), count=36)
     config = configuration.resolve(
@@ -48,7 +50,7 @@ def searched(ray_cluster, tmp_path_factory):
             },
         }
     )
-    tracking = Tracking(uri=f"sqlite:///{root}/mlflow.db", experiment="tune", artifact_location=root.as_uri())
+    tracking = Tracking(uri=mlflow_server, experiment="tune")
     return workspace, config, tracking, tune_augmentations(workspace, config, tracking)
 
 
@@ -87,6 +89,43 @@ def test_the_parent_has_the_winners_settings_and_the_pictures(searched):
     assert {item.path for item in client.list_artifacts(parent.info.run_id, "search")} >= {"search/history.png"}
     tuned = yaml.safe_load(workspace.store.read("config/tuned.yaml"))
     assert tuned["augmentation"] == yaml.safe_load(Path(summary.path).read_text())["augmentation"]
+
+
+def test_mlflows_pages_show_the_trials_nested_in_the_search_and_compare_them(searched, tmp_path):
+    workspace, _, tracking, _ = searched
+    experiment, trials = tracking.experiment_id(), records_of(workspace)
+    children = [trial.run_id for trial in trials]
+    [search] = {run.info.run_id for run in tracking.client().search_runs([experiment])} - set(children)
+    rows = "[...document.querySelectorAll('.ag-center-cols-container .ag-row')].map(row => row.getAttribute('row-id'))"
+    button = f"document.querySelector(`[row-id='{search}'] button`)"
+    with chromium(tmp_path / "profile") as browser:
+        browser.resize(1600, 1000)
+        browser.open(f"{tracking.uri}/#/experiments/{experiment}/runs")
+        browser.until(f"{button} !== null")
+        assert browser.run(rows) == [search]
+        browser.run(f"{button}.click()")
+        browser.until(f"{rows}.length === 5")
+        assert (browser.run(rows)[0], set(browser.run(rows)[1:])) == (search, set(children))
+
+        browser.open(
+            f"{tracking.uri}/#/compare-runs?runs={json.dumps(children)}&experiments={json.dumps([experiment])}"
+        )
+        # A line for each trial crosses an axis for each of three values and one for the score.
+        titles = "[...document.querySelectorAll('.parcoords .axis-title')].map(title => title.textContent)"
+        browser.until(f"{titles}.length === 4")
+        assert browser.run(titles)[3] == "score"
+        table = browser.run(
+            "[...document.querySelectorAll('tr')].map(row => [...row.cells].map(cell => cell.innerText))"
+        )
+        cells = {name: values for name, *values in table}
+        assert cells["Run ID:"] == children
+        for key, value in trials[1].point.items():
+            if key.endswith("probability"):
+                assert cells[key][1] == str(value)
+        assert cells["firnline.trial_ended"] == [trial.ended for trial in trials]
+        _, _, figures = browser.run("document.body.innerText").partition("Metrics\nShow diff only\n")
+        scores = "\n".join(f"{trial.score:.3f}".rstrip("0") for trial in trials)
+        assert scores in figures
 
 
 def test_a_search_that_is_interrupted_goes_on_to_the_same_trials_and_the_same_winner(searched, tmp_path, monkeypatch):
