@@ -197,13 +197,14 @@ def _begin_with(place: Store, standing: Store, *, fitted: bool) -> None:
 def check_workers(config: Config) -> None:
     """Refuse a cluster that has no node on which events can be embedded and is not said to grow.
 
-    A Ray session must be open.
+    One whose nodes have not come yet is waited for. A Ray session must be open.
 
     Raises:
         InputError: what is missing.
     """
     use_gpu = config.label.use_gpu
-    if use_gpu and not capacity().gpus:
+    most = capacity()
+    if use_gpu and not most.gpus and not most.unknown:
         raise InputError("label.use_gpu is true, but Ray has no GPU; use false, or a cluster with GPUs")
     refuse_too_small("a worker that embeds", cpus=1, gpus=int(use_gpu), memory=WORKER_MEMORY_BYTES)
 

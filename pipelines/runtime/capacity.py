@@ -31,6 +31,11 @@ class Capacity:
     grows: bool
     """Whether nodes may come that are not there yet."""
 
+    @property
+    def unknown(self) -> bool:
+        """Whether no node has come yet, and the head does not say how many may: there is no ground to refuse a job."""
+        return not self.cpus and not self.gpus
+
 
 def capacity() -> Capacity:
     """Return what the connected cluster has or may grow to; InputError where its head states it wrongly."""

@@ -194,7 +194,7 @@ def where_it_runs(config: Config) -> Config:
 def check_resources(config: Config) -> None:
     """Refuse a training for which the machine or cluster is too small, counting what a cluster may grow to.
 
-    With workers a Ray session must be open.
+    A cluster whose nodes have not come yet is waited for. With workers a Ray session must be open.
 
     Raises:
         InputError: names the key and what there is.
@@ -205,6 +205,8 @@ def check_resources(config: Config) -> None:
             raise InputError("train.use_gpu is true, but torch finds no GPU on this machine; use false")
         return
     most = capacity()
+    if most.unknown:
+        return
     most_text = "may grow to" if most.grows else "has"
     workers = settings.min_workers or settings.num_workers
     if settings.use_gpu and workers > most.gpus:

@@ -22,7 +22,7 @@ from pipelines.tune.stage_trials import run_trial
 def check_trials(config: Config) -> None:
     """Refuse a search of which no trial fits the machine or cluster, counting what a cluster may grow to.
 
-    A Ray session must be open.
+    A cluster whose nodes have not come yet is waited for. A Ray session must be open.
 
     Raises:
         InputError: names the keys and what there is.
@@ -39,7 +39,12 @@ def check_trials(config: Config) -> None:
 
 
 def trials_at_once(config: Config, most: Capacity) -> int:
-    """Return how many trials run at a time: what is configured, at most as many as fit what Ray has or may grow to."""
+    """Return how many trials run at a time: what is configured, at most as many as fit what Ray has or may grow to.
+
+    One at a time where that is not known.
+    """
+    if most.unknown:
+        return config.tune.num_workers or 1
     wanted = resources_of_trial(config)
     # What a cluster may grow to does not count the CPUs that come with its GPUs.
     fits = [] if config.train.use_gpu and most.grows else [_cpus(most) / wanted["CPU"]]

@@ -280,6 +280,8 @@ def test_a_search_of_which_no_trial_fits_the_cluster_is_refused_before_it_starts
         ({"use_gpu": True}, {"gpus_per_worker": 0.1}, Capacity(cpus=4, gpus=1, grows=False), 4),
         ({"use_gpu": True, "num_workers": 2}, {}, Capacity(cpus=0, gpus=5, grows=True), 2),
         ({"use_gpu": True}, {}, Capacity(cpus=64, gpus=0, grows=False), 0),
+        # No node has come yet.
+        ({"use_gpu": True}, {}, Capacity(cpus=0, gpus=0, grows=False), 1),
     ],
 )
 def test_as_many_trials_run_at_a_time_as_fit_the_cluster(monkeypatch, train, tune, most, number):
