@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from pipelines.config import resolve
 from pipelines.config.label import KMeansSettings, LabelsSettings
 from pipelines.handlabels.sampling import hand_labels_of_sample
+from pipelines.label.choosing import merge
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
-from pipelines.label.merging import fit_to_merge, merge
+from pipelines.label.merging import fit_to_merge
 from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.label.propagation import classify, fit_classifier, standardisation, too_few
 from pipelines.label.space import fit_space, to_space

@@ -43,9 +43,10 @@ from pipelines.contrastive.objective import DISTURBANCES, adjusted_rand, kmeans
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
 from pipelines.encoders import Encoder
 from pipelines.handlabels.sampling import hand_labels_of_sample
+from pipelines.label.choosing import merge
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
-from pipelines.label.merging import fit_to_merge, merge
+from pipelines.label.merging import fit_to_merge
 from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.label.space import fit_space, to_space
 from pipelines.metrics.evaluation import (

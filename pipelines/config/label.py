@@ -97,8 +97,8 @@ class KMeansSettings(Section):
 
     restarts: int = Field(default=4, ge=1, le=1000)
     """Fits from different random centroids (count). Plain k-means and `ward` keep the fit with the lowest inertia;
-    `overlap` keeps the one that agrees best with the others and has the least unequal clusters, apart from failed
-    merges."""
+    `overlap` keeps the one that agrees best with the others, has the least unequal clusters, and whose clusters
+    nearest neighbours tell best, apart from failed merges."""
 
     normalize: Literal["none", "l2"] = "l2"
     """`l2` first scales every embedding to unit length, so that distances follow the cosine."""

@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import calinski_harabasz_score, davies_bouldin_score, silhouette_score
 
 from pipelines.config.label import KMeansSettings
+from pipelines.label.choosing import merge
 from pipelines.label.draws import uniform
 from pipelines.label.kmeans import label_rows
-from pipelines.label.merging import fit_to_merge, merge
+from pipelines.label.merging import fit_to_merge
 from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.metrics.evaluation import adjusted_rand_index
 

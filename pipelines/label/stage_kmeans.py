@@ -11,8 +11,9 @@ from ray.exceptions import RayActorError
 
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
+from pipelines.label.choosing import merge
 from pipelines.label.cluster_model import ClusterModel
-from pipelines.label.merging import MIN_ROWS_PER_OVER_CLUSTER, fit_to_merge, merge, over_clusters
+from pipelines.label.merging import MIN_ROWS_PER_OVER_CLUSTER, fit_to_merge, over_clusters
 from pipelines.label.partitions import Gather, sample_rows
 from pipelines.label.space import Space, enter_space, fit_space
 from pipelines.label.stage_partitions import ActorGather, Survey, fitted_rows, start_partitions, wait_for_actors

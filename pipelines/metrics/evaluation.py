@@ -117,22 +117,6 @@ def adjusted_rand_index(first: Labels | Integers, second: Labels | Integers) -> 
     return float(adjusted_rand_score(np.asarray(first), np.asarray(second)))
 
 
-def adjusted_rand_index_of(table: NDArray[np.int64]) -> float:
-    """Return the same for two partitions of which the rows in each two of their clusters are counted, (k, k)."""
-    together, first, second = (
-        float((counts * (counts - 1) / 2).sum())
-        for counts in (
-            table.astype(np.float64),
-            table.sum(axis=1).astype(np.float64),
-            table.sum(axis=0).astype(np.float64),
-        )
-    )
-    rows = float(table.sum())
-    by_chance = first * second / max(rows * (rows - 1) / 2, 1.0)
-    room = (first + second) / 2 - by_chance
-    return (together - by_chance) / room if room > 0 else 1.0
-
-
 def confusion(labels: Labels, predicted: Labels, classes: Sequence[str]) -> NDArray[np.int64]:
     """Count rows by true class and predicted class, both in the order of `classes`; other values are not counted."""
     code = {name: index for index, name in enumerate(classes)}
