@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import ray
 from numpy.typing import NDArray
-from ray.exceptions import RayActorError
+from ray.exceptions import ObjectLostError, RayActorError
 
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
@@ -24,7 +24,8 @@ from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 
 MAX_ATTEMPTS = 4
-"""How often a fit is started: again after a worker with its rows was lost. Every start gives the same centroids."""
+"""How often a fit is started: again after a worker was lost, with its rows or with sums that nobody had fetched yet.
+Every start gives the same centroids."""
 
 
 def check_enough_events(store: Store, shards: Sequence[EventShard], config: Config) -> None:
@@ -125,7 +126,7 @@ def fit_model(
                 progress=progress,
                 sample_events=sample_events,
             )
-        except RayActorError as error:
+        except (RayActorError, ObjectLostError) as error:
             if attempt + 1 == MAX_ATTEMPTS:
                 raise StageFailed(
                     f"k-means lost a worker {MAX_ATTEMPTS} times ({' '.join(str(error).split())[:200]}); give workers "

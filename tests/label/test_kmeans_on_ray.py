@@ -10,6 +10,7 @@ import psutil
 import pyarrow as pa
 import pytest
 import ray
+from ray.exceptions import ObjectReconstructionFailedError
 
 from pipelines.config.label import KMeansSettings
 from pipelines.label.partitions import block_edges, count_rows
@@ -121,9 +122,17 @@ def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
                     os.kill(process.pid, signal.SIGKILL)
                     return
 
+    def lose_sums(restart: int, iteration: int, inertia: float) -> None:
+        # As Ray says where a node dies whose sums nobody had fetched yet.
+        if len(lost) < 2:
+            lost.append(0)
+            raise ObjectReconstructionFailedError("0" * 56, "", "")
+
     undisturbed = fitted(embedded, 2)
     assert fitted(embedded, 2, progress=kill_one) == undisturbed
     assert len(lost) == 1
+    assert fitted(embedded, 2, progress=lose_sums) == undisturbed
+    assert len(lost) == 2
 
 
 def test_fewer_events_than_clusters_is_one_sentence(embedded, ray_cluster):
