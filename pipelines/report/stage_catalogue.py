@@ -7,7 +7,6 @@ added to all files, so memory is bounded whatever a month holds.
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +17,7 @@ from pipelines.config.report import CatalogSettings
 from pipelines.report import catalogue, markers, quakeml
 from pipelines.report.positions import Positions, position_at, positions_by_station
 from pipelines.report.stage_inputs import read_evaluation
-from pipelines.report.stage_reading import EVENT_COLUMNS, READ_THREADS
+from pipelines.report.stage_reading import EVENT_COLUMNS, read_ahead
 from pipelines.report.stage_seisbench import chunk_writer, given_splits, import_h5py, read_format, write_chunk_list
 from pipelines.report.stage_summary import LABEL_COLUMNS
 from pipelines.report.stage_tasks import map_tasks
@@ -188,8 +187,7 @@ def _read_onsets(store: Store, files: Sequence[str], start_ns: int, end_ns: int)
         table = tables.read_spans(store, f"labels/{file}", ("onset",), [(start_ns, end_ns)])
         return np.asarray(table["onset"].to_numpy().astype("datetime64[ns]").astype(np.int64))
 
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return np.concatenate([np.zeros(0, dtype=np.int64), *pool.map(read, files)])
+    return np.concatenate([np.zeros(0, dtype=np.int64), *read_ahead(read, files)])
 
 
 def _open_files(stack: contextlib.ExitStack, store: Store, parts: _Parts, month: str) -> tuple[list[str], list[Add]]:
@@ -288,8 +286,7 @@ def read_detections(store: Store, files: Sequence[str], start_ns: int, end_ns: i
         joined: pd.DataFrame = labels.merge(events, on="event_id", how="inner", validate="one_to_one")
         return joined.assign(file=file)
 
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        pieces = [piece for piece in pool.map(read, files) if len(piece)]
+    pieces = [piece for piece in read_ahead(read, files) if len(piece)]
     if not pieces:
         empty = pd.DataFrame(columns=[*LABEL_COLUMNS, *EVENT_COLUMNS[1:], "file"])
         return empty.astype({"onset": "datetime64[ns, UTC]"})

@@ -1,11 +1,10 @@
 """Reads what was recorded, and what became of it: coverage by station and day, outcomes by channel and day."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 
-from pipelines.report.stage_reading import READ_THREADS
+from pipelines.report.stage_reading import read_ahead
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words
 from pipelines.workspace import tables
@@ -59,15 +58,14 @@ def _read_markers(store: Store, names: Sequence[MarkerName]) -> tuple[pd.DataFra
     rows: list[tuple[str, str, str, float]] = []
     gaps = 0
     quarantined: set[str] = set()
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        markers = pool.map(lambda one: read_detection_marker(store, "detect", one), names)
-        for name, marker in zip(names, markers, strict=True):
-            gaps += int(marker.get("gaps", 0))
-            quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
-            rows += [
-                (f"{name.network}.{name.station}", entry["day"], entry["channel"], float(entry["seconds"]))
-                for entry in marker.get("coverage", [])
-            ]
+    markers = read_ahead(lambda one: read_detection_marker(store, "detect", one), names)
+    for name, marker in zip(names, markers, strict=True):
+        gaps += int(marker.get("gaps", 0))
+        quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
+        rows += [
+            (f"{name.network}.{name.station}", entry["day"], entry["channel"], float(entry["seconds"]))
+            for entry in marker.get("coverage", [])
+        ]
     return pd.DataFrame(rows, columns=list(_NO_SECONDS)), gaps, quarantined
 
 
@@ -97,7 +95,8 @@ def _read_availability(store: Store, files: Sequence[str]) -> dict[str, pd.DataF
     """Return `channel`, `day` and seconds by outcome, by channel."""
     outcomes = {f"{outcome}_seconds": str(outcome) for outcome in TIMED}
     columns = ["network", "station", "location", "channel", "day", *outcomes]
-    rows = pd.concat([tables.read_table(store, file, columns).to_pandas() for file in files], ignore_index=True)
+    found = read_ahead(lambda file: tables.read_table(store, file, columns).to_pandas(), files)
+    rows = pd.concat(found, ignore_index=True)
     known = rows[rows["channel"].notna()].rename(columns=outcomes)
     codes = ("network", "station", "location")
     name = known["channel"].astype(str)

@@ -1,13 +1,18 @@
 """Reads parts of the workspace's tables for the report, several files at a time."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 READ_THREADS = 8
 
@@ -23,8 +28,22 @@ EVENT_COLUMNS = (
 """What the catalogue and the gallery tell of an event."""
 
 
+def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
+    """Yield `read(item)` of every item, in order; READ_THREADS are read at a time, and no more are kept.
+
+    A bucket that answers late, or not at all for a while, then holds up one of them and not all.
+    """
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        for item in items:
+            waiting.append(pool.submit(read, item))
+            if len(waiting) == READ_THREADS:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def read_events(store: Store, table: str, chosen: pd.DataFrame, columns: Sequence[str]) -> list[pa.Table]:
     """Read the chosen events (`file`, `event_id`) of a table: one Arrow table for each file, in order."""
     by_file = [(str(file), rows["event_id"].tolist()) for file, rows in chosen.groupby("file", sort=True)]
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        return list(pool.map(lambda item: tables.read_events(store, f"{table}/{item[0]}", item[1], columns), by_file))
+    return list(read_ahead(lambda item: tables.read_events(store, f"{table}/{item[0]}", item[1], columns), by_file))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import pandas as pd
 
 from pipelines.report.distributions import MEASURES
+from pipelines.report.stage_reading import read_ahead
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.summary import LabelSummary, SummarySize, merge_all, summarise
 from pipelines.workspace import tables
@@ -36,10 +37,8 @@ def summarise_files(store: Store, files: Sequence[str], size: SummarySize) -> La
 
     def batches() -> Iterator[pd.DataFrame]:
         held: list[pd.DataFrame] = []
-        for file in files:
-            labels = tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file)
-            measures = tables.read_table(store, f"events/{file}", ("event_id", *MEASURES)).to_pandas()
-            held.append(labels.merge(measures, on="event_id", how="left"))
+        for rows in read_ahead(lambda file: _read_file(store, file), files):
+            held.append(rows)
             if sum(map(len, held)) >= ROWS_AT_ONCE:
                 yield pd.concat(held, ignore_index=True)
                 held = []
@@ -47,3 +46,10 @@ def summarise_files(store: Store, files: Sequence[str], size: SummarySize) -> La
             yield pd.concat(held, ignore_index=True)
 
     return merge_all((summarise(rows, size) for rows in batches()), size)
+
+
+def _read_file(store: Store, file: str) -> pd.DataFrame:
+    labels = tables.read_table(store, f"labels/{file}", LABEL_COLUMNS).to_pandas().assign(file=file)
+    measures = tables.read_table(store, f"events/{file}", ("event_id", *MEASURES)).to_pandas()
+    rows: pd.DataFrame = labels.merge(measures, on="event_id", how="left")
+    return rows

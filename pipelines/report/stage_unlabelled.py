@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.report.catalogue import onset_nanoseconds
+from pipelines.report.stage_reading import read_ahead
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words, thousands
 from pipelines.workspace import tables
@@ -41,7 +42,10 @@ def count_unlabelled(store: Store) -> Unlabelled:
     parts = tables.by_task(sorted(events | labels))
 
     def count(files: Sequence[str]) -> list[Unlabelled]:
-        return [_count_file(store, file, has_events=file in events, has_labels=file in labels) for file in files]
+        return list(read_ahead(count_file, files))
+
+    def count_file(file: str) -> Unlabelled:
+        return _count_file(store, file, has_events=file in events, has_labels=file in labels)
 
     found = [one for counts in map_tasks(count, parts) for one in counts]
     firsts = [one.first_ns for one in found if one.first_ns is not None]
