@@ -24,6 +24,7 @@ class Job:
     lines: list[tuple[float, str]] = field(default_factory=list)
     """Time (monotonic) and text of each line."""
     ended: float = 0.0
+    """When its log ended (monotonic); 0 before that."""
     reader: threading.Thread = field(default_factory=threading.Thread)
 
     @property
@@ -44,7 +45,6 @@ class Job:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"it does not end in {seconds:.0f} s:\n{self.log[-4000:]}") from None
         self.reader.join(10)
-        self.ended = time.monotonic()
         return code
 
     def interrupt(self) -> None:
@@ -57,6 +57,7 @@ class Job:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append((time.monotonic(), line.rstrip()))
+        self.ended = time.monotonic()
 
 
 def submit(jobs_url: str, token_file: Path, variables: Mapping[str, str], words: list[str]) -> Job:

@@ -106,6 +106,8 @@ class Cluster:
             "RAY_enable_metrics_collection": "0",
             "AUTOSCALER_METRIC_PORT": "-1",
             "DASHBOARD_METRIC_PORT": "-1",
+            # All hosts share the machine's cores with whatever else runs there, to which Ray's workers give way.
+            "RAY_worker_niceness": "0",
             **variables,
         }
         ray = str(BIN / "ray")

@@ -74,8 +74,8 @@ class Strike:
         return any(self.before.get(path) != tag for path, tag in now.items() if path != "holder.json")
 
     def wait_for_progress(self) -> float:
-        """Return after how many seconds the job went on."""
-        wait_until("progress", lambda: self.progressed() or self.job.process.poll() == 0, STAGE_SECONDS)
+        """Return after how many seconds the job went on, or ended."""
+        wait_until("progress", lambda: self.progressed() or self.job.process.poll() is not None, STAGE_SECONDS)
         return time.monotonic() - self.struck
 
 
