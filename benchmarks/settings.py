@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from pipelines import encoders
-from pipelines.config import read_yaml, resolve
+from pipelines.config import Config, read_yaml, resolve
 from pipelines.config.augmentation import AugmentationSettings
 from pipelines.config.label import KMeansSettings, LabelsSettings
 from pipelines.config.tune import TuneSettings
@@ -107,7 +107,7 @@ def sample_of(events: EventSet) -> tuple[EventSample, NDArray[np.float32]]:
     return sample, read_sample(store, sample, range(len(sample)))
 
 
-def overrides(name: str, events: EventSet, epochs: int, seed: int) -> Any:
+def overrides(name: str, events: EventSet, epochs: int, seed: int) -> Config:
     """Return the configuration of a setting."""
     common = {"train": {"epochs": epochs, "seed": seed}}
     if name.startswith("draw-"):
@@ -126,9 +126,9 @@ def overrides(name: str, events: EventSet, epochs: int, seed: int) -> Any:
     return resolve(events.configured, common, settings)
 
 
-def train(name: str, events: EventSet, windows: Any, sample: EventSample, epochs: int, seed: int) -> dict[str, Any]:
-    """Train one encoder and return what is stored of it."""
-    config, began = overrides(name, events, epochs, seed), time.perf_counter()
+def train(config: Config, windows: NDArray[np.float32], sample: EventSample) -> dict[str, Any]:
+    """Train one encoder as `firnline train` does and return what is stored of it."""
+    began = time.perf_counter()
     network = network_config(config, sample)
     training = Training(
         network=network,
@@ -179,12 +179,17 @@ def run_trainings(arguments: argparse.Namespace) -> None:
                 if events.name not in loaded:
                     loaded[events.name] = sample_of(events)
                 sample, windows = loaded[events.name]
-                found = train(name, events, windows, sample, arguments.epochs, seed)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(path.with_suffix(".part.npz"), **found)
-                path.with_suffix(".part.npz").replace(path)
+                found = train(overrides(name, events, arguments.epochs, seed), windows, sample)
+                keep(path, found)
                 said = found.get("failed") or f"{found['seconds']:.0f} s, loss {found['loss'][-1]:.3f}"
                 print(f"{events.name} {name} {seed}: {said}", flush=True)
+
+
+def keep(path: Path, found: dict[str, Any]) -> None:
+    """Store a training, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path.with_suffix(".part.npz"), **found)
+    path.with_suffix(".part.npz").replace(path)
 
 
 @dataclass(frozen=True)
