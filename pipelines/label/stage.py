@@ -46,6 +46,7 @@ from pipelines.label.stage_inputs import (
 from pipelines.label.stage_kmeans import check_enough_events
 from pipelines.label.stage_labels import Naming, label_marks, marker_of, write_labels
 from pipelines.label.stage_log import log_outcome
+from pipelines.label.stage_partitions import check_memory
 from pipelines.label.stage_propagate import (
     Propagation,
     check_hand_labels,
@@ -143,6 +144,8 @@ def label_events(
         return done
     with ray_session(address) as session:
         check_workers(config)
+        if fitted is None and (again or not store.exists(f"clustering/{fitted_file}.npz")):
+            check_memory(store, shards, config.kmeans)
         hand = None if table is None else match_on_ray(store, shards, config.labels, table)
         if hand is not None:
             print(

@@ -13,7 +13,8 @@ from pipelines.config.label import KMeansSettings
 from pipelines.label.draws import event_keys, uniform
 from pipelines.label.partitions import Partition, block_rows, count_rows, partition_edges
 from pipelines.label.stage_shards import EventShard
-from pipelines.runtime.errors import StageFailed
+from pipelines.runtime.capacity import capacity
+from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_session import task_results
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
@@ -23,6 +24,14 @@ _FRACTION_SALT = -3
 
 ROWS_OF_A_WORKER = 1_000_000
 """Rows for which a worker is worth a node that is not there yet; an iteration over them takes a core about a second."""
+
+_BYTES_PER_ROW = 16
+"""Of the key, the distance and the label of a row."""
+
+ESTIMATED_FROM = 4
+"""From about how many files the number of events is estimated."""
+ESTIMATE_FACTOR = 4
+"""By how much an estimate may be too small."""
 
 REPORT_SECONDS = 60.0
 """How often a wait for workers is reported."""
@@ -76,6 +85,52 @@ def _survey(store: Store, shards: list[EventShard], seed: int, fraction: float) 
             )
         )
     return found
+
+
+def check_memory(store: Store, shards: Sequence[EventShard], settings: KMeansSettings) -> None:
+    """Refuse events whose clustering can never fit into the memory of the cluster, before any of them is embedded.
+
+    No file is read where all of them are small beside the memory. Else the number of events is estimated from a few
+    files; only where that comes near the memory are the rows of all files counted, by Ray tasks. A cluster that may
+    grow, or whose nodes have not come yet, is not refused.
+
+    Raises:
+        InputError: says what is needed and what Ray has; or a file that was read is damaged.
+    """
+    most = capacity()
+    available = _cluster("memory", np.inf)
+    num_bytes = sum(shard.size for shard in shards)
+    # A row of events takes more bytes in its file than k-means needs for it.
+    if most.grows or most.unknown or _least_bytes(num_bytes / _BYTES_PER_ROW) <= available:
+        return
+    few = shards[:: max(1, len(shards) // ESTIMATED_FROM)]
+    estimated = sum(_num_rows(store, few)) * num_bytes / max(1, sum(shard.size for shard in few))
+    if ESTIMATE_FACTOR * _least_bytes(estimated * settings.fraction) <= available:
+        return
+    count: Any = ray.remote(_num_rows)
+    num_rows = sum(sum(rows) for rows in task_results([count.remote(store, part) for part in tables.by_task(shards)]))
+    # Which rows the fraction leaves is drawn: hardly ever fewer than six standard deviations below the mean.
+    mean = num_rows * settings.fraction
+    needed = _least_bytes(max(0.0, mean - 6 * np.sqrt(mean * (1 - settings.fraction))))
+    if needed > available:
+        raise InputError(
+            f"k-means over {num_rows} events needs {needed / 1e9:.1f} GB of memory, and Ray has {available / 1e9:.1f} "
+            "GB; give it more, or a smaller kmeans.fraction"
+        )
+
+
+def _num_rows(store: Store, shards: Sequence[EventShard]) -> list[int]:
+    """Return how many events each file holds, by its footer."""
+    found = []
+    for shard in shards:
+        with tables.open_table(store, shard.path("events"), ()) as file:
+            found.append(int(file.metadata.num_rows))
+    return found
+
+
+def _least_bytes(num_rows: float) -> float:
+    """Return the least that k-means can do with: one worker that keeps no rows."""
+    return _actor_bytes((0, round(num_rows)), 0, keep=False)
 
 
 class PartitionActor:
@@ -174,7 +229,7 @@ def plan_partitions(
 def _actor_bytes(edge: tuple[int, int], dim: int, *, keep: bool) -> int:
     """Return how much memory a worker may take: key, distance and label of each row, and its rows or a few blocks."""
     num_rows = edge[1] - edge[0]
-    return num_rows * 16 + (2 * num_rows * dim * 4 if keep else 0) + (1 << 28)
+    return num_rows * _BYTES_PER_ROW + (2 * num_rows * dim * 4 if keep else 0) + (1 << 28)
 
 
 def _cluster(resource: str, default: float) -> float:

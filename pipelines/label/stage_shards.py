@@ -17,6 +17,8 @@ class EventShard:
     name: str
     source: str
     """Changes whenever the events in it may have changed: detection's fingerprint of the shard."""
+    size: int = 0
+    """Bytes of the file of events."""
 
     def path(self, table: str) -> str:
         """Return the shard's file in a table."""
@@ -35,7 +37,7 @@ def list_event_shards(store: Store) -> list[EventShard]:
         network, station = tables.station_of(item.path)
         name = item.path.rpartition("/")[2].removesuffix(".parquet")
         source = done.get((network, station, name), f"{item.etag}-{item.size}")
-        shards.append(EventShard(network=network, station=station, name=name, source=source))
+        shards.append(EventShard(network=network, station=station, name=name, source=source, size=item.size))
     if not shards:
         raise InputError(f"{store.url} holds no event to label; run `firnline detect` first")
     return shards

@@ -11,18 +11,21 @@ import pyarrow as pa
 import pytest
 import ray
 from ray.exceptions import ObjectReconstructionFailedError
+from small_workspace import write_workspace
 
 from pipelines.config.label import KMeansSettings
+from pipelines.label import stage_partitions
 from pipelines.label.partitions import block_edges, count_rows
 from pipelines.label.stage_kmeans import fit_model
 from pipelines.label.stage_partitions import (
+    check_memory,
     plan_partitions,
     start_partitions,
     survey_embeddings,
     useful_workers,
     wait_for_actors,
 )
-from pipelines.label.stage_shards import EventShard
+from pipelines.label.stage_shards import EventShard, list_event_shards
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.workspace import schemas, tables
 from pipelines.workspace.storage import Store, open_store
@@ -85,6 +88,19 @@ def test_fewer_workers_share_the_rows_where_memory_is_short_for_many():
     assert len(plan_partitions(20_000, 64, 1.0, 16, 30e9)[0]) == 16
     with pytest.raises(StageFailed, match=r"over 20000 events needs 0\.3 GB of memory in a worker, Ray has 0\.1 GB"):
         plan_partitions(20_000, 64, 1.0, 16, 1e8)
+
+
+def test_events_that_the_memory_can_never_hold_are_refused_before_they_are_embedded(ray_cluster, tmp_path, monkeypatch):
+    store = open_store(str(tmp_path))
+    write_workspace(store)
+    shards = list_event_shards(store)
+    check_memory(store, shards, KMeansSettings())
+    monkeypatch.setattr(stage_partitions, "_cluster", lambda resource, default: 2e8)
+    with pytest.raises(InputError, match=r"k-means over 360 events needs 0\.3 GB of memory, and Ray has 0\.2 GB"):
+        check_memory(store, shards, KMeansSettings())
+    # Its nodes bring memory of their own.
+    monkeypatch.setenv("FIRNLINE_CLUSTER_CPUS", "512")
+    check_memory(store, shards, KMeansSettings())
 
 
 def test_a_cluster_that_may_grow_is_not_asked_for_nodes_for_a_few_rows():
