@@ -163,7 +163,7 @@ def test_a_search_that_is_interrupted_goes_on_to_the_same_trials_and_the_same_wi
     ]
 
 
-def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_again(searched):
+def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_again(searched, capsys):
     workspace, config, tracking, summary = searched
     client = tracking.client()
     [parent] = [
@@ -171,6 +171,7 @@ def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_agai
     ]
     before = records_of(workspace)
     again = tune_augmentations(workspace, config, tracking)
+    assert "a higher one was no sign of better classes" in capsys.readouterr().out
     assert (again.best_score, again.num_trials) == (summary.best_score, summary.num_trials)
     assert records_of(workspace) == before
     client.delete_run(parent.info.run_id)
