@@ -8,7 +8,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.signal import ShortTimeFFT, butter, sosfiltfilt
 from scipy.signal.windows import hann
 
-from pipelines.report.style import INK, MUTED, new_figure, quiet
+from pipelines.report.style import INK, MUTED, PAPER, new_figure, quiet
 
 FLOOR_DB = -40.0
 """Power of the spectrogram's darkest colour, below the strongest cell (dB)."""
@@ -140,14 +140,14 @@ def event_figure(
     `waveform` has shape (3, sample), rows E, N, Z; `onset_s` is the onset after the first sample (s). Absent channels
     are drawn as such; medians and all that lies outside `band_hz` are removed from the traces. Call inside `drawing()`.
     """
-    figure = new_figure(3.3, 3.0, constrained=False)
+    figure = new_figure(3.3, 2.6, constrained=False)
     # Fixed margins: the figures of a row align, and a layout engine would take longer than the drawing.
     upper, lower = figure.subplots(
         2,
         1,
         sharex=True,
         height_ratios=[1.6, 1],
-        gridspec_kw={"left": 0.125, "right": 0.965, "top": 0.99, "bottom": 0.145, "hspace": 0.05},
+        gridspec_kw={"left": 0.125, "right": 0.965, "top": 0.99, "bottom": 0.168, "hspace": 0.05},
     )
     length_s = waveform.shape[1] / rate_hz
     recorded, waveform = waveform, band_passed(waveform, rate_hz, band_hz)
@@ -198,6 +198,8 @@ def event_figure(
             ha="right",
             va="center",
             fontsize=7.2,
+            # Readable before a trace.
+            bbox={"facecolor": PAPER, "alpha": 0.8, "linewidth": 0, "pad": 0.8},
         )
     axes = lower
     times, frequencies, power_db = spectrogram_db(recorded[spectrum_row], rate_hz, band_hz)

@@ -70,7 +70,7 @@ def gallery_item(event: pa.Table, label: Mapping[str, Any], band_hz: tuple[float
     svg = event_svg(waveform, values, (onset - window_start).total_seconds(), int(label["cluster"]), site, band_hz)
     known = {"hand": f"known: {label['label']}", "propagated": f"{label['label']}: {label['confidence']:.0%}"}
     details = [
-        f"SNR {values['snr_db']:.1f} dB",
+        f"SNR {_tenths(values['snr_db'])} dB",
         f"STA/LTA {values['peak_ratio']:.1f}",
         f"to centroid {label['distance']:.2f}",
         f"margin {label['margin']:.2f}",
@@ -85,6 +85,11 @@ def gallery_item(event: pa.Table, label: Mapping[str, Any], band_hz: tuple[float
         details=tuple(detail.replace(" -", " \u2212") for detail in details if detail),
         svg=svg,
     )
+
+
+def _tenths(value: float) -> str:
+    """Return a number with one decimal place, and no sign before 0.0."""
+    return f"{round(value, 1) + 0.0:.1f}"
 
 
 def event_svg(

@@ -38,8 +38,11 @@ _THEME = {
 }
 
 # Okabe and Ito's colours, which readers with any colour vision tell apart, without yellow (unreadable on white) and
-# black (on a dark page), and a dark purple from Paul Tol's.
-CLUSTER_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f2d5f")
+# black (on a dark page), a dark purple from Paul Tol's, and three that differ most from these and each other.
+CLUSTER_COLOURS = (
+    *("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8f2d5f"),
+    *("#8400f0", "#604824", "#90c06c"),
+)
 CLASS_COLOURS = (*CLUSTER_COLOURS[3:], *CLUSTER_COLOURS[:3])
 CLUSTER_MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
@@ -81,13 +84,18 @@ _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', A
 
 
 def cluster_colour(cluster: int) -> str:
-    """Return the colour of a cluster; seven differ, then they repeat."""
+    """Return the colour of a cluster; ten differ, then they repeat."""
     return CLUSTER_COLOURS[cluster % len(CLUSTER_COLOURS)]
+
+
+def cluster_form(cluster: int) -> int:
+    """Return the place of a cluster's marker in `CLUSTER_MARKERS`: clusters of one colour differ in it."""
+    return (cluster // len(CLUSTER_COLOURS)) % len(CLUSTER_MARKERS)
 
 
 def cluster_marker(cluster: int) -> str:
     """Return the marker of a cluster: clusters of one colour differ in it."""
-    return CLUSTER_MARKERS[(cluster // len(CLUSTER_COLOURS)) % len(CLUSTER_MARKERS)]
+    return CLUSTER_MARKERS[cluster_form(cluster)]
 
 
 class drawing:  # noqa: N801 - reads as a statement: `with drawing(): ...`
