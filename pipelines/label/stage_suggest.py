@@ -39,6 +39,8 @@ class SuggestedEvent:
     why: str
     file: str
     """That it lies in, below events/."""
+    other: int | None = None
+    """The cluster that it lies next to, where it is uncertain."""
 
 
 def suggest_events(store: Store, settings: SuggestSettings, labels: LabelsSettings) -> list[SuggestedEvent]:
@@ -88,6 +90,7 @@ def suggest_events(store: Store, settings: SuggestSettings, labels: LabelsSettin
                 cluster=int(numbers[suggestion.index]),
                 why=suggestion.why,
                 file=sample.paths[sample.file_numbers[suggestion.index]].removeprefix("events/"),
+                other=suggestion.other,
             )
         )
     return rows

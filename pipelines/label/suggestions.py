@@ -43,10 +43,11 @@ class Clustered:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """An event to label: its index in the sample, and why."""
+    """An event to label: its index in the sample, and why; the cluster that it lies next to where it is uncertain."""
 
     index: int
     why: str
+    other: int | None = None
 
 
 def suggest(sample: Clustered, number: int) -> list[Suggestion]:
@@ -62,9 +63,9 @@ def suggest(sample: Clustered, number: int) -> list[Suggestion]:
     typicality = _typicality(sample.points)
     chosen: list[Suggestion] = []
 
-    def take(index: int, why: str) -> None:
+    def take(index: int, why: str, other: int | None = None) -> None:
         free[index] = False
-        chosen.append(Suggestion(index, why))
+        chosen.append(Suggestion(index, why, other))
 
     num_typical = number - int(number * UNCERTAIN_SHARE)
     for members, why in _uncovered_branches(sample, free):
@@ -81,8 +82,16 @@ def suggest(sample: Clustered, number: int) -> list[Suggestion]:
                 return chosen
             if free[index] and (another_round or centroid not in seen):
                 seen.add(centroid)
-                take(int(index), f"uncertain: almost as near to another cluster as to {sample.clusters[centroid]}")
+                own, other = int(sample.clusters[centroid]), _next_cluster(sample, int(index))
+                take(int(index), f"uncertain: almost as near to cluster {other} as to {own}", other)
     return chosen
+
+
+def _next_cluster(sample: Clustered, index: int) -> int:
+    """Return the cluster that an event is nearest to after its own."""
+    distances = np.linalg.norm(sample.centroids - sample.points[index], axis=1)
+    distances[sample.clusters == sample.clusters[sample.centroid_of[index]]] = np.inf
+    return int(sample.clusters[distances.argmin()])
 
 
 def _uncovered_branches(sample: Clustered, free: NDArray[np.bool_]) -> Iterator[tuple[NDArray[np.int64], str]]:

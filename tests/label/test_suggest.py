@@ -73,6 +73,13 @@ def test_the_last_tenth_lies_between_clusters():
     assert len(uncertain) >= 4
     free = np.setdiff1d(np.arange(len(sample.points)), [one.index for one in found[: -len(uncertain)]])
     assert uncertain[0].index == free[sample.margins[free].argmin()]
+    for one in uncertain:
+        far = {
+            number: np.linalg.norm(CENTRES[number == CLUSTERS] - sample.points[one.index], axis=1).min()
+            for number in (0, 1, 2)
+        }
+        own, other = sorted(far, key=far.__getitem__)[:2]
+        assert one.why == f"uncertain: almost as near to cluster {other} as to {own}"
 
 
 def test_events_that_coincide_are_suggested_like_others():
