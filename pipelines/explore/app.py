@@ -28,6 +28,7 @@ from pipelines.explore.queries import (
     BadRequest,
     read_cluster,
     read_filter,
+    read_first,
     read_label_changes,
     read_name_change,
     read_object,
@@ -92,7 +93,14 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
         return JSONResponse({"events": explorer.neighbours(_one(request, "event_id"), page_events)})
 
     def typical(request: Request) -> Response:
-        return JSONResponse({"events": explorer.typical(read_cluster(_one(request, "cluster")), page_events)})
+        cluster, first = read_cluster(_one(request, "cluster")), read_first(_one(request, "first"))
+        listed, total = explorer.typical(cluster, first, page_events)
+        return JSONResponse({"events": listed, "total": total})
+
+    def doubtful(request: Request) -> Response:
+        cluster = _one(request, "cluster")
+        numbers, why = explorer.doubtful(read_cluster(cluster) if cluster else None)
+        return JSONResponse({"points": numbers, "why": why})
 
     def suggestions(request: Request) -> Response:
         return JSONResponse({"events": explorer.suggestions()})
@@ -133,6 +141,7 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
             Route("/api/neighbours", neighbours),
             Route("/api/typical", typical),
             Route("/api/suggestions", suggestions),
+            Route("/api/doubtful", doubtful),
             Route("/api/tree", tree),
             Route("/api/branch", branch),
             Route("/api/labels", _change(set_labels), methods=["POST"]),

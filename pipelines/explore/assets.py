@@ -24,7 +24,7 @@ class Asset:
 
 SERVER, OFFLINE = "server.js", "offline.js"
 """The script by which the page asks: the server, or the files of a copy without one."""
-SCRIPTS = ("explore.js", "cards.js", "map.js", "places.js", "tree.js")
+SCRIPTS = ("explore.js", "pages.js", "cards.js", "map.js", "places.js", "tree.js")
 """Our other scripts in the order in which the page reads them."""
 
 

@@ -23,21 +23,31 @@ function imageOf(svg) {
 
 function card(event) {
   const node = element("article", { class: "event", tabindex: "0", "aria-label": `${event.site} ${event.onset} UTC` },
-    element("h2", {}, event.site, element("span", { class: "cluster" }, clusterName(event.cluster))),
-    element("p", {}, `${event.onset} UTC`,
-      ...(event.drawn === false ? [] : [element("button", { type: "button", class: "near", title: "key n", onclick: () => neighboursOf(event) }, "neighbours")])),
+    element("h2", {}, event.site, element("span", { class: "time" }, `${event.onset} UTC`)),
+    element("p", { class: "own" }, element("span", { class: "cluster" }),
+      ...(event.drawn === false ? [] : [element("button", { type: "button", class: "near", title: "The events nearest to this one (key n)", onclick: () => neighboursOf(event) }, "neighbours")])),
     ...(event.why ? [element("p", { class: "why" }, event.why)] : []),
     element("p", { class: "details" }, "\u00a0"),
-    element("div", { class: "drawing" }, ...(event.drawn === false ? [element("p", { class: "nothing" }, "The waveform of this event is not in this copy.")] : [])),
+    element("div", { class: "drawing" }, element("p", { class: "nothing" }, event.drawn === false ? "The waveform of this event is not in this copy." : "Drawing…")),
     element("div", { class: "buttons", role: "group", "aria-label": "Label" }),
   );
   node.dataset.eventId = event.event_id;
   if (event.drawn === false) node.dataset.drawn = "no";
-  node.style.setProperty("--cluster", state.summary.clusters.find((entry) => entry.number === event.cluster)?.colour ?? "gray");
+  node.style.setProperty("--cluster", clusterOf(event.cluster)?.colour ?? "gray");
   node.addEventListener("focusin", () => markEvents(event));
-  showButtons(node, event);
+  showLabel(node, event);
   observer.observe(node);
   return node;
+}
+
+// An event's own label goes before the name of its cluster.
+function showLabel(node, event) {
+  const cluster = clusterOf(event.cluster);
+  const words = !event.label ? clusterName(event.cluster)
+    : `labelled ${event.label} (cluster ${event.cluster}${cluster?.name && cluster.name !== event.label ? ` · ${cluster.name}` : ""})`;
+  node.classList.toggle("labelled", Boolean(event.label));
+  node.querySelector(".cluster").replaceChildren(chipOf(cluster), words);
+  showButtons(node, event);
 }
 
 function showButtons(node, event) {
@@ -51,9 +61,9 @@ function showButtons(node, event) {
       onclick: attempt(() => setLabel([event], event.label === label ? null : label)),
     }, label)),
     element("button", {
-      type: "button", class: "other",
+      type: "button", class: "other", title: "Another label, typed", "aria-label": "Another label",
       onclick: () => box.replaceChildren(textField("Label", event.label, (label) => setLabel([event], label), () => showButtons(node, event))),
-    }, "other…"),
+    }, "+"),
   );
 }
 
@@ -61,21 +71,24 @@ function showLabels() {
   for (const node of document.querySelectorAll(".event")) {
     const event = state.events.find((entry) => entry.event_id === node.dataset.eventId);
     if (!event) continue;
-    showButtons(node, event);
-    node.querySelector(".cluster").textContent = clusterName(event.cluster);
+    showLabel(node, event);
   }
   recolour();
 }
 
-// The buttons that label many events at once: all that were chosen on the map, or those of the page.
-function showBulk() {
-  const chosen = state.trail.at(-1)?.points;
-  const many = chosen && chosen.length > 1;
-  byId("bulk-words").textContent = many ? `Label all ${chosen.length.toLocaleString("en")} chosen:` : "Label all on this page:";
-  byId("bulk").replaceChildren(...state.summary.label_names.slice(0, 9).map((label) => element("button", {
-    type: "button", onclick: attempt(() => (many ? setLabel(state.events, label, chosen) : setLabel(state.events, label))),
-  }, label)));
-  byId("bulk").parentElement.hidden = !state.events.length || state.reading;
+// The buttons that label many events at once, all that were chosen on the map or those of the page, once they are asked for.
+function showBulk(asked = false) {
+  const chosen = state.page?.lasso ? state.page.points : null;
+  const count = (chosen ?? state.events).length;
+  const words = `Label all ${count.toLocaleString("en")} ${chosen ? "chosen" : "on this page"}`;
+  byId("label-all").textContent = `${words}…`;
+  byId("label-all").parentElement.hidden = !state.events.length || state.reading;
+  byId("label-all").hidden = asked;
+  byId("bulk").hidden = !asked;
+  byId("bulk").replaceChildren(`${words} as`, ...state.summary.label_names.slice(0, 9).map((label) => element("button", {
+    type: "button", onclick: attempt(() => setLabel(state.events, label, chosen)),
+  }, label)), element("button", { type: "button", class: "other", onclick: () => { showBulk(); byId("label-all").focus(); } }, "cancel"));
+  if (asked) byId("bulk").lastChild.focus();
 }
 
 async function setLabel(events, label, points = null) {
@@ -85,9 +98,9 @@ async function setLabel(events, label, points = null) {
     for (const event of events) event.label = label;
     state.summary.labels = answer.labels;
     state.summary.undo = answer.undo;
+    state.saved = true;
     offerLabel(label);
     showSummary();
-    sayCount(`, saved to ${state.summary.labels_path}`);
   } finally {
     showLabels();
   }
@@ -110,8 +123,8 @@ document.addEventListener("keydown", (press) => {
   if (press.key === "j") focusCard(1);
   else if (press.key === "k") focusCard(-1);
   else if (press.key === "u" && !byId("undo").disabled) undo();
-  else if (press.key === "." && !byId("next").disabled) byId("next").click();
-  else if (press.key === "," && !byId("back").disabled) byId("back").click();
+  else if (press.key === "." && state.page.following) open_(state.page.following);
+  else if (press.key === "," && (state.page.before || state.page.from)) history.back();
   else if (press.key === "m") { if (state.view !== "map") showView("map"); byId("map").focus(); }
   else if (press.key === "n" && event && event.drawn !== false) neighboursOf(event);
   else if (/^[0-9]$/.test(press.key) && event && !state.reading) {

@@ -4,11 +4,13 @@
 // image, never as markup.
 
 const byId = (id) => document.getElementById(id);
-// `trail` holds the pages of events that were opened; the last one is shown, and "back" leaves it.
-const state = { summary: null, view: "map", cluster: "", trail: [], events: [], reading: false };
+// `page` is what the cards show, see pages.js; `ordered`: the order of the list was chosen by hand.
+const state = { summary: null, view: "map", cluster: "", page: null, events: [], reading: false, saved: false, ordered: false };
 
-function say(text, isError = false) {
+// A message at the top of the page; `more` is shown while the pointer rests on it.
+function say(text, isError = false, more = "") {
   byId("status").textContent = text;
+  byId("status").title = more;
   byId("status").classList.toggle("error", isError);
 }
 
@@ -46,15 +48,22 @@ const loadSummary = attempt(async () => {
   showSummary();
 });
 
+const clusterOf = (number) => state.summary.clusters.find((cluster) => cluster.number === number);
+
 function clusterName(number) {
-  const name = state.summary.clusters.find((cluster) => cluster.number === number)?.name;
+  const name = clusterOf(number)?.name;
   return `cluster ${number}${name ? ` · ${name}` : ""}`;
 }
 
 function showSummary() {
-  const { clusters, labels, undo } = state.summary;
+  const { clusters, labels } = state.summary;
   const all = { number: "", events: clusters.reduce((sum, cluster) => sum + cluster.events, 0), colour: "transparent" };
-  byId("clusters").replaceChildren(...[all, ...clusters].map(clusterRow));
+  for (const cluster of [all, ...clusters]) {
+    const row = rowOf(cluster.number);
+    // A row whose name is being typed stays as it is.
+    if (!row) byId("clusters").append(clusterRow(cluster));
+    else if (!row.querySelector(".typed")) row.replaceWith(clusterRow(cluster));
+  }
   const chosen = byId("label").value;
   byId("label").replaceChildren(
     element("option", { value: "*" }, "any or none"),
@@ -62,18 +71,30 @@ function showSummary() {
     ...Object.entries(labels).map(([label, count]) => element("option", { value: label }, `${label} (${count})`)),
   );
   byId("label").value = [...byId("label").options].some((option) => option.value === chosen) ? chosen : "*";
-  byId("undo").disabled = !undo || state.reading;
+  showUndo();
   showBulk();
   sayCount();
 }
 
+function showUndo() {
+  const { undo: words } = state.summary;
+  byId("undo").disabled = !words || state.reading;
+  byId("undo-words").textContent = words ? `: ${words}` : "";
+}
+
+// Clusters of one colour differ in the form of the chip.
+function chipOf(cluster) {
+  const chip = element("span", { class: "chip", "data-form": cluster?.form ?? 0 });
+  chip.style.background = cluster?.colour ?? "gray";
+  return chip;
+}
+
 function clusterRow(cluster) {
   const whole = cluster.number === "";
-  const chip = element("span", { class: "chip" });
-  chip.style.background = cluster.colour;
+  const chip = chipOf(cluster);
   const name = whole ? "all clusters" : `${cluster.number}${cluster.name ? ` · ${cluster.name}` : ""}`;
   const choose = element("button", {
-    type: "button", class: "choose", "aria-pressed": String(state.cluster === cluster.number),
+    type: "button", class: "choose", "aria-pressed": String(Boolean(state.page?.follows) && state.cluster === cluster.number),
     onclick: () => { chooseCluster(cluster.number); bringEvents(); },
   }, chip, name, element("span", { class: "events" }, cluster.events.toLocaleString("en")));
   const item = element("li", { "data-number": cluster.number }, choose);
@@ -86,6 +107,13 @@ function clusterRow(cluster) {
   return item;
 }
 
+function markCluster() {
+  for (const row of document.querySelectorAll("#clusters li")) {
+    const pressed = state.page.follows && row.dataset.number === String(state.cluster);
+    row.querySelector(".choose")?.setAttribute("aria-pressed", String(Boolean(pressed)));
+  }
+}
+
 const rowOf = (number) => document.querySelector(`#clusters li[data-number="${number}"]`);
 
 // The other rows stay as they are: who leaves a field by a click on one of them must not find another one there.
@@ -93,16 +121,17 @@ function showRow(cluster) {
   rowOf(cluster.number).replaceWith(clusterRow(cluster));
 }
 
-// Who names a cluster sees its events.
+// Who names a cluster sees its events. The field stays until it is used, left with Escape, or another one is opened.
 function editName(cluster) {
-  if (state.cluster !== cluster.number) chooseCluster(cluster.number);
-  rowOf(cluster.number).replaceChildren(textField(`Name of cluster ${cluster.number}`, cluster.name, (name) => rename(cluster, name), () => showRow(cluster)));
+  if (state.cluster !== cluster.number || !state.page.follows) chooseCluster(cluster.number);
+  for (const other of state.summary.clusters) if (rowOf(other.number).querySelector(".typed")) showRow(other);
+  rowOf(cluster.number).replaceChildren(textField(`Name of cluster ${cluster.number}`, cluster.name, (name) => rename(cluster, name), () => showRow(cluster), true));
 }
 
 // A field in the place of a button: Enter takes the text, and so does leaving the field once it has another text; Escape
-// leaves all as it was.
-function textField(words, value, take, leave) {
-  const field = element("input", { type: "text", class: "typed", "aria-label": words, placeholder: words, list: "known", autocomplete: "off" });
+// leaves all as it was, and so does leaving the field as it was, unless it `stays`.
+function textField(words, value, take, leave, stays = false) {
+  const field = element("input", { type: "text", class: "typed", "aria-label": words, title: words, placeholder: "name, Enter saves", list: "known", autocomplete: "off" });
   field.value = value ?? "";
   let done = false;
   const end = (action) => { if (!done) { done = true; action(); } };
@@ -113,56 +142,17 @@ function textField(words, value, take, leave) {
   });
   field.addEventListener("blur", () => {
     const typed = field.value.trim();
-    end(typed && typed !== (value ?? "") ? attempt(() => take(typed)) : leave);
+    if (typed && typed !== (value ?? "")) end(attempt(() => take(typed)));
+    else if (!stays) end(leave);
   });
   setTimeout(() => { field.focus(); field.select(); });
   return field;
 }
 
-// What else narrows the events: a station, an hour of the day.
-function narrowed() {
-  return { site: byId("site").value, hour: byId("hour").value };
-}
-
-function narrow(values) {
-  for (const [name, value] of Object.entries(values)) byId(name).value = value;
-  showNarrowed();
-  restart();
-}
-
-// What narrows the events stands above every view, each with a button that takes it away.
-function showNarrowed() {
-  const words = {
-    site: (value) => value, hour: hourWords, start: (value) => `from ${value}`, end: (value) => `until ${value}`,
-    label: (value) => (value === "" ? "without a hand label" : `labelled ${value}`),
-  };
-  const none = (name) => (name === "label" ? "*" : "");
-  byId("narrowed").replaceChildren(...Object.keys(words).filter((name) => byId(name).value !== none(name)).map((name) => element("button", {
-    type: "button", title: "Show all again", onclick: () => narrow({ [name]: none(name) }),
-  }, words[name](byId(name).value), " ✕")));
-  byId("narrowed").parentElement.hidden = !byId("narrowed").children.length;
-  drawPlaces();
-  recolour();
-}
-
-function chooseCluster(number) {
-  state.cluster = number;
-  showSummary();
-  drawPlaces();
-  recolour();
-  const { site, hour } = narrowed();
-  if (state.view === "list" || state.view === "places" || number === "" || site || hour) restart();
-  else {
-    open_({
-      title: `Typical of ${clusterName(number)}`,
-      load: async () => ({ events: (await ask(`/api/typical?cluster=${number}`)).events }),
-    }, true);
-  }
-}
-
-function sayCount(saved = "") {
+// What was saved stays said until there is something else to say.
+function sayCount() {
   const total = Object.values(state.summary.labels).reduce((sum, count) => sum + count, 0);
-  say(`${total.toLocaleString("en")} labelled by hand${saved}`);
+  say(`${total.toLocaleString("en")} labelled by hand${state.saved ? ", saved" : ""}`, false, state.summary.labels_path);
 }
 
 async function rename(cluster, name) {
@@ -174,15 +164,17 @@ async function rename(cluster, name) {
   } finally {
     showRow(cluster);
     if (document.activeElement === document.body) rowOf(cluster.number).querySelector(".rename").focus();
-    byId("undo").disabled = !state.summary.undo;
+    showUndo();
     showLabels();
   }
-  say(`saved to ${state.summary.names_path}`);
+  say(`cluster ${cluster.number} ${name ? `is ${name}` : "has no name"}, saved`, false, state.summary.names_path);
 }
 
 // What was typed once has a button on every event.
 function offerLabel(label) {
-  if (label && !state.summary.label_names.includes(label)) state.summary.label_names.push(label);
+  if (!label || state.summary.label_names.includes(label)) return;
+  state.summary.label_names.push(label);
+  byId("known").append(element("option", { value: label }));
 }
 
 function takeNames(names, changed) {
@@ -203,106 +195,19 @@ const undo = attempt(async () => {
   say(`undone: ${answer.said}`);
 });
 
-// Events: one page after the other. A page has a title, and `load` gives its events and perhaps the page after it.
-function open_(page, fresh = false) {
-  state.trail = fresh ? [page] : [...state.trail, page];
-  return showPage();
-}
-
-const showPage = attempt(async () => {
-  const page = state.trail.at(-1);
-  byId("events").setAttribute("aria-busy", "true");
-  // Until the new events are there, no button may label the old ones as if they were these.
-  byId("bulk").parentElement.hidden = true;
-  const answer = await page.load();
-  if (page !== state.trail.at(-1)) return;
-  state.events = answer.events;
-  page.following = answer.following;
-  byId("next").disabled = !answer.following;
-  byId("back").disabled = state.trail.length < 2;
-  byId("shown").textContent = `${page.title}: ${countOf(answer.events.length, "event")}${page.number ? `, page ${page.number}` : ""}`;
-  byId("events").replaceChildren(...answer.events.map(card));
-  if (!answer.events.length) byId("events").append(element("p", { class: "nothing" }, page.nothing ?? "No event matches."));
-  byId("events").setAttribute("aria-busy", "false");
-  showBulk();
-  markEvents();
-  if (byId("status").classList.contains("error")) sayCount();
-  byId("events-view").scrollTo(0, 0);
-  if (state.view === "list" || state.view === "suggested") window.scrollTo(0, 0);
-});
-
-function filtered(cursor = "", number = 1) {
-  const { site, hour } = narrowed();
-  const which = state.cluster === "" ? "All events" : clusterName(state.cluster)[0].toUpperCase() + clusterName(state.cluster).slice(1);
-  return {
-    title: [which, site, hour === "" ? "" : hourWords(hour)].filter(Boolean).join(", "), number,
-    load: async () => {
-      const query = new URLSearchParams({ cursor, order: byId("order").value, cluster: state.cluster });
-      for (const name of ["site", "hour", "start", "end"]) if (byId(name).value) query.set(name, byId(name).value);
-      if (byId("label").value !== "*") query.set("label", byId("label").value);
-      const answer = await ask(`/api/events?${query}`);
-      return { events: answer.events, following: answer.cursor ? filtered(answer.cursor, number + 1) : null };
-    },
-  };
-}
-
-// Events of the map by their numbers there, `state.summary.page_events` on a page.
-function ofPoints(title, points, first = 0) {
-  const size = state.summary.page_events;
-  return {
-    title, points, number: points.length > size ? first / size + 1 : 0,
-    load: async () => ({
-      events: points.length ? (await ask(`/api/points?points=${points.slice(first, first + size).join(",")}`)).events : [],
-      following: first + size < points.length ? ofPoints(title, points, first + size) : null,
-    }),
-  };
-}
-
-function neighboursOf(event) {
-  return open_({
-    title: `Nearest to ${event.site} ${event.onset}`,
-    load: async () => ({ events: [event, ...(await ask(`/api/neighbours?event_id=${encodeURIComponent(event.event_id)}`)).events] }),
-  });
-}
-
-// On a narrow screen the events lie below what they were chosen on.
-function bringEvents() {
-  if (window.matchMedia("(max-width: 52rem)").matches) byId("events-view").scrollIntoView();
-}
-
-function restart() {
-  return open_(filtered(), true);
-}
-
-function showView(view) {
-  state.view = view;
-  document.querySelector("main").dataset.view = view;
-  document.body.dataset.view = view;
-  for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-pressed", String(button.dataset.view === view));
-  if (view === "map") showMap();
-  if (view === "tree") showTree();
-  if (view === "places") { showPlaces(); restart(); }
-  if (view === "list") restart();
-  if (view === "suggested") {
-    open_({
-      title: "To label next", nothing: "No event without a label is left to suggest.",
-      load: async () => ({ events: (await ask("/api/suggestions")).events }),
-    }, true);
-  }
-}
-
 document.addEventListener("DOMContentLoaded", async () => {
   byId("filter").addEventListener("change", () => narrow({}));
   byId("filter").addEventListener("submit", (submit) => { submit.preventDefault(); narrow({}); });
-  byId("next").addEventListener("click", () => open_(state.trail.at(-1).following));
-  byId("back").addEventListener("click", () => { state.trail.pop(); showPage(); });
+  byId("order").addEventListener("change", () => { state.ordered = true; });
+  for (const button of document.querySelectorAll(".next")) button.addEventListener("click", () => open_(state.page.following));
+  for (const button of document.querySelectorAll(".back, .return")) button.addEventListener("click", () => history.back());
+  byId("label-all").addEventListener("click", () => showBulk(byId("bulk").hidden));
   byId("undo").addEventListener("click", undo);
   for (const button of document.querySelectorAll("#views button")) button.addEventListener("click", () => showView(button.dataset.view));
-  if (window.matchMedia("(max-width: 52rem)").matches) byId("clusters-box").open = false;
-  document.body.dataset.view = "map";
+  if (window.matchMedia("(max-width: 52rem)").matches) for (const id of ["clusters-box", "filter-box"]) byId(id).open = false;
+  new ResizeObserver(measureTop).observe(byId("top"));
   await loadSummary();
   if (!state.summary) return;
   document.body.append(element("datalist", { id: "known" }, ...state.summary.label_names.map((name) => element("option", { value: name }))));
-  showMap();
-  restart();
+  begin();
 });

@@ -11,10 +11,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines.config.label import LabelsSettings
 from pipelines.config.report import ExploreSettings, ReportSettings
 from pipelines.config.suggest import SuggestSettings
+from pipelines.explore.doubtful import MAX_COMPARED, find_doubtful, nearest_events
 from pipelines.explore.layout import nearest_points
 from pipelines.explore.listing import HandLabels, list_page, records, site_of
 from pipelines.explore.map_points import EmbeddingMap
@@ -28,7 +30,7 @@ from pipelines.report.positions import positions_by_station
 from pipelines.report.stage_gallery import GALLERY_COLUMNS, gallery_item, shown_band
 from pipelines.report.stage_inputs import label_files
 from pipelines.report.stage_summary import LABEL_COLUMNS
-from pipelines.report.style import CLASS_COLOURS, CLUSTER_COLOURS, cluster_colour
+from pipelines.report.style import CLASS_COLOURS, CLUSTER_COLOURS, cluster_colour, cluster_form
 from pipelines.runtime.text import counted
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import ClusteringSummary, StationList
@@ -51,6 +53,11 @@ class LabelChange:
     before: dict[str, str | None]
     after: dict[str, str | None]
 
+    @property
+    def words(self) -> str:
+        """Return what undoing takes back."""
+        return f"the label of {counted(len(self.after), 'event')}"
+
 
 @dataclass(frozen=True)
 class NameChange:
@@ -59,6 +66,11 @@ class NameChange:
     cluster: int
     before: str | None
     after: str | None
+
+    @property
+    def words(self) -> str:
+        """Return what undoing takes back."""
+        return f"the name of cluster {self.cluster}"
 
 
 @dataclass(kw_only=True)
@@ -85,6 +97,8 @@ class Explorer:
     suggest: SuggestSettings = field(default_factory=SuggestSettings)
     done: "list[LabelChange | NameChange]" = field(default_factory=list)
     """What can be undone, the latest last."""
+    nearest: NDArray[np.int64] | None = None
+    """The nearest events of those of the map that are compared, once asked for; see `nearest_events`."""
     sizes: dict[int, tuple[int, str]] | None = None
     """Events and name of each cluster, once read."""
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -97,10 +111,8 @@ class Explorer:
 
     def summary(self) -> dict[str, Any]:
         """Return clusters, stations, label counts and where labels are kept."""
-        names = self.names.read()
         counts = _counts(self.labels.read())
-        sizes = self._cluster_sizes()
-        shown = {number: names.get(number) or name for number, (_, name) in sizes.items()}
+        sizes, shown = self._cluster_sizes(), self._names()
         command = ("firnline", "label", self.store.url, "--replace", "--labels.path", self.labels.path)
         return {
             "workspace": self.store.url,
@@ -111,6 +123,7 @@ class Explorer:
                     "events": events,
                     "name": shown[number],
                     "colour": cluster_colour(number),
+                    "form": cluster_form(number),
                 }
                 for number, (events, _) in sizes.items()
             ],
@@ -120,7 +133,7 @@ class Explorer:
             "label_names": list(
                 dict.fromkeys((*self.label_names, *sorted(counts), *sorted(filter(None, shown.values()))))
             ),
-            "undo": len(self.done),
+            "undo": self._undoes(),
             "page_events": self.page_events,
             "labels_path": self.labels.path,
             "names_path": self.names.path,
@@ -175,9 +188,44 @@ class Explorer:
         near = [int(other) for other in nearest_points(points.points, wanted, count + 1) if other != number]
         return self.list_points(near[:count])
 
-    def typical(self, cluster: int, count: int) -> list[dict[str, Any]]:
-        """Return the events of the map nearest to the mean of a cluster, the nearest first."""
-        return self.list_points(self.map.points().typical(cluster, count))
+    def typical(self, cluster: int, first: int, count: int) -> tuple[list[dict[str, Any]], int]:
+        """Return events of the map from a cluster, those nearest to its mean first, and how many it has there.
+
+        `first` of them are left out, and at most `count` returned.
+        """
+        points = self.map.points()
+        return self.list_points(points.typical(cluster, first + count)[first:]), int((points.clusters == cluster).sum())
+
+    def doubtful(self, cluster: int | None = None) -> tuple[list[int], list[str]]:
+        """Return the events of the map, all or of a cluster, that are probably in the wrong one, and why.
+
+        Clusters of one name are one class, and a hand label goes before the name; events with one are not returned. Of
+        a map of more than `MAX_COMPARED` events, so many drawn at random are compared.
+        """
+        points = self.map.points()
+        with self.lock:
+            if self.nearest is None:
+                self.nearest = nearest_events(points.points[:MAX_COMPARED])
+            nearest = self.nearest
+        label_of = {event_id: row["label"] for event_id, row in self.labels.read().items()}
+        name_of = self._names()
+        numbers = range(len(nearest))
+        ids, clusters = points.ids(numbers), points.clusters[: len(nearest)]
+        names = [
+            label_of.get(one) or name_of.get(own) or f"in cluster {own}"
+            for one, own in zip(ids, clusters.tolist(), strict=True)
+        ]
+        asked = np.array([one not in label_of for one in ids], dtype=bool)
+        if cluster is not None:
+            asked &= clusters == cluster
+        found = find_doubtful(nearest, names, asked)
+        why = [f"{one.votes} of its {nearest.shape[1]} nearest events are {one.name}" for one in found]
+        return [one.number for one in found], why
+
+    def _names(self) -> dict[int, str]:
+        """Return the name of each cluster; "" where it has none."""
+        names = self.names.read()
+        return {number: names.get(number) or name for number, (_, name) in self._cluster_sizes().items()}
 
     def labelled_points(self) -> dict[str, list[int]]:
         """Return the events of the map that have a hand label, by label."""
@@ -190,7 +238,7 @@ class Explorer:
         return found
 
     def suggestions(self) -> list[dict[str, Any]]:
-        """Return the events that `firnline suggest` names, in its order; each with `why`."""
+        """Return the events that `firnline suggest` names, in its order; each with `why` and the `heading` above it."""
         labels = self.labels.read()
         path = self.labels.path if labels else None
         suggested = suggest_events(self.store, self.suggest, LabelsSettings(path=path))
@@ -203,7 +251,16 @@ class Explorer:
             chosen = pc.is_in(table["event_id"], value_set=pa.array([one.event_id for one in members]))
             row_of |= {row["event_id"]: row for row in records(table.filter(chosen).to_pandas().assign(file=file))}
         events = self._shown([row_of[one.event_id] for one in suggested], labels)
-        return [{**event, "why": one.why} for event, one in zip(events, suggested, strict=True)]
+        names = self._names()
+
+        def reason(one: SuggestedEvent) -> dict[str, str]:
+            if one.other is None:
+                return {"why": one.why, "heading": "Typical, to name clusters by"}
+            near, own = (f"{at} ({names[at]})" if names.get(at) else str(at) for at in (one.other, one.cluster))
+            why = f"uncertain: almost as near to cluster {near} as to {own}"
+            return {"why": why, "heading": "Uncertain, between two clusters"}
+
+        return [{**event, **reason(one)} for event, one in zip(events, suggested, strict=True)]
 
     def _shown(self, rows: Iterable[dict[str, Any]], labels: HandLabels) -> list[dict[str, Any]]:
         """Remember rows of `labels/`, each with its `file`, as shown, and return what a browser gets of them."""
@@ -261,7 +318,7 @@ class Explorer:
         """Set or remove (None) the hand labels of events that were shown, and save the file.
 
         Returns:
-            `labels`, the counts by label, and `undo`, the number of changes that can be undone.
+            `labels`, the counts by label, and `undo`, what can be undone next, in words ("" where nothing can).
         """
         with self.lock:
             unknown = [event_id for event_id in changes if event_id not in self.shown]
@@ -279,7 +336,7 @@ class Explorer:
         before = _labels_of(self.labels.read(), changes)
         rows = self.labels.change(changes)
         self._remember(LabelChange(before, _labels_of(rows, changes)))
-        return {"labels": _counts(rows), "undo": len(self.done)}
+        return {"labels": _counts(rows), "undo": self._undoes()}
 
     def set_name(self, cluster: int, name: str | None) -> dict[str, Any]:
         """Set or remove (None) the name of a cluster, and save the file.
@@ -293,7 +350,7 @@ class Explorer:
             before = self.names.read().get(cluster)
             names = self.names.change(cluster, name)
             self._remember(NameChange(cluster, before, names.get(cluster)))
-            return {"names": names, "undo": len(self.done)}
+            return {"names": names, "undo": self._undoes()}
 
     def undo(self) -> dict[str, Any]:
         """Undo the latest change, as far as nothing has changed since what it changed.
@@ -311,15 +368,18 @@ class Explorer:
                 cluster = change.cluster
                 if self.names.read().get(change.cluster) == change.after:
                     self.names.change(change.cluster, change.before)
-                    said = f"the name of cluster {change.cluster}"
+                    said = change.words
             else:
                 now = _labels_of(self.labels.read(), change.after)
                 changed = {one: label for one, label in change.before.items() if now[one] == change.after[one]}
                 if changed:
                     self.labels.change(changed)
                     said = f"the label of {counted(len(changed), 'event')}"
-            found = {"labels": _counts(self.labels.read()), "undo": len(self.done), "changed": changed, "said": said}
+            found = {"labels": _counts(self.labels.read()), "undo": self._undoes(), "changed": changed, "said": said}
             return found | {"cluster": cluster, "names": self.names.read()}
+
+    def _undoes(self) -> str:
+        return self.done[-1].words if self.done else ""
 
     def _remember(self, change: "LabelChange | NameChange") -> None:
         self.done.append(change)

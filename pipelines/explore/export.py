@@ -135,7 +135,7 @@ def write_export(explorer: Explorer, target: ExportTarget, settings: ExploreSett
     words = _words(explorer, points, int(counts.events.sum()), len(chosen) - missing, bool(labelled))
     copy.script("data/tree.js", "tree", _or_error(explorer.tree.describe) | {"drawn": branches})
     name = explorer.store.url.rpartition("/")[2]
-    summary = explorer.summary() | {"workspace": name, "labels_path": "", "names_path": "", "command": "", "undo": 0}
+    summary = explorer.summary() | {"workspace": name, "labels_path": "", "names_path": "", "command": "", "undo": ""}
     shown = {"summary": summary | {"export": words}, "places": explorer.places(), "counts": _encoded(counts.events)}
     copy.script("data/summary.js", "page", shown)
     copy.script(

@@ -58,11 +58,14 @@ def _page_ranked(
     store: Store, files: Sequence[str], chosen: Filter, labels: HandLabels, column: str, first: int, limit: int
 ) -> tuple[list[dict[str, Any]], str]:
     best: pd.DataFrame | None = None
+    name = column.removeprefix("-")
     for file in files:
         rows = _matching(store, file, chosen, labels)
-        rows = rows.assign(hash=event_hash(rows["event_id"])) if column == "hash" else rows
+        rows = rows.assign(hash=event_hash(rows["event_id"])) if name == "hash" else rows
         pool = rows if best is None else pd.concat([best, rows])
-        best = pool.sort_values([column, "event_id"], kind="stable").head(min(first + limit + 1, MAX_RANKED))
+        best = pool.sort_values([name, "event_id"], ascending=[name == column, True], kind="stable").head(
+            min(first + limit + 1, MAX_RANKED)
+        )
     if best is None:
         return [], ""
     page = best.iloc[first : first + limit].drop(columns="hash", errors="ignore")

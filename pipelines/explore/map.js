@@ -8,11 +8,12 @@ const REACH = 14;                // From the pointer to the event that a click o
 const SHADE = { faded: 28, plain: 170, chosen: 255 };
 const GREY = [140, 150, 160];
 const FRAME = 33;                // Milliseconds of a frame while the map moves.
+const NAMED_BY = 20000;          // Events whose places say where the names of clusters stand.
 const REST = 700;                // Milliseconds that drawing the whole map may take once it rests.
 
 const map = {
   deck: null, layer: null, count: 0, xy: null, clusters: null, colours: null, hours: null, sites: null, layout: "", version: 0,
-  view: { target: [0, 0, 0], zoom: 8 }, moving: 20000, drawn: 0, chosen: null, lasso: false, path: [], touched: false, sketch: false,
+  view: { target: [0, 0, 0], zoom: 8 }, moving: 20000, drawn: 0, chosen: null, lasso: false, path: [], names: [], touched: false, sketch: false,
 };
 
 function loadDeck() {
@@ -54,6 +55,7 @@ function takeEvents(plane, clusters) {
   map.count = clusters.length;
   map.colours = new Uint8Array(4 * map.count);
   map.layout = "components";
+  placeNames();
   if (!map.touched) map.view = { target: [0, 0, 0], zoom: wholeZoom() };
   if (!map.deck) startDeck();
   recolour();
@@ -81,6 +83,7 @@ async function followLayouts() {
 async function setLayout(layout) {
   map.xy = await askNumbers(`/api/map/plane?layout=${layout}`, Float32Array);
   map.layout = layout;
+  placeNames();
   byId("layout").value = layout;
   map.version += 1;
   fit();
@@ -271,22 +274,40 @@ const recolour = attempt(async () => {
   refresh();
 });
 
+// Where the name of each cluster stands: at its event nearest to the medians of its coordinates, of the first on the map.
+function placeNames() {
+  const members = new Map(state.summary.clusters.map((cluster) => [cluster.number, []]));
+  for (let at = 0; at < Math.min(map.count, NAMED_BY); at += 1) members.get(map.clusters[at])?.push(at);
+  const median = (values) => values.sort((one, other) => one - other)[values.length >> 1];
+  map.names = [...members].filter(([, own]) => own.length).map(([number, own]) => {
+    const [x, y] = [0, 1].map((axis) => median(own.map((at) => map.xy[2 * at + axis])));
+    const far = (at) => (map.xy[2 * at] - x) ** 2 + (map.xy[2 * at + 1] - y) ** 2;
+    return { number, at: own.reduce((best, at) => (far(at) < far(best) ? at : best)) };
+  });
+}
+
 // Rings around the events whose cards are shown, a thicker one around the current.
 let current = null;
 function markEvents(event = current) {
   current = event;
   const over = byId("over");
   if (!map.deck || !map.xy) return;
-  const shown = state.trail.at(-1)?.mark === false ? [] : state.events.filter((entry) => entry.point !== undefined);
+  const shown = state.events.filter((entry) => entry.point !== undefined);
   const rings = shown.map((entry) => {
     const [x, y] = toScreen(map.xy[2 * entry.point], map.xy[2 * entry.point + 1]);
     const ring = document.createElementNS("http://www.w3.org/2000/svg", "circle");
     for (const [name, value] of Object.entries({ cx: x, cy: y, r: entry === event ? 9 : 5, class: entry === event ? "current" : "ring" })) ring.setAttribute(name, value);
     return ring;
   });
+  const names = byId("colouring").value === "label" ? [] : map.names.map(({ number, at }) => {
+    const [x, y] = toScreen(map.xy[2 * at], map.xy[2 * at + 1]);
+    const text = svgNode("text", { x, y });
+    text.textContent = `${number}${clusterOf(number).name ? ` · ${clusterOf(number).name}` : ""}`;
+    return text;
+  });
   const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
   line.setAttribute("points", map.path.map((point) => point.join(",")).join(" "));
-  over.replaceChildren(...rings, line);
+  over.replaceChildren(...rings, ...names, line);
 }
 
 // The event nearest to a place of the map, if one is within reach; in a copy first of those that have a waveform.
@@ -310,12 +331,12 @@ function pick(x, y) {
   open_(ofPoints("The event", [best])).then(() => { current = state.events[0]; markEvents(); bringEvents(); });
 }
 
-function choose(points, title = "Chosen") {
+function choose(points, title = "chosen") {
   map.touched = true;
   map.chosen = points && points.length ? new Set(points) : null;
   recolour();
-  if (points) open_({ ...ofPoints(points.length ? `${points.length.toLocaleString("en")} ${title}` : title, points), nothing: "No event lies there." }, true);
-  else if (state.trail.at(-1)?.points) restart();
+  if (points) open_(ofPoints(capital(title), points, { lasso: true, nothing: "No event lies there." }), true);
+  else if (state.page.lasso) restart();
 }
 
 function inside(polygon) {

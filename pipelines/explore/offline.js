@@ -76,12 +76,13 @@ function listed(query) {
     && (value("site") === "" || sites[all.sites[at]] === value("site")) && (value("hour") === "" || all.hours[at] === Number(value("hour")))
     && (start === null || all.onsets[at] >= start) && (end === null || all.onsets[at] < end)
     && (!query.has("label") || (all.labels[at] ?? "") === value("label")));
-  const least = { typical: all.distances, uncertain: all.margins }[value("order")];
-  if (least) kept.sort((one, other) => least[one] - least[other]);
+  const least = { typical: all.distances, far: all.distances.map((distance) => -distance), uncertain: all.margins }[value("order")];
+  const last = (at) => (Number.isFinite(least[at]) ? least[at] : Infinity);
+  if (least) kept.sort((one, other) => (last(one) === last(other) ? 0 : last(one) - last(other)));
   else if (value("order") !== "random") kept.sort((one, other) => all.sites[one] - all.sites[other] || all.onsets[one] - all.onsets[other]);
   const first = Number(value("cursor") || 0);
   const size = firnline.found.page.summary.page_events;
-  return { events: kept.slice(first, first + size).map(eventAt), cursor: first + size < kept.length ? String(first + size) : "" };
+  return { events: kept.slice(first, first + size).map(eventAt), total: kept.length, cursor: first + size < kept.length ? String(first + size) : "" };
 }
 
 const ANSWERS = {
@@ -89,7 +90,11 @@ const ANSWERS = {
   "/api/places": () => firnline.found.page.places,
   "/api/events": listed,
   "/api/points": (query) => ({ events: query.get("points").split(",").map((at) => eventAt(Number(at))) }),
-  "/api/typical": (query) => ({ events: (firnline.found.map.typical[query.get("cluster")] ?? []).slice(0, firnline.found.page.summary.page_events).map(eventAt) }),
+  "/api/typical": (query) => {
+    const own = firnline.found.map.typical[query.get("cluster")] ?? [];
+    const first = Number(query.get("first") || 0);
+    return { events: own.slice(first, first + firnline.found.page.summary.page_events).map(eventAt), total: own.length };
+  },
   "/api/neighbours": (query) => ({ events: firnline.found.map.nearest[eventsOf().byEvent.get(query.get("event_id"))].map(eventAt) }),
   "/api/figure": async (query) => {
     const at = eventsOf().byEvent.get(query.get("event_id"));

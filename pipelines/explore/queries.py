@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-ORDERS = {"time": None, "typical": "distance", "uncertain": "margin", "random": "hash"}
-"""Orders of a list, and the column that each sorts by (None: by station and time)."""
+ORDERS = {"time": None, "typical": "distance", "far": "-distance", "uncertain": "margin", "random": "hash"}
+"""Orders of a list, and the column that each sorts by, with a minus the largest first (None: by station and time)."""
 
 MAX_LABELLED = 1000
 """Events that one request may label by their ids."""
@@ -126,6 +126,13 @@ def read_points(text: str) -> list[int]:
     if not 1 <= len(numbers) <= MAX_LISTED or not all(map(_is_number, numbers)):
         raise BadRequest(f"points must be 1 to {MAX_LISTED} numbers with commas between them")
     return [int(number) for number in numbers]
+
+
+def read_first(text: str) -> int:
+    """Return the number of the first event that is asked for ("": 0); BadRequest for anything else."""
+    if text and not _is_number(text):
+        raise BadRequest(f"first is {text[:40]!r}; it must be a number")
+    return int(text or 0)
 
 
 def read_cluster(text: str) -> int:

@@ -12,10 +12,10 @@ const showTree = attempt(async () => {
     tree.top = found.nodes.at(-1);
     tree.byId = new Map(found.nodes.map((node) => [node.id, node]));
     tree.parts = found.clusters;
-    const clusterOf = new Map();
-    const spread = (id, number) => { clusterOf.set(id, number); for (const child of tree.byId.get(id).children) spread(child, number); };
+    const numbers = new Map();
+    const spread = (id, number) => { numbers.set(id, number); for (const child of tree.byId.get(id).children) spread(child, number); };
     for (const [number, branches] of Object.entries(found.clusters)) for (const id of branches) spread(id, Number(number));
-    tree.clusterOf = clusterOf;
+    tree.clusterOf = numbers;
     const named = tree.nodes.filter((node) => node.children.length).sort((one, other) => other.height - one.height).slice(0, 200);
     byId("branch").append(element("option", { value: "" }, "choose…"), ...named.map((node) => element("option", { value: node.id }, branchName(node))));
     byId("cut").max = String((tree.nodes.length + 1) / 2);
@@ -104,7 +104,7 @@ const chooseBranch = attempt(async (id) => {
   if (tree.chosen !== id) return;
   byId("branch-figure").replaceChildren(imageOf(found.svg));
   byId("branch-words").textContent = `${branchName(tree.byId.get(id))}. ${found.words}`;
-  open_({ ...ofPoints("Events of the branch", found.points) }, true);
+  open_(ofPoints("Events of the branch", found.points), true);
 });
 
 // How many branches are left where the tree is cut at a height: those above it join no more.

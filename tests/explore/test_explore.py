@@ -128,12 +128,16 @@ def test_filters_list_the_events_that_they_say(
     )
 
 
-@pytest.mark.parametrize(("order", "column"), [("uncertain", "margin"), ("typical", "distance")])
-def test_the_first_page_has_the_least_certain_or_most_typical_events(
-    browser: Browser, small_workspace: Rows, order: str, column: str
+@pytest.mark.parametrize(
+    ("order", "column", "rising"),
+    [("uncertain", "margin", True), ("typical", "distance", True), ("far", "distance", False)],
+)
+def test_the_first_page_has_the_least_certain_the_most_typical_or_the_farthest_events(
+    browser: Browser, small_workspace: Rows, order: str, column: str, rising: bool
 ) -> None:
     first = browser.get("/api/events", order=order)["events"]
-    expected = small_workspace[1].sort_values([column, "event_id"])["event_id"].head(50)
+    sorted_rows = small_workspace[1].sort_values([column, "event_id"], ascending=[rising, True])
+    expected = sorted_rows["event_id"].head(50)
     assert [event["event_id"] for event in first] == expected.tolist()
     assert len(all_pages(browser, order=order)) == len(small_workspace[1])
 
@@ -144,7 +148,7 @@ def test_a_label_is_saved_in_the_form_that_labels_path_reads_and_can_be_removed(
     listed = browser.get("/api/events")["events"]
     ids = [event["event_id"] for event in listed[:3]]
     status, answer = browser.post("/api/labels", {"event_ids": ids, "label": "icequake"})
-    assert (status, answer) == (200, {"labels": {"icequake": 3}, "undo": 1})
+    assert (status, answer) == (200, {"labels": {"icequake": 3}, "undo": "the label of 3 events"})
     browser.post("/api/labels", {"event_ids": ids[:1], "label": None})
     table = pd.read_csv(tmp_path / "labels.csv", dtype=str)
     assert table.to_dict("list") == {"event_id": sorted(ids[1:]), "label": ["icequake", "icequake"]}
@@ -183,7 +187,7 @@ def test_a_cluster_gets_a_name_that_labels_names_reads(new_workspace: Callable[.
     explorer = open_explorer(workspace, ExploreSettings(), LabelsSettings())
     explorer.set_name(0, "icequake")
     explorer.set_name(2, "spike")
-    assert explorer.set_name(2, None) == {"names": {0: "icequake"}, "undo": 3}
+    assert explorer.set_name(2, None) == {"names": {0: "icequake"}, "undo": "the name of cluster 2"}
     saved = yaml.safe_load(workspace.store.read("cluster-names.yaml"))
     assert saved.pop("clustering")
     assert saved == {0: "icequake"}

@@ -103,7 +103,8 @@ def test_a_colleague_opens_the_copy_from_a_disk_and_looks_through_it_without_a_n
     browser.until(f"document.querySelector('#branch-figure svg') && {QUIET} && state.events.length === 6")
 
     # Nothing can be changed, and no request has left the disk.
-    visible = "[...document.querySelectorAll('#undo, .rename, .bulk, [data-view=suggested], .buttons button')]"
+    changing = "#undo, .rename, .bulk, [data-view=suggested], [data-view=doubtful], .buttons button"
+    visible = f"[...document.querySelectorAll('{changing}')]"
     assert browser.run(f"{visible}.filter((node) => node.checkVisibility()).length") == 0
     browser.run("document.querySelector('.event').focus()")
     browser.press("1", "u", "j", "n")

@@ -159,13 +159,17 @@ def test_a_click_on_the_map_opens_an_event_and_a_lasso_labels_what_it_holds_unti
     browser.until(f"state.events.length === 7 && {QUIET}")
     assert cluster_of[browser.run("state.events.map((event) => event.event_id)")].eq(2).all()
     browser.drag((x - 9, y - 9), (x + 9, y - 9), (x + 9, y + 9), (x - 9, y + 9), shift=True)
-    browser.until("map.chosen !== null && state.trail.at(-1).points?.length > 1")
-    chosen = browser.run("state.trail.at(-1).points.length")
+    browser.until("map.chosen !== null && state.page.points?.length > 1")
+    chosen = browser.run("state.page.points.length")
     browser.until(QUIET)
+    browser.run("byId('label-all').click()")
+    assert browser.run("byId('bulk').firstChild.textContent") == f"Label all {chosen} chosen as"
     browser.run("byId('bulk').querySelectorAll('button')[3].click()")
     browser.until(f"byId('status').textContent.startsWith('{chosen} labelled by hand, saved')")
     saved = pd.read_csv(labels_path)
     assert (len(saved), set(saved["label"])) == (chosen, {"tremor"})
+    events = f"{chosen} event{'s' * (chosen > 1)}"
+    assert browser.run("byId('undo').textContent") == f"Undo: the label of {events} u"
     browser.run("byId('undo').click()")
     browser.until("byId('status').textContent.startsWith('undone: the label of')")
     assert labels_path.read_text() == "event_id,label\n"
@@ -179,18 +183,76 @@ def test_everything_on_the_map_can_be_done_with_keys_alone(
     browser.press("m")
     assert browser.run("document.activeElement.id") == "map"
     browser.press("+", "ArrowRight", "ArrowUp", "f", "s")
-    browser.until("state.trail.at(-1).points?.length === map.count && state.events.length === 6")
+    browser.until("state.page.points?.length === map.count && state.events.length === 6")
     browser.press("Escape")
-    browser.until(f"map.chosen === null && !state.trail.at(-1).points && {QUIET}")
+    browser.until(f"map.chosen === null && !state.page.points && {QUIET}")
     browser.press("j", "1", "j", "2")
     browser.until("byId('status').textContent.startsWith('2 labelled by hand, saved')")
+    # A label that says what the cluster's name does not.
+    words = "document.activeElement.querySelector('.cluster').textContent"
+    assert browser.run(words) == "labelled earthquake (cluster 0 · icequake)"
     browser.press("u")
     browser.until("byId('status').textContent.startsWith('undone')")
+    assert browser.run(words) == "cluster 0 · icequake"
+    second = browser.run("document.activeElement.dataset.eventId")
     browser.press("n")
     browser.until(f"state.events.length === 7 && {QUIET}")
     browser.press(",")
     browser.until(f"state.events.length === 6 && {QUIET}")
+    # Back on the event that it was opened from.
+    browser.until(f"document.activeElement.dataset.eventId === {second!r}")
     assert pd.read_csv(labels_path)["label"].tolist() == ["icequake"]
+    assert browser.complaints == []
+
+
+def test_each_view_and_page_is_a_step_of_the_browsers_history(browser: Chromium, server: ExplorerServer) -> None:
+    # So low that six cards do not fit.
+    browser.resize(1400, 500)
+    open_map(browser, server)
+
+    def shown() -> list[object]:
+        browser.until(QUIET)
+        return list(browser.run("[state.view, byId('shown').textContent, document.querySelectorAll('.event').length]"))
+
+    def click(where: str) -> list[object]:
+        browser.run(f"document.querySelector('{where}').click()")
+        return shown()
+
+    # The workspace's summary of its clustering counts 40 events in each of three clusters, which have names.
+    seen = [shown(), click("[data-view=list]"), click('#clusters li[data-number="1"] .choose')]
+    assert seen[0] == ["map", "All events: 1–6 of 120", 6]
+    assert seen[2] == ["list", "Cluster 1 · earthquake, typical first: 1–6 of 40", 6]
+    seen.append(click(".next"))
+    assert seen[3] == ["list", "Cluster 1 · earthquake, typical first: 7–12 of 40", 6]
+    # From far down, where the header and the clusters are still in sight.
+    browser.run("(focusCard(6), document.querySelectorAll('.event')[5].querySelector('.near').focus())")
+    at = browser.run("[scrollY, document.activeElement.closest('.event').dataset.eventId]")
+    tops = "['undo', 'clusters-box'].map((id) => byId(id).getBoundingClientRect().top)"
+    assert at[0] > 0
+    assert min(browser.run(tops)) >= 0
+    browser.run("document.activeElement.click()")
+    browser.until(f"byId('shown').textContent.startsWith('Nearest to') && {QUIET}")
+    # What does not hold for the neighbours is not shown beside them.
+    hidden = "byId('filter-box').checkVisibility() || document.querySelector('#clusters [aria-pressed=true]')"
+    assert not browser.run(hidden)
+    browser.run("document.querySelector('.return').click()")
+    browser.until(f"byId('shown').textContent.includes('7–12') && {QUIET}")
+    browser.until(f"scrollY === {at[0]} && document.activeElement.dataset.eventId === {at[1]!r}")
+    click("[data-view=doubtful]")
+    for step in reversed(seen):
+        browser.run("history.back()")
+        browser.until(f"byId('shown').textContent === {step[1]!r}")
+        assert shown() == step
+    browser.run("history.forward()")
+    browser.until(f"state.view === 'list' && {QUIET}")
+    # After a reload the view is as it was.
+    browser.run("(byId('order').value = 'far', byId('order').dispatchEvent(new Event('change', {bubbles: true})))")
+    browser.until(f"byId('shown').textContent.includes('farthest first') && {QUIET}")
+    browser.run("location.reload()")
+    browser.until("document.querySelectorAll('.event').length === 6 && state.view === 'list'")
+    assert shown()[1] == "All events, farthest first: 1–6 of 120"
+    browser.run("history.back()")
+    browser.until("byId('shown').textContent === 'All events: 1–6 of 120'")
     assert browser.complaints == []
 
 
@@ -199,7 +261,7 @@ def test_a_cluster_is_named_in_place(browser: Chromium, server: ExplorerServer, 
     browser.run("document.querySelector('#clusters .rename').click()")
     browser.until("document.activeElement.classList.contains('typed')")
     browser.press(*"calving", "Enter")
-    browser.until("byId('status').textContent.startsWith('saved to')")
+    browser.until("byId('status').textContent.startsWith('cluster 0 is calving, saved')")
     assert "calving" in browser.run("byId('clusters').textContent")
     # Its events were shown, have the name now, and can get it as a label, too.
     assert browser.run("state.events.map((event) => event.cluster)") == [0] * 6
@@ -222,7 +284,7 @@ def test_a_cluster_is_named_in_place(browser: Chromium, server: ExplorerServer, 
     browser.until("document.activeElement.classList.contains('typed')")
     browser.press(*"bergy bit")
     browser.drag(pencil(1))
-    browser.until("document.activeElement.placeholder === 'Name of cluster 1' && state.cluster === 1")
+    browser.until("document.activeElement.title === 'Name of cluster 1' && state.cluster === 1")
     browser.until("byId('clusters').textContent.includes('0 · bergy bit')")
     browser.press("Escape")
     browser.until("document.querySelectorAll('#clusters .typed').length === 0")

@@ -58,7 +58,7 @@ def test_a_label_and_a_name_set_in_the_browser_are_in_the_table_after_label(tmp_
             browser.run("document.querySelectorAll('#clusters .rename')[1].click()")
             browser.until("document.activeElement.classList.contains('typed')")
             browser.press(*"calving", "Enter")
-            browser.until("byId('status').textContent.startsWith('saved to')")
+            browser.until("byId('status').textContent.startsWith('cluster 1 is calving, saved')")
             assert browser.complaints == []
     finally:
         process.terminate()

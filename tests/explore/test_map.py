@@ -122,7 +122,7 @@ def test_the_neighbours_of_an_event_are_those_of_its_embedding(clustered: Rows, 
 
 def test_events_chosen_on_the_map_are_labelled_and_the_label_is_undone(explorer: Explorer, tmp_path: Path) -> None:
     ids = explorer.map.points().ids([1, 2, 3])
-    assert explorer.set_point_labels([1, 2], "icequake") == {"labels": {"icequake": 2}, "undo": 1}
+    assert explorer.set_point_labels([1, 2], "icequake") == {"labels": {"icequake": 2}, "undo": "the label of 2 events"}
     explorer.set_point_labels([2, 3], "spike")
     assert explorer.labelled_points() == {"icequake": [1], "spike": [2, 3]}
     # Another program has changed one of them since: that one stays.
@@ -130,7 +130,7 @@ def test_events_chosen_on_the_map_are_labelled_and_the_label_is_undone(explorer:
     path.write_text(path.read_text().replace(f"{ids[2]},spike", f"{ids[2]},tremor"))
     undone = explorer.undo()
     assert undone["changed"] == {ids[1]: "icequake"}
-    assert (undone["labels"], undone["undo"]) == ({"icequake": 2, "tremor": 1}, 1)
+    assert (undone["labels"], undone["undo"]) == ({"icequake": 2, "tremor": 1}, "the label of 2 events")
     explorer.undo()
     assert pd.read_csv(path).to_dict("list") == {"event_id": [ids[2]], "label": ["tremor"]}
     with pytest.raises(BadRequest, match="nothing to undo"):
@@ -143,15 +143,45 @@ def test_a_cluster_name_is_undone(explorer: Explorer) -> None:
     assert (undone["cluster"], undone["names"], undone["said"]) == (1, {}, "the name of cluster 1")
 
 
-def test_typical_events_of_a_cluster_are_of_it(explorer: Explorer) -> None:
-    assert {event["cluster"] for event in explorer.typical(2, 8)} == {2}
-    assert explorer.typical(99, 8) == []
+def test_typical_events_of_a_cluster_are_of_it(explorer: Explorer, clustered: Rows) -> None:
+    first, total = explorer.typical(2, 0, 8)
+    assert ({event["cluster"] for event in first}, total) == ({2}, (clustered[1]["cluster"] == 2).sum())
+    assert explorer.typical(2, 5, 3) == (first[5:], total)
+    assert explorer.typical(99, 0, 8) == ([], 0)
+
+
+def test_events_among_others_of_another_name_are_probably_in_the_wrong_cluster(
+    explorer: Explorer, clustered: Rows
+) -> None:
+    points = explorer.map.points()
+    nearest = NearestNeighbors(n_neighbors=21).fit(points.points).kneighbors(points.points, return_distance=False)
+    names = points.clusters.copy()
+    # Three events among others of cluster 0, and one beside them that a hand label says to be of cluster 1, too.
+    odd = nearest[np.flatnonzero(names == 0)[0]][:4]
+    points.clusters[odd] = 1
+    explorer.set_point_labels([int(odd[3])], "iceberg")
+    explorer.set_name(0, "icequake")
+    found, why = explorer.doubtful()
+    assert sorted(found) == sorted(odd[:3].tolist())
+    others = {int(at): int((~np.isin(nearest[at][1:], odd)).sum()) for at in odd}
+    assert why == [f"{others[at]} of its 20 nearest events are icequake" for at in found]
+    assert explorer.doubtful(0) == ([], [])
+    # Of one name, the two clusters are one class.
+    explorer.set_name(1, "icequake")
+    assert explorer.doubtful() == ([], [])
 
 
 def test_the_suggestions_are_those_of_suggest_and_leave_out_what_is_labelled(explorer: Explorer) -> None:
     suggested = explorer.suggestions()
     assert len(suggested) == 30
     assert suggested[0]["why"].startswith("typical of cluster")
+    uncertain = [event for event in suggested if event["heading"].startswith("Uncertain")]
+    assert uncertain
+    assert uncertain == suggested[-len(uncertain) :]
+    explorer.set_name(uncertain[0]["cluster"], "iceberg")
+    why = explorer.suggestions()[-len(uncertain)]["why"]
+    assert why.startswith("uncertain: almost as near to cluster ")
+    assert why.endswith(f"as to {uncertain[0]['cluster']} (iceberg)")
     explorer.set_labels({suggested[0]["event_id"]: "icequake"})
     assert suggested[0]["event_id"] not in {event["event_id"] for event in explorer.suggestions()}
 

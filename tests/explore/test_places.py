@@ -137,7 +137,7 @@ def test_an_hour_and_a_station_are_chosen_by_clicks_and_narrow_list_and_map(
         bright = "[...map.clusters.keys()].filter((at) => map.colours[4 * at + 3] === SHADE.chosen).length"
         browser.until(f"map.hours && {bright} === {len(chosen)}")
         browser.run("byId('in-view').click()")
-        browser.until(f"state.trail.at(-1).points?.length === {len(chosen)}")
+        browser.until(f"state.page.points?.length === {len(chosen)}")
         # Each is taken away by its button.
         browser.run("byId('narrowed').querySelectorAll('button')[1].click()")
         browser.run("byId('narrowed').querySelector('button').click()")
