@@ -49,8 +49,7 @@ STAGE_SECTIONS["run"] = (
 BEFORE_THERE_WAS: dict[str, Any] = {"train.polarisation": 0.0}
 """Keys that were added after a workspace may have been made, and the value that says what was done without them."""
 
-_REMOVED = ("crop", "time_mask", "spectral_mask", "amplitude_modulation", "polarity", "gain")
-NO_LONGER = tuple(f"augmentation.{name}" for name in _REMOVED)
+NO_LONGER = tuple(f"augmentation.{name}" for name in ("crop", "time_mask", "spectral_mask", "amplitude_modulation"))
 """Sections that a workspace may have stored and that are gone: leaving them out makes no encoder worse."""
 
 

@@ -45,6 +45,13 @@ class TimeShiftSettings(_Ranged):
         return self
 
 
+class PolaritySettings(_Ranged):
+    """Reverses the sign."""
+
+    probability: Probability = 0.5
+    """Share of views that this augmentation changes."""
+
+
 class RotationSettings(_Ranged):
     """Rotates the horizontal components about the vertical."""
 
@@ -108,6 +115,17 @@ class SpectralResponseSettings(_Ranged):
     """Independent values over the six octaves below the Nyquist frequency (count)."""
 
 
+class GainSettings(_Ranged):
+    """Multiplies the window by a factor."""
+
+    probability: Probability = 0.5
+    """Share of views that this augmentation changes."""
+    db: Range = (-6.0, 6.0)
+    """Gain of the window in dB."""
+    component_db: Range = (-6.0, 6.0)
+    """Further gain of each component in dB."""
+
+
 class ColouredNoiseSettings(_Ranged):
     """Adds Gaussian noise whose power falls with frequency."""
 
@@ -141,11 +159,13 @@ class AugmentationSettings(Section):
     """All augmentations; `train.augmentation` selects the families that are used."""
 
     time_shift: TimeShiftSettings = TimeShiftSettings()
+    polarity: PolaritySettings = PolaritySettings()
     rotation: RotationSettings = RotationSettings()
     time_stretch: TimeStretchSettings = TimeStretchSettings()
     band_pass: BandPassSettings = BandPassSettings()
     band_stop: BandStopSettings = BandStopSettings()
     spectral_response: SpectralResponseSettings = SpectralResponseSettings()
+    gain: GainSettings = GainSettings()
     coloured_noise: ColouredNoiseSettings = ColouredNoiseSettings()
     real_noise: RealNoiseSettings = RealNoiseSettings()
     component_drop: ComponentDropSettings = ComponentDropSettings()

@@ -53,7 +53,7 @@ class TrainSettings(Section):
     """Seed of the weights, the order of the windows and the augmentations (no unit)."""
 
     augmentation: Literal["amplitude", "frequency", "both"] = "both"
-    """Families of augmentations that are used; time shifts and rotation always are."""
+    """Families of augmentations that are used; time shifts, polarity and rotation always are."""
     augment_from: str | None = None
     """Whose augmentation section is used: a YAML file (path or URL); `tune`: the best one that `tune` found here;
     another workspace: the best one that `tune` found there; `runs:/ID`: that of a run of MLflow, a search or a

@@ -48,6 +48,21 @@ class Augmentation(nn.Module):
         raise NotImplementedError
 
 
+class Gain(Augmentation):
+    """Multiplies the window by a factor, and each component by one of its own."""
+
+    def __init__(self, *, probability: float, db: Range, component_db: Range) -> None:
+        super().__init__(probability)
+        self.db, self.component_db = _ordered("db", db), _ordered("component_db", component_db)
+
+    def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
+        """Return every window changed."""
+        count = len(x_BCS)
+        db = _uniform((count, 1, 1), self.db, x_BCS, generator)
+        db = db + _uniform((count, 3, 1), self.component_db, x_BCS, generator)
+        return x_BCS * torch.pow(10, db / 20)
+
+
 class ColouredNoise(Augmentation):
     """Adds Gaussian noise whose power falls with a random power of the frequency, down to a signal-to-noise ratio."""
 
@@ -221,6 +236,14 @@ class TimeShift(Augmentation):
         return _take(x_BCS, index.long())
 
 
+class Polarity(Augmentation):
+    """Turns the window's sign."""
+
+    def change(self, x_BCS: Tensor, generator: torch.Generator) -> Tensor:
+        """Return every window changed."""
+        return -x_BCS
+
+
 class Rotation(Augmentation):
     """Turns the horizontals about the vertical; windows that lack a horizontal stay as they are."""
 
@@ -241,7 +264,7 @@ class Rotation(Augmentation):
 
 FAMILIES: dict[str, dict[str, type[Augmentation]]] = {
     "time": {"time_shift": TimeShift},
-    "geometry": {"rotation": Rotation},
+    "geometry": {"polarity": Polarity, "rotation": Rotation},
     "frequency": {
         "time_stretch": TimeStretch,
         "band_pass": BandPass,
@@ -249,6 +272,7 @@ FAMILIES: dict[str, dict[str, type[Augmentation]]] = {
         "spectral_response": SpectralResponse,
     },
     "amplitude": {
+        "gain": Gain,
         "coloured_noise": ColouredNoise,
         "real_noise": RealNoise,
         "component_drop": ComponentDrop,
@@ -267,12 +291,14 @@ PRESETS: dict[str, tuple[str, ...]] = {
 _ORDER = (
     "time_shift",
     "time_stretch",
+    "polarity",
     "rotation",
     "band_pass",
     "band_stop",
     "spectral_response",
     "real_noise",
     "coloured_noise",
+    "gain",
     "component_drop",
 )
 _NEEDS_LEAD = ("time_shift", "time_stretch", "real_noise", "coloured_noise")

@@ -12,7 +12,9 @@ from pipelines.encoders import Encoder
 # The disturbances that every encoder is judged by: no class of events may depend on them.
 DISTURBANCES: dict[str, dict[str, object]] = {
     "time_shift": {"probability": 1.0, "lead_share": (-0.4, 0.4)},
+    "polarity": {"probability": 0.5},
     "rotation": {"probability": 1.0, "degrees": (0.0, 360.0)},
+    "gain": {"probability": 1.0, "db": (-6.0, 6.0), "component_db": (-3.0, 3.0)},
     "coloured_noise": {"probability": 0.5, "lowest_snr_db": 16.0, "exponent": (0.0, 1.0)},
     "real_noise": {"probability": 1.0, "lowest_snr_db": 14.0},
     "component_drop": {"probability": 0.3, "max_components": 1},

@@ -30,6 +30,7 @@ DEFAULT_SPACE: dict[str, SearchRange] = {
         "band_stop.probability": {"uniform": [0.0, 0.8]},
         "spectral_response.probability": {"uniform": [0.0, 1.0]},
         "spectral_response.db.1": {"uniform": [2.0, 12.0]},
+        "gain.component_db": {"symmetric": [0.5, 12.0]},
         "coloured_noise.probability": {"uniform": [0.0, 1.0]},
         "coloured_noise.lowest_snr_db": {"uniform": [10.0, 24.0]},
         "real_noise.probability": {"uniform": [0.0, 1.0]},

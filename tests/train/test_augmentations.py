@@ -18,6 +18,8 @@ from pipelines.contrastive.augmentations import (
     BandStop,
     ColouredNoise,
     ComponentDrop,
+    Gain,
+    Polarity,
     RealNoise,
     Rotation,
     SpectralResponse,
@@ -64,7 +66,7 @@ def test_a_view_is_the_same_for_a_seed_and_another_for_another(prepared: torch.T
     augmenter = alone(name)
     first, again, other = (augmenter(prepared, generator(seed)) for seed in (1, 1, 2))
     assert torch.equal(first.nan_to_num(-1), again.nan_to_num(-1))
-    if name not in ("coloured_noise", "real_noise"):
+    if name not in ("polarity", "coloured_noise", "real_noise"):
         assert not torch.equal(first.nan_to_num(-1), other.nan_to_num(-1))
     if name not in ("coloured_noise", "real_noise"):
         assert not torch.equal(first.nan_to_num(-1), prepared.nan_to_num(-1))
@@ -105,6 +107,15 @@ def test_absent_stays_absent_where_time_is_not_changed(prepared: torch.Tensor, n
         assert torch.equal(was, now)
 
 
+def test_gain_keeps_the_waveform_and_stays_in_its_range(prepared: torch.Tensor) -> None:
+    view = Gain(probability=1, db=(-6, 6), component_db=(0, 0))(whole(prepared), generator())
+    ratio = (view / whole(prepared)).nan_to_num(0)
+    gain = ratio.abs().amax((1, 2))
+    assert float(gain.min()) >= 10 ** (-6 / 20) - 1e-5
+    assert float(gain.max()) <= 10 ** (6 / 20) + 1e-5
+    torch.testing.assert_close(view, whole(prepared) * gain[:, None, None], rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["coloured", "real"])
 def test_noise_brings_windows_to_ratios_between_the_lowest_and_their_own(kind: str) -> None:
     windows = 0.1 * torch.randn((200, 3, 2000), generator=generator(2))
@@ -134,6 +145,11 @@ def test_a_component_is_always_left(prepared: torch.Tensor) -> None:
         view = ComponentDrop(probability=1, max_components=2)(view, generator(seed))
         assert bool(torch.isfinite(view).any(-1).any(-1).all())
     assert bool((torch.isfinite(view).any(-1).sum(-1) == 1).all())
+
+
+def test_polarity_turned_twice_is_the_window(prepared: torch.Tensor) -> None:
+    turn = Polarity(probability=1)
+    torch.testing.assert_close(turn(turn(prepared, generator()), generator()), prepared, equal_nan=True)
 
 
 def test_rotation_keeps_horizontal_energy_and_the_vertical(prepared: torch.Tensor) -> None:
@@ -209,7 +225,7 @@ def test_presets_hold_their_families() -> None:
 
 
 def test_an_impossible_parameter_is_named() -> None:
-    with pytest.raises(ValueError, match=r"augmentation\.rotation\.degrees is \[9, -9\]"):
-        build_augmenter("both", ALWAYS | {"rotation": ALWAYS["rotation"] | {"degrees": (9, -9)}}, LEAD_SAMPLES)
+    with pytest.raises(ValueError, match=r"augmentation\.gain\.db is \[3, -3\]"):
+        build_augmenter("both", ALWAYS | {"gain": ALWAYS["gain"] | {"db": (3, -3)}}, LEAD_SAMPLES)
     with pytest.raises(ValueError, match=r"train\.augmentation is 'all'"):
         build_augmenter("all", ALWAYS, LEAD_SAMPLES)
