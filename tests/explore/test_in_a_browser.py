@@ -248,7 +248,9 @@ def test_each_view_and_page_is_a_step_of_the_browsers_history(browser: Chromium,
     # After a reload the view is as it was.
     browser.run("(byId('order').value = 'far', byId('order').dispatchEvent(new Event('change', {bubbles: true})))")
     browser.until(f"byId('shown').textContent.includes('farthest first') && {QUIET}")
-    browser.run("location.reload()")
+    browser.run("(window.old = true, location.reload())")
+    # Until the new page's scripts are there, the old one answers, or one without them.
+    browser.until("!window.old && typeof byId === 'function' && typeof state === 'object'")
     browser.until("document.querySelectorAll('.event').length === 6 && state.view === 'list'")
     assert shown()[1] == "All events, farthest first: 1–6 of 120"
     browser.run("history.back()")
