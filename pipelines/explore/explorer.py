@@ -26,6 +26,7 @@ from pipelines.explore.queries import BadRequest, Filter
 from pipelines.explore.saved import SavedLabels, SavedNames, choose_labels_file
 from pipelines.label.space import to_space
 from pipelines.label.stage_suggest import SuggestedEvent, suggest_events
+from pipelines.label.suggestions import why_uncertain
 from pipelines.report.positions import positions_by_station
 from pipelines.report.stage_gallery import GALLERY_COLUMNS, gallery_item, shown_band
 from pipelines.report.stage_inputs import label_files
@@ -257,8 +258,7 @@ class Explorer:
             if one.other is None:
                 return {"why": one.why, "heading": "Typical, to name clusters by"}
             near, own = (f"{at} ({names[at]})" if names.get(at) else str(at) for at in (one.other, one.cluster))
-            why = f"uncertain: almost as near to cluster {near} as to {own}"
-            return {"why": why, "heading": "Uncertain, between two clusters"}
+            return {"why": why_uncertain(near, own), "heading": "Uncertain, between two clusters"}
 
         return [{**event, **reason(one)} for event, one in zip(events, suggested, strict=True)]
 

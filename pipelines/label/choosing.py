@@ -136,16 +136,16 @@ def told_by_neighbours(rows: NDArray[Any], found: Sequence[NDArray[np.int32]]) -
     """
     if len(rows) <= NEIGHBOURS:
         return [0.0] * len(found)
-    queries = rows[:: -(-len(rows) // QUERIES)]
+    asked = np.arange(0, len(rows), -(-len(rows) // QUERIES))
     search = NearestNeighbors(n_neighbors=NEIGHBOURS + 1, algorithm="brute").fit(rows)
-    own = np.arange(len(rows))[:: -(-len(rows) // QUERIES)]
-    near = search.kneighbors(queries, return_distance=False)
+    near = search.kneighbors(rows[asked], return_distance=False)
     # A row is its own nearest neighbour; of several equal rows any other may come first.
-    others = np.stack([line[line != number][:NEIGHBOURS] for line, number in zip(near, own, strict=True)])
+    others = np.stack([line[line != number][:NEIGHBOURS] for line, number in zip(near, asked, strict=True)])
     told = []
     for clusters in found:
-        votes = (clusters[others][:, :, None] == clusters[others][:, None, :]).sum(axis=2)
-        guess = clusters[others][np.arange(len(others)), votes.argmax(axis=1)]
-        largest = np.unique(clusters[own], return_counts=True)[1].max() / len(own)
-        told.append((float((guess == clusters[own]).mean()) - largest) / max(1.0 - largest, 1.0 / len(own)))
+        own, around = clusters[asked], clusters[others]
+        votes = (around[:, :, None] == around[:, None, :]).sum(axis=2)
+        guess = around[np.arange(len(around)), votes.argmax(axis=1)]
+        largest = np.unique(own, return_counts=True)[1].max() / len(own)
+        told.append((float((guess == own).mean()) - largest) / max(1.0 - largest, 1.0 / len(own)))
     return told

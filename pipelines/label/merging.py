@@ -1,6 +1,7 @@
 """Merging over-clusters: many small centroids become k clusters that need not be round."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from threading import Lock
 from typing import Any
 
@@ -11,7 +12,7 @@ from pipelines.config.label import KMeansSettings
 from pipelines.label.draws import uniform
 from pipelines.label.kernels import CHUNK_ROWS
 from pipelines.label.kmeans import fit
-from pipelines.label.lloyd import Clustering, lloyd
+from pipelines.label.lloyd import Clustering, lloyd, measure_spread
 from pipelines.label.partitions import Gather, Partition
 from pipelines.label.seeding import SEEDING_TRIES, TooFewDistinctRows
 
@@ -67,6 +68,7 @@ def fit_to_merge(
         ValueError: there are fewer rows, or fewer distinct rows, than k.
     """
     num_fitted = over_clusters(k, settings.overcluster, num_rows)
+    spread = cache(lambda: measure_spread(gather))
 
     def fit_clusters(num_clusters: int) -> list[Clustering]:
         fitted = fit(
@@ -85,8 +87,13 @@ def fit_to_merge(
     def without_small(clustering: Clustering) -> Clustering:
         large = clustering.counts >= MIN_ROWS_OF_A_CENTROID
         while not large.all() and large.sum() >= k:
-            start = clustering.centroids[large]
-            clustering = lloyd(gather, start, max_iterations=settings.max_iterations, tolerance=settings.tolerance)
+            clustering = lloyd(
+                gather,
+                clustering.centroids[large],
+                max_iterations=settings.max_iterations,
+                tolerance=settings.tolerance,
+                spread=spread(),
+            )
             large = clustering.counts >= MIN_ROWS_OF_A_CENTROID
         return clustering
 

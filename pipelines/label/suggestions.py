@@ -83,8 +83,13 @@ def suggest(sample: Clustered, number: int) -> list[Suggestion]:
             if free[index] and (another_round or centroid not in seen):
                 seen.add(centroid)
                 own, other = int(sample.clusters[centroid]), _next_cluster(sample, int(index))
-                take(int(index), f"uncertain: almost as near to cluster {other} as to {own}", other)
+                take(int(index), why_uncertain(other, own), other)
     return chosen
+
+
+def why_uncertain(other: int | str, own: int | str) -> str:
+    """Return why an event is suggested that lies between two clusters, each by its number or as it is to be called."""
+    return f"uncertain: almost as near to cluster {other} as to {own}"
 
 
 def _next_cluster(sample: Clustered, index: int) -> int:
