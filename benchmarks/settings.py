@@ -17,6 +17,7 @@ that `firnline tune` searches unless `tune.space` says otherwise. WORKSPACE may 
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -43,7 +44,7 @@ from pipelines.contrastive.objective import DISTURBANCES, adjusted_rand, kmeans
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
 from pipelines.encoders import Encoder
 from pipelines.handlabels.sampling import hand_labels_of_sample
-from pipelines.label.choosing import merge
+from pipelines.label.choosing import NEIGHBOURS_WEIGHT, merge, told_by_neighbours
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import label_rows
 from pipelines.label.merging import fit_to_merge
@@ -244,7 +245,15 @@ def judge(stored: Any, named: Named, k: int) -> tuple[dict[str, float], list[NDA
         all_clusters.append(clusters)
     means = {name: statistics.mean(one[name] for one in all_scores) for name in all_scores[0]}
     pairs = [adjusted_rand_index(one, other) for one, other in combinations(all_clusters, 2)]
-    return means | {"agreement of clusterings": statistics.mean(pairs)} | label_free(stored), all_clusters
+    agree = statistics.mean(pairs)
+    balanced = means["balance"] / math.log(k)
+    chosen_by = agree + balanced + NEIGHBOURS_WEIGHT * means["told by neighbours"]
+    combined = {
+        "agreement of clusterings": agree,
+        "rule of the merge": chosen_by,
+        "agreement + balance": agree + balanced,
+    }
+    return means | combined | label_free(stored), all_clusters
 
 
 def agreement(labels: NDArray[np.object_], found: NDArray[Any], k: int) -> dict[str, float]:
@@ -277,6 +286,7 @@ def label_free_of_clusters(plain: NDArray[Any], clusters: NDArray[Any], again: N
     return {
         "stability of the clusters": adjusted_rand(torch.from_numpy(clusters).long(), torch.from_numpy(again).long()),
         "learnability": (float(np.concatenate(learned).mean()) - largest) / max(1e-9, 1 - largest),
+        "told by neighbours": told_by_neighbours(plain, [clusters])[0],
         "balance": float(-(shares * np.log(shares)).sum()),
     }
 

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from itertools import pairwise
 
 import numpy as np
@@ -133,10 +134,12 @@ def test_a_killed_worker_changes_no_bit(embedded, ray_cluster):
     def kill_one(restart: int, iteration: int, inertia: float) -> None:
         if (restart, iteration) == (1, 1) and not lost:
             for process in psutil.Process().children(recursive=True):
-                if "PartitionActor" in " ".join(process.cmdline()):
-                    lost.append(process.pid)
-                    os.kill(process.pid, signal.SIGKILL)
-                    return
+                # One that has just ended has no command line any more.
+                with suppress(psutil.NoSuchProcess):
+                    if "PartitionActor" in " ".join(process.cmdline()):
+                        lost.append(process.pid)
+                        os.kill(process.pid, signal.SIGKILL)
+                        return
 
     def lose_sums(restart: int, iteration: int, inertia: float) -> None:
         # As Ray says where a node dies whose sums nobody had fetched yet.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import mlflow
 import numpy as np
@@ -333,10 +334,11 @@ def test_training_on_ray_survives_a_lost_worker_bit_for_bit(ray_cluster, tmp_pat
             content = last_checkpoint(disturbed.store, folder_of(disturbed)) if folder_of(disturbed) else None
             if content is not None and read_facts(content)[0] >= 1:
                 for process in psutil.Process().children(recursive=True):
-                    if "RayTrainWorker" in " ".join(process.cmdline()):
-                        process.kill()
-                        killed.set()
-                        return
+                    with suppress(psutil.NoSuchProcess):
+                        if "RayTrainWorker" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.set()
+                            return
             time.sleep(0.01)
 
     def folder_of(workspace):

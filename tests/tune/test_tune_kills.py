@@ -15,12 +15,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from job_session import kill_session, session_of
 
+from pipelines.config import resolve
 from pipelines.tracking.server import Tracking
+from pipelines.tune import stage_search
+from pipelines.tune.stage import tune_augmentations
 from pipelines.tune.stage_records import Records, TrialRecord
 from pipelines.workspace.storage import open_store
 
@@ -161,3 +165,40 @@ def test_a_search_that_is_killed_ends_with_the_trials_of_an_undisturbed_one(
         f"{KILLS} kills ({', '.join(f'{name} {count}' for name, count in counts.items())}): {KILLS} reruns ended, "
         f"{reruns / KILLS:.0f} s each, {time.monotonic() - began:.0f} s in all",
     )
+
+
+def test_a_trial_one_of_whose_two_workers_is_killed_is_repeated_and_ends_as_it_should_have(
+    ray_cluster: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    struck: list[psutil.Process] = []
+    hear = stage_search.Watch.hear
+
+    def strike(watch: stage_search.Watch, trial_id: str, result: dict[str, Any] | None) -> None:
+        hear(watch, trial_id, result)
+        if killing and not struck and result is not None and "score" in result:
+            workers = [one for one in psutil.process_iter(["name"]) if one.info["name"].startswith("ray::RayTrainW")]
+            struck.append(max(workers, key=lambda one: one.pid))
+            struck[0].kill()
+
+    monkeypatch.setattr(stage_search.Watch, "hear", strike)
+    found = []
+    for killing in (False, True):
+        folder = tmp_path / str(killing)
+        workspace = make_workspace(str(folder / "workspace"), count=36)
+        config = resolve(
+            {
+                "train": {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16}
+                | {"num_workers": 2, "cpus_per_worker": 0.5},
+                "tune": {"num_trials": 1, "epochs": 2, "grace_epochs": 2, "max_events": 30, "clusters": 3},
+            }
+        )
+        tracking = Tracking(uri=uri_of(folder), experiment="workspace", artifact_location=folder.as_uri())
+        tune_augmentations(workspace, config, tracking)
+        [trial] = trials_of(folder)
+        found.append((trial.ended, trial.history))
+        runs = tracking.client().search_runs([tracking.experiment_id()])
+        [child] = [run for run in runs if "firnline.trial" in run.data.tags]
+        assert child.info.status == "FINISHED"
+    assert struck
+    assert found[0] == found[1]
+    assert found[0][0] == "done"
