@@ -3,11 +3,11 @@
     python benchmarks/searches.py --folder runs/searches runs/real=truth.csv:3 runs/four=runs/four-archive/truth:4
 
 Each WORKSPACE[@FILE]=TRUTH:K holds events, as for `benchmarks/settings.py`. For each set and seed `firnline tune` runs
-three searches of the default space, each in a workspace of its own with the same events: `blind`, which tries neither
-the default settings nor any that are known to be good; `every epoch`, the same without ASHA, so that every trial runs
-to its end; and `default first`, whose first trial is the default. The winners and the default are then trained in full,
-clustered as `firnline label` does (means of five clusterings) and scored on the test half of the truth: Hungarian
-accuracy, or the F1 score of the rarest class where K is not the number of classes.
+two searches of the default space, each in a workspace of its own with the same events: `blind`, which tries neither the
+default settings nor any that are known to be good, and `default first`, whose first trial is the default. The winners
+and the default are then trained in full, clustered as `firnline label` does (means of five clusterings) and scored on
+the test half of the truth: Hungarian accuracy, or the F1 score of the rarest class where K is not the number of
+classes. ASHA's share are the epochs of the blind search in units of those of all its trials run to their end.
 
 What is done lies in FOLDER, and the same command goes on after an interrupt. The seconds of a search are those of the
 whole command; a search that was interrupted has none.
@@ -36,7 +36,7 @@ from pipelines.workspace.ledger import fingerprint
 from pipelines.workspace.storage import open_store
 
 Search = dict[str, Any]
-SEARCHES = ("blind", "every epoch", "default first")
+SEARCHES = ("blind", "default first")
 
 
 def settings_of(name: str, events: EventSet, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -45,7 +45,6 @@ def settings_of(name: str, events: EventSet, seed: int, arguments: argparse.Name
     tune = given.get("tune", {}) | {
         "num_trials": arguments.trials,
         "epochs": arguments.search_epochs,
-        "grace_epochs": arguments.search_epochs if name == "every epoch" else min(2, arguments.search_epochs),
         "max_events": arguments.max_events,
         "num_workers": arguments.at_once,
         "objective": arguments.objective,
@@ -112,7 +111,7 @@ def accuracy(
 
 
 def measure(events: EventSet, named: Named, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Return a set's three searches with one seed, and how good their winners and the default are."""
+    """Return a set's searches with one seed, and how good their winners and the default are."""
     folder = arguments.folder / events.name
     searches = {}
     for name in SEARCHES:
@@ -129,14 +128,14 @@ def measure(events: EventSet, named: Named, seed: int, arguments: argparse.Names
     return {"set": events.name, "seed": seed, "searches": searches, "scores": scores}
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
+def print_table(rows: list[dict[str, Any]], all_epochs: int) -> None:
     """Print a line for each set and seed, and what all of them say."""
     print("\n| set | seed | default | " + " | ".join(SEARCHES) + " | epochs of each | ASHA's share | seconds of each |")
     print("|---" * (6 + len(SEARCHES)) + "|")
     for row in rows:
         found = [row["searches"][name] for name in SEARCHES]
         cells = [row["set"], str(row["seed"]), *(_number(row["scores"][name]) for name in ("default", *SEARCHES))]
-        cells += [", ".join(str(one["epochs"]) for one in found), f"{found[0]['epochs'] / found[1]['epochs']:.2f}"]
+        cells += [", ".join(str(one["epochs"]) for one in found), f"{found[0]['epochs'] / all_epochs:.2f}"]
         cells += [", ".join("-" if one["seconds"] is None else f"{one['seconds']:.0f}" for one in found)]
         print("| " + " | ".join(cells) + " |")
     print()
@@ -176,7 +175,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows = []
     for seed in arguments.seeds:
         rows += [measure(*pair, seed, arguments) for pair in zip(all_events, truths, strict=True)]
-    print_table(rows)
+    print_table(rows, arguments.trials * arguments.search_epochs)
     return rows
 
 

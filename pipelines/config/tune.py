@@ -8,6 +8,9 @@ from pipelines.config.base import Section, operational
 
 Pair = tuple[float, float]
 
+LEAST_GAIN = {"stability": 0.1, "validation": 0.05}
+"""More than the scores of two trainings with the same settings differ by (docs/training.md, "Tuning"), by objective."""
+
 
 class SearchRange(Section):
     """The values that the search may give one key: exactly one of the kinds below."""
@@ -76,8 +79,11 @@ class TuneSettings(Section):
     """Epochs of a trial that is not stopped early (count)."""
     max_events: int = Field(2000, ge=16, le=1_000_000_000)
     """Events that each trial is trained on (count)."""
-    grace_epochs: int = Field(2, ge=1, le=1_000_000)
-    """Epochs after which a trial may be stopped early (count)."""
+    least_gain: float | None = Field(None, ge=0, le=1)
+    """The configured settings win unless another trial's score is higher by this (no unit); null: 0.1 for `stability`
+    and 0.05 for `validation`, more than the luck of a training."""
+    grace_epochs: int = Field(1, ge=1, le=1_000_000)
+    """Epochs after which a trial may be stopped early; the one as configured never is (count)."""
     reduction: int = Field(2, ge=2, le=1000)
     """ASHA continues one in this many trials (count)."""
     num_workers: int = operational(0, ge=0, le=100_000)

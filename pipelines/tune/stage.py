@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.config import Config, stage_config, stage_output_keys
 from pipelines.config.safe_yaml import to_yaml
+from pipelines.config.tune import LEAST_GAIN, TuneSettings
 from pipelines.encoders import NETWORKS
 from pipelines.handlabels.sampling import label_sample
 from pipelines.runtime.errors import InputError, StageFailed
@@ -19,7 +20,7 @@ from pipelines.train.stage_setup import AUGMENTATION_OF_SEARCH
 from pipelines.tune.figures import draw_history, draw_importance, draw_parallel
 from pipelines.tune.proposals import fixed_points
 from pipelines.tune.space import configure, searched_sections, space_of
-from pipelines.tune.stage_records import FAILED, Records, TrialRecord, best_of, configured_score
+from pipelines.tune.stage_records import FAILED, Records, TrialRecord, best_of, configured_score, winner_of
 from pipelines.tune.stage_search import log_again, search
 from pipelines.tune.stage_trials import TrialTask, Windows
 from pipelines.tune.stage_workers import check_trials
@@ -49,11 +50,15 @@ class TuneSummary:
     best_score: float
     """Of the best trial that ran to the end."""
     first_score: float | None
-    """Of the configured settings; None where they were no trial, or one that did not run to its end."""
+    """Of the configured settings; None where they were no trial, or one that failed."""
+    least_gain: float
+    """By which a trial must be better than the configured settings to win."""
+    configured_stay: bool
+    """The best trial is not better by that, so the configured settings are the winner."""
     num_trials: int
     """Trials, including those that were stopped early or failed."""
     path: str
-    """Where the best augmentation section was written."""
+    """Where the winner's augmentation section was written."""
 
 
 def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking) -> TuneSummary:
@@ -91,7 +96,8 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
     )
     task.network(config)
     keys = stage_output_keys(config, "tune")
-    del keys["tune.num_trials"]
+    # Neither changes what a trial does.
+    del keys["tune.num_trials"], keys["tune.least_gain"]
     hand = [] if labels is None else [labels.indices.tolist(), labels.labels.tolist(), labels.folds.tolist()]
     records = Records(
         store, fingerprint({"inputs": inputs, "labels": hand, "config": keys, "version": ALGORITHM_VERSION})
@@ -112,12 +118,9 @@ def tune_augmentations(workspace: Workspace, config: Config, tracking: Tracking)
         known = _in_mlflow(run, task, records, known)
         trials = search(run, task, records, known) if len(known) < settings.num_trials else known
         summary = _conclude(workspace, run, task, trials, seconds=time.perf_counter() - began)
-    configured = "" if summary.first_score is None else f" (as configured {summary.first_score:.3f})"
-    if summary.first_score is None and settings.as_configured_first:
-        configured = " (the trial as configured did not finish)"
+    print(f"tune: best {objective} {_conclusion(summary, settings)}", flush=True)
     searched = any(key.startswith("train.") for key in space)
-    use = f"--config {store.full(TUNED)}" if searched else "--train.augment_from tune"
-    print(f"tune: best {objective} {summary.best_score:.3f}{configured}; train with {use}")
+    print(f"tune: train with {f'--config {store.full(TUNED)}' if searched else '--train.augment_from tune'}")
     return summary
 
 
@@ -137,6 +140,18 @@ def check_search(config: Config) -> Any:
     space = space_of(config)
     fixed_points(config.tune, space)
     return space
+
+
+def _conclusion(summary: TuneSummary, settings: TuneSettings) -> str:
+    best = f"{summary.best_score:.3f}"
+    if summary.first_score is None:
+        return best + " (the trial as configured failed)" * settings.as_configured_first
+    if not summary.configured_stay:
+        return f"{best} (as configured {summary.first_score:.3f})"
+    return (
+        f"{best}, as configured {summary.first_score:.3f}: that is not more by {summary.least_gain:g} "
+        "(tune.least_gain), which may be luck, so the configured settings stay"
+    )
 
 
 def _in_mlflow(run: StageRun, task: TrialTask, records: Records, known: list[TrialRecord]) -> list[TrialRecord]:
@@ -164,12 +179,14 @@ def _conclude(
     failed = [record for record in trials if record.ended == FAILED]
     if failed:
         print(f"tune: {len(failed)} of {len(trials)} trials failed; trial {failed[0].number}: {failed[0].reason}")
-    best = best_of(trials)
-    if best is None:
+    given = task.config.tune.least_gain
+    least_gain = LEAST_GAIN[task.objective] if given is None else given
+    best, winner = best_of(trials), winner_of(trials, least_gain)
+    if best is None or winner is None:
         raise StageFailed(
             f"no trial of the search ran to its end: {failed[0].reason if failed else 'all were stopped'}"
         )
-    sections = searched_sections(configure(task.config, task.space, best.point), task.space)
+    sections = searched_sections(configure(task.config, task.space, winner.point), task.space)
     run.log_text(write_augmentation(store, sections["augmentation"]), AUGMENTATION_OF_SEARCH)
     tuned = to_yaml(sections)
     store.write(TUNED, tuned.encode())
@@ -185,6 +202,7 @@ def _conclude(
             "tune_seconds": seconds,
         }
     )
+    run.set_tags({"firnline.winner": winner.number})
     if first is not None:
         run.log_metrics({"first_score": first})
     for name, draw in (("history", draw_history), ("parallel", draw_parallel), ("importance", draw_importance)):
@@ -192,5 +210,10 @@ def _conclude(
         if picture is not None:
             run.log_bytes(picture, f"search/{name}.png")
     return TuneSummary(
-        best_score=best.score, first_score=first, num_trials=len(trials), path=store.full(BEST_AUGMENTATION)
+        best_score=best.score,
+        first_score=first,
+        least_gain=least_gain,
+        configured_stay=winner is not best,
+        num_trials=len(trials),
+        path=store.full(BEST_AUGMENTATION),
     )

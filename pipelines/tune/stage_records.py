@@ -87,6 +87,14 @@ def best_of(records: Iterable[TrialRecord]) -> TrialRecord | None:
     return max(done, key=lambda record: (record.score, -record.number)) if done else None
 
 
+def winner_of(records: Sequence[TrialRecord], least_gain: float) -> TrialRecord | None:
+    """Return the best trial, or the configured one where that is not better by `least_gain`: it may be luck."""
+    best, configured = best_of(records), configured_score(records)
+    if best is None or configured is None or best.score >= configured + least_gain:
+        return best
+    return next(record for record in records if not record.point)
+
+
 def configured_score(records: Sequence[TrialRecord]) -> float | None:
     """Return the score of the trial as configured; None where there is none, or it did not run to its end."""
     return next((record.score for record in records if not record.point and record.ended == DONE), None)

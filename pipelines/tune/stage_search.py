@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pipelines.config.tune import TuneSettings
 from pipelines.runtime.capacity import capacity
 from pipelines.runtime.errors import InputError, StageFailed, last_line
 from pipelines.tracking.runs import StageRun, stage_run
@@ -36,7 +37,6 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
     """
     ray: Any = importlib.import_module("ray")
     tune: Any = importlib.import_module("ray.tune")
-    from ray.tune.schedulers import ASHAScheduler
 
     settings = task.config.tune
     shared = ray.put(task)
@@ -45,13 +45,7 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
     def trial(trial_config: dict[str, Any]) -> None:
         train_trial(shared, trial_config["number"], trial_config["point"], failures)
 
-    scheduler = ASHAScheduler(
-        metric="score",
-        mode="max",
-        max_t=settings.epochs,
-        grace_period=settings.grace_epochs,
-        reduction_factor=settings.reduction,
-    )
+    scheduler = _scheduler(settings)
     for record in known:
         _replay(scheduler, record)
     ended = {record.number for record in known}
@@ -292,9 +286,29 @@ def _callback(watch: Watch) -> Any:
     return Runs()
 
 
+def _scheduler(settings: TuneSettings) -> Any:
+    from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+
+    class Scheduler(ASHAScheduler):
+        """ASHA that lets the trial as configured run to its end: it is what the others are compared with."""
+
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            decision = str(super().on_trial_result(tune_controller, trial, result))
+            configured = not trial.config["point"] and result["training_iteration"] < settings.epochs
+            return TrialScheduler.CONTINUE if configured else decision
+
+    return Scheduler(
+        metric="score",
+        mode="max",
+        max_t=settings.epochs,
+        grace_period=settings.grace_epochs,
+        reduction_factor=settings.reduction,
+    )
+
+
 def _replay(scheduler: Any, record: TrialRecord) -> None:
     """Let ASHA know a trial of an earlier attempt."""
-    stand_in = SimpleNamespace(trial_id=f"known-{record.number}")
+    stand_in = SimpleNamespace(trial_id=f"known-{record.number}", config={"point": record.point})
     scheduler.on_trial_add(None, stand_in)
     for figures in record.history:
         scheduler.on_trial_result(None, stand_in, figures)

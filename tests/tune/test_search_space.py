@@ -9,7 +9,7 @@ from pipelines.contrastive.augmentations import FAMILIES, PRESETS, build_augment
 from pipelines.runtime.errors import InputError
 from pipelines.tune.proposals import fixed_points, propose
 from pipelines.tune.space import configure, searched_sections, space_of
-from pipelines.tune.stage_records import TrialRecord, best_of, configured_score
+from pipelines.tune.stage_records import TrialRecord, best_of, configured_score, winner_of
 
 
 def tuning(space=None, **keys):
@@ -181,3 +181,16 @@ def test_only_trials_that_ran_to_their_end_win():
     assert configured_score(records) is None
     assert configured_score([record(0, "done", 0.5, {}), *records[1:]]) == 0.5
     assert best_of([records[0], TrialRecord(number=5, point={}, ended="failed")]) is None
+
+
+def test_the_configured_settings_win_unless_another_trial_is_better_by_more_than_luck():
+    def record(number, score, point, ended="done"):
+        return TrialRecord(number=number, point=point, ended=ended, history=({"score": score},))
+
+    configured, other = record(0, 0.5, {}), record(1, 0.6, {"a": 1})
+    assert winner_of([configured, other], 0.2) is configured
+    assert winner_of([configured, other], 0.05) is other
+    assert winner_of([record(0, 0.7, {}), other], 0.05).number == 0
+    assert winner_of([other, record(2, 0.4, {"a": 2})], 0.2) is other
+    assert winner_of([record(0, 0.5, {}, "failed"), other], 0.2) is other
+    assert winner_of([record(0, 0.5, {}, "failed")], 0.2) is None

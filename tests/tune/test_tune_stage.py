@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.tracking.server import Tracking
 from pipelines.train.stage_setup import effective_augmentation
 from pipelines.tune import stage_search, stage_workers
+from pipelines.tune.space import configure, searched_sections, space_of
 from pipelines.tune.stage import tune_augmentations
 from pipelines.tune.stage_records import Records
 from pipelines.workspace.artifacts import BEST_AUGMENTATION
@@ -25,9 +27,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "train"))
 from training_events import make_workspace
 
 
-def records_of(workspace):
+def folder_of(workspace):
     [folder] = {item.path.split("/")[1] for item in workspace.store.walk("tune")}
-    return Records(workspace.store, folder).read()
+    return Records(workspace.store, folder)
+
+
+def records_of(workspace):
+    return folder_of(workspace).read()
 
 
 SMALL = {"width": 8, "dim": 8, "num_bands": 16, "num_frames": 16, "batch_size": 16}
@@ -76,6 +82,27 @@ def test_the_best_score_and_the_configured_one_are_those_of_trials_that_ran_to_t
     }
     assert summary.best_score == pytest.approx(max(finished.values()))
     assert summary.first_score == pytest.approx(finished.get("as configured"))
+
+
+def test_the_configured_settings_are_never_stopped_early_and_stay_unless_another_trial_gains_enough(searched, capsys):
+    workspace, config, tracking, _ = searched
+    trials = records_of(workspace)
+    assert (trials[0].point, trials[0].ended) == ({}, "done")
+    last = trials[0].history[-1]
+    better = replace(trials[1], ended="done", history=(last, last | {"score": last["score"] + 0.05}))
+    folder_of(workspace).write(better)
+    tuned = {}
+    for gain in (0.0, 0.06):
+        changed = configuration.resolve(config.model_dump(), {"tune": {"least_gain": gain}})
+        capsys.readouterr()
+        again = tune_augmentations(workspace, changed, tracking)
+        assert again.configured_stay == ("so the configured settings stay" in capsys.readouterr().out) == (gain > 0)
+        tuned[again.configured_stay] = yaml.safe_load(workspace.store.read("config/tuned.yaml"))
+    assert records_of(workspace) == [trials[0], better, *trials[2:]]
+    assert tuned[True] == searched_sections(config, space_of(config))
+    assert tuned[False] == searched_sections(configure(config, space_of(config), better.point), space_of(config))
+    folder_of(workspace).write(trials[1])
+    tune_augmentations(workspace, config, tracking)
 
 
 def test_the_parent_has_the_winners_settings_and_the_pictures(searched):
