@@ -17,7 +17,7 @@ from typing import Any
 import joblib
 
 from pipelines.runtime import ray_private
-from pipelines.runtime.capacity import capacity, say_silence
+from pipelines.runtime.capacity import WAIT_SECONDS, capacity, say_silence, say_waits
 from pipelines.runtime.errors import InputError, StageFailed
 from pipelines.runtime.ray_token import (
     apply_environment,
@@ -102,7 +102,9 @@ def ray_session(
         session_folder = _start(cores, include_dashboard=include_dashboard, worker_logs=worker_logs)
     else:
         session_folder = None
-        _join(joined, worker_logs=worker_logs)
+        # The job has been silent since its start.
+        with say_waits("cluster", lambda: f"joining {joined}", seconds=WAIT_SECONDS / 2):
+            _join(joined, worker_logs=worker_logs)
         _joined_as.append(joined)
     _configure_data(on_cluster=joined is not None)
     finished = False

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
@@ -129,6 +130,17 @@ def test_another_process_joins_by_address_and_brings_its_code(ray_cluster: RaySe
     done = run_python(JOIN, ray_cluster.address, environment=token, folder=tmp_path)
     assert "joined False" in done.stdout, done.stderr
     assert "py_modules_files" in done.stdout
+
+
+def test_a_cluster_that_is_slow_to_take_a_job_is_waited_for_aloud(ray_cluster: RaySession, tmp_path: Path):
+    [raylet] = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+    impatient = "from pipelines.runtime import ray_session as module; module.WAIT_SECONDS = 1.0" + JOIN
+    raylet.suspend()
+    threading.Timer(8.0, raylet.resume).start()
+    token = {"RAY_AUTH_TOKEN_PATH": os.environ["RAY_AUTH_TOKEN_PATH"]}
+    done = run_python(impatient, ray_cluster.address, environment=token, folder=tmp_path)
+    assert f"cluster: joining {ray_cluster.address}\n" in done.stderr
+    assert "joined False" in done.stdout, done.stderr
 
 
 def test_another_process_with_a_wrong_token_is_refused(ray_cluster: RaySession, tmp_path: Path):
