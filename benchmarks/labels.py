@@ -24,10 +24,9 @@ from numpy.typing import NDArray
 from pipelines.config import resolve
 from pipelines.config.label import KMeansSettings, LabelsSettings
 from pipelines.handlabels.sampling import hand_labels_of_sample
-from pipelines.label.choosing import merge
 from pipelines.label.draws import event_keys
+from pipelines.label.in_memory import cluster_in_memory
 from pipelines.label.kmeans import label_rows
-from pipelines.label.merging import fit_to_merge
 from pipelines.label.partitions import gather_local, local_partitions
 from pipelines.label.propagation import classify, fit_classifier, standardisation, too_few
 from pipelines.label.space import fit_space, to_space
@@ -110,9 +109,8 @@ def measure(
     truth = events.labels[test]
 
     def clustered(k: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        wanted = settings.model_copy(update={"k": k})
-        chosen, clusters = next(merge(gather, fit_to_merge(gather, k, len(points), wanted), k, wanted.merge))
-        return chosen.centroids, clusters
+        _, model = cluster_in_memory(events.embeddings, events.ids, settings.model_copy(update={"k": k}))
+        return model.centroids, model.clusters
 
     def answered(chosen: NDArray[np.int64], looked_at: int) -> Answer:
         labels = events.labels[chosen]

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from recipe import job
-from settings import CLUSTERINGS, EventSet, Named, agreement, keep, partition, read_set, sample_of, train, truth_of
+from settings import CLUSTERINGS, EventSet, Named, agreement, clustered, keep, read_set, sample_of, train, truth_of
 
 from pipelines.config import read_yaml, resolve
 from pipelines.config.safe_yaml import to_yaml
@@ -106,7 +106,7 @@ def accuracy(
         return None
     test = named.known & ~named.validation
     plain = stored["plain"]
-    found = [partition(plain, named.ids, events.k, number)[0][test] for number in range(CLUSTERINGS)]
+    found = [clustered(plain, named.ids, events.k, number)[0][test] for number in range(CLUSTERINGS)]
     return statistics.mean(agreement(named.labels[test], clusters, events.k)["truth"] for clusters in found)
 
 

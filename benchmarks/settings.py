@@ -17,14 +17,12 @@ that `firnline tune` searches unless `tune.space` says otherwise. WORKSPACE may 
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +42,8 @@ from pipelines.contrastive.objective import DISTURBANCES, adjusted_rand, kmeans
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
 from pipelines.encoders import Encoder
 from pipelines.handlabels.sampling import hand_labels_of_sample
-from pipelines.label.choosing import NEIGHBOURS_WEIGHT, merge, told_by_neighbours
-from pipelines.label.draws import event_keys
-from pipelines.label.kmeans import label_rows
-from pipelines.label.merging import fit_to_merge
-from pipelines.label.partitions import gather_local, local_partitions
-from pipelines.label.space import fit_space, to_space
+from pipelines.label.cluster_model import ClusterModel
+from pipelines.label.in_memory import cluster_in_memory, clusters_of, worth_of_clusters
 from pipelines.metrics.evaluation import (
     adjusted_rand_index,
     hungarian_accuracy,
@@ -218,14 +212,9 @@ def truth_of(events: EventSet) -> Named:
     return Named(ids, labels, np.array([hand.validation.get(each, False) for each in ids], dtype=bool))
 
 
-def partition(points: NDArray[Any], ids: Sequence[str], k: int, seed: int) -> tuple[Any, Any, Any]:
-    """Return the clusters of `firnline label`, and what labels other points."""
-    settings = KMeansSettings(k=k, seed=seed)
-    gather = gather_local(local_partitions(points, event_keys(ids)))
-    space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
-    turned = to_space(points, space)
-    chosen, clusters = next(merge(gather, fit_to_merge(gather, k, len(points), settings), k, settings.merge))
-    return label_rows(turned, chosen.centroids, clusters)[0], space, (chosen.centroids, clusters)
+def clustered(points: NDArray[Any], ids: Sequence[str], k: int, seed: int) -> tuple[NDArray[Any], ClusterModel]:
+    """Return the clusters of `firnline label` with a seed, and the model."""
+    return cluster_in_memory(points, ids, KMeansSettings(k=k, seed=seed))
 
 
 def judge(stored: Any, named: Named, k: int) -> tuple[dict[str, float], list[NDArray[Any]]]:
@@ -238,22 +227,14 @@ def judge(stored: Any, named: Named, k: int) -> tuple[dict[str, float], list[NDA
         probes[name] = float((guess == named.labels[test]).mean())
     all_scores, all_clusters = [], []
     for seed in range(CLUSTERINGS):
-        clusters, space, fitted = partition(plain, named.ids, k, seed)
-        again = label_rows(to_space(stored["disturbed"], space), *fitted)[0]
+        clusters, model = clustered(plain, named.ids, k, seed)
+        again = clusters_of(stored["disturbed"], model)
         scores = agreement(named.labels[known], clusters[known], k)
         all_scores.append(scores | probes | label_free_of_clusters(plain, clusters, again))
         all_clusters.append(clusters)
     means = {name: statistics.mean(one[name] for one in all_scores) for name in all_scores[0]}
-    pairs = [adjusted_rand_index(one, other) for one, other in combinations(all_clusters, 2)]
-    agree = statistics.mean(pairs)
-    balanced = means["balance"] / math.log(k)
-    chosen_by = agree + balanced + NEIGHBOURS_WEIGHT * means["told by neighbours"]
-    combined = {
-        "agreement of clusterings": agree,
-        "rule of the merge": chosen_by,
-        "agreement + balance": agree + balanced,
-    }
-    return means | combined | label_free(stored), all_clusters
+    worth = worth_of_clusters(plain, all_clusters, k)
+    return means | {f"{name} of clusterings": value for name, value in worth.items()} | label_free(stored), all_clusters
 
 
 def agreement(labels: NDArray[np.object_], found: NDArray[Any], k: int) -> dict[str, float]:
@@ -281,13 +262,10 @@ def label_free_of_clusters(plain: NDArray[Any], clusters: NDArray[Any], again: N
     half = np.arange(len(clusters)) % 2 == 0
     names = clusters.astype(str).astype(object)
     learned = [linear_predict(plain[learn], names[learn], plain[~learn]) == names[~learn] for learn in (half, ~half)]
-    shares = np.unique(clusters, return_counts=True)[1] / len(clusters)
-    largest = float(shares.max())
+    largest = float(np.unique(clusters, return_counts=True)[1].max()) / len(clusters)
     return {
         "stability of the clusters": adjusted_rand(torch.from_numpy(clusters).long(), torch.from_numpy(again).long()),
         "learnability": (float(np.concatenate(learned).mean()) - largest) / max(1e-9, 1 - largest),
-        "told by neighbours": told_by_neighbours(plain, [clusters])[0],
-        "balance": float(-(shares * np.log(shares)).sum()),
     }
 
 

@@ -1,6 +1,6 @@
 """Which way of merging over-clusters is kept: the one that others confirm, and in which neighbours belong together."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,10 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.neighbors import NearestNeighbors
 
+from pipelines.config.label import KMeansSettings
+from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.kmeans import label_rows
 from pipelines.label.lloyd import Clustering
-from pipelines.label.merging import JUDGED_SCALE, OVERLAP_SCALES, merge_overlap, merge_ward, overlaps_of
+from pipelines.label.merging import JUDGED_SCALE, OVERLAP_SCALES, fit_to_merge, merge_overlap, merge_ward, overlaps_of
 from pipelines.label.partitions import Gather, sample_rows
+from pipelines.label.space import Space
 
 TOLERATED_OVERLAP = 30.0
 """A result whose clusters overlap more than this many times the smallest overlap found is taken to be wrong."""
@@ -24,6 +27,28 @@ QUERIES, NEIGHBOURS = 2000, 5
 NEIGHBOURS_WEIGHT = 4.0
 """Weight of the share of rows whose neighbours are of their cluster, beside agreement and balance."""
 _SAMPLE_SEED = 0
+
+
+def best_model(
+    gather: Gather,
+    space: Space,
+    settings: KMeansSettings,
+    k: int,
+    num_rows: int,
+    progress: Callable[[int, int, float], None] | None,
+) -> ClusterModel:
+    """Return the clustering into k of rows that are in its space; ValueError where there are too few of them."""
+    fits = fit_to_merge(gather, k, num_rows, settings, progress=progress)
+    chosen, clusters = next(merge(gather, fits, k, settings.merge))
+    return ClusterModel(
+        space=space,
+        centroids=chosen.centroids,
+        clusters=clusters,
+        inertia=chosen.inertia,
+        inertia_history=chosen.inertia_history,
+        converged=chosen.converged,
+        restart_inertias=tuple(clustering.inertia for clustering in fits),
+    )
 
 
 def merge(

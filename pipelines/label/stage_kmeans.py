@@ -11,11 +11,11 @@ from ray.exceptions import ObjectLostError, RayActorError
 
 from pipelines.config import Config
 from pipelines.config.label import KMeansSettings
-from pipelines.label.choosing import merge
+from pipelines.label.choosing import best_model
 from pipelines.label.cluster_model import ClusterModel
-from pipelines.label.merging import MIN_ROWS_PER_OVER_CLUSTER, fit_to_merge, over_clusters
+from pipelines.label.merging import MIN_ROWS_PER_OVER_CLUSTER, over_clusters
 from pipelines.label.partitions import Gather, sample_rows
-from pipelines.label.space import Space, enter_space, fit_space
+from pipelines.label.space import enter_space, fit_space
 from pipelines.label.stage_partitions import ActorGather, Survey, fitted_rows, start_partitions, wait_for_actors
 from pipelines.label.stage_shards import EventShard
 from pipelines.label.tree import MergeTree, fit_tree
@@ -158,7 +158,7 @@ def _fit(
     num_rows = sum(survey.num_fitted for survey in surveys)
     if known is None:
         space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
-        model = _best_of(gather, space, settings, settings.k, num_rows, progress)
+        model = best_model(gather, space, settings, settings.k, num_rows, progress)
     else:
         model = known
         gather(enter_space, known.space)
@@ -167,7 +167,7 @@ def _fit(
         at_classes = model
     elif num_classes is not None:
         try:
-            at_classes = _best_of(gather, model.space, settings, num_classes, num_rows, None)
+            at_classes = best_model(gather, model.space, settings, num_classes, num_rows, None)
         except ValueError as error:
             print(
                 f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True
@@ -183,26 +183,4 @@ def _fit(
         tree=tree,
         keys=np.concatenate([keys for keys, _ in sampled]) if sampled else np.zeros(0, dtype=np.uint64),
         sample=np.concatenate([rows for _, rows in sampled]) if sampled else np.zeros((0, 0), dtype=np.float32),
-    )
-
-
-def _best_of(
-    gather: Gather,
-    space: Space,
-    settings: KMeansSettings,
-    k: int,
-    num_rows: int,
-    progress: Callable[[int, int, float], None] | None,
-) -> ClusterModel:
-    """Return the clustering into k of rows that are in its space; ValueError where there are too few of them."""
-    fits = fit_to_merge(gather, k, num_rows, settings, progress=progress)
-    chosen, clusters = next(merge(gather, fits, k, settings.merge))
-    return ClusterModel(
-        space=space,
-        centroids=chosen.centroids,
-        clusters=clusters,
-        inertia=chosen.inertia,
-        inertia_history=chosen.inertia_history,
-        converged=chosen.converged,
-        restart_inertias=tuple(clustering.inertia for clustering in fits),
     )

@@ -16,6 +16,7 @@ from small_workspace import write_workspace
 
 from pipelines.config.label import KMeansSettings
 from pipelines.label import stage_partitions
+from pipelines.label.in_memory import cluster_in_memory
 from pipelines.label.partitions import block_edges, count_rows
 from pipelines.label.stage_kmeans import fit_model
 from pipelines.label.stage_partitions import (
@@ -71,6 +72,17 @@ def test_1_2_3_and_7_workers_give_the_same_bits_kept_or_streamed(embedded, ray_c
     models = [fitted(embedded, num_workers) for num_workers in (1, 2, 3, 7)]
     models += [fitted(embedded, num_workers, memory_gb=1e-9) for num_workers in (1, 3)]
     assert all(model == models[0] for model in models)
+
+
+def test_embeddings_in_memory_have_the_model_that_workers_fit(embedded, ray_cluster):
+    store, shards = embedded
+    read = [tables.read_table(store, shard.path("embeddings"), ["event_id", "embedding"]) for shard in shards]
+    ids = [name for table in read for name in table["event_id"].to_pylist()]
+    rows = np.concatenate([tables.embeddings(table["embedding"]) for table in read])
+    settings = KMeansSettings(k=4, restarts=2, whiten=True, overcluster=2)
+    clusters, model = cluster_in_memory(rows, ids, settings)
+    assert fitted(embedded, 2).startswith(model.to_bytes())
+    assert clusters.shape == (NUM_ROWS,)
 
 
 def test_the_same_share_of_the_events_is_fitted_by_any_number_of_workers(embedded, ray_cluster):
