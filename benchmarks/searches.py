@@ -7,7 +7,7 @@ two searches of the default space, each in a workspace of its own with the same 
 default settings nor any that are known to be good, and `default first`, whose first trial is the default. The winners
 and the default are then trained in full, clustered as `firnline label` does (means of five clusterings) and scored on
 the test half of the truth: Hungarian accuracy, or the F1 score of the rarest class where K is not the number of
-classes. ASHA's share are the epochs of the blind search in units of those of all its trials run to their end.
+classes. ASHA's share are the epochs of the first search in units of those of all its trials run to their end.
 
 What is done lies in FOLDER, and the same command goes on after an interrupt. The seconds of a search are those of the
 whole command; a search that was interrupted has none.
@@ -19,6 +19,7 @@ import os
 import platform
 import shutil
 import statistics
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def settings_of(name: str, events: EventSet, seed: int, arguments: argparse.Name
         "seed": seed,
     }
     labels = {"labels": {"path": str(Path(events.truth).resolve())}} if arguments.objective == "validation" else {}
-    return {**events.configured, "tune": tune, **labels}
+    return {**events.configured, "tune": tune, "kmeans": {"k": events.k}, **labels}
 
 
 def searched(folder: Path, name: str, events: EventSet, seed: int, arguments: argparse.Namespace) -> Search:
@@ -114,7 +115,7 @@ def measure(events: EventSet, named: Named, seed: int, arguments: argparse.Names
     """Return a set's searches with one seed, and how good their winners and the default are."""
     folder = arguments.folder / events.name
     searches = {}
-    for name in SEARCHES:
+    for name in arguments.searches:
         searches[name] = found = searched(folder, name, events, seed, arguments)
         took = "interrupted" if found["seconds"] is None else f"{found['seconds']:.0f} s"
         print(f"{events.name} {seed} {name}: {found['epochs']} epochs, {took}, {found['trials']}", flush=True)
@@ -128,18 +129,18 @@ def measure(events: EventSet, named: Named, seed: int, arguments: argparse.Names
     return {"set": events.name, "seed": seed, "searches": searches, "scores": scores}
 
 
-def print_table(rows: list[dict[str, Any]], all_epochs: int) -> None:
+def print_table(rows: list[dict[str, Any]], names: Sequence[str], all_epochs: int) -> None:
     """Print a line for each set and seed, and what all of them say."""
-    print("\n| set | seed | default | " + " | ".join(SEARCHES) + " | epochs of each | ASHA's share | seconds of each |")
-    print("|---" * (6 + len(SEARCHES)) + "|")
+    print("\n| set | seed | default | " + " | ".join(names) + " | epochs of each | ASHA's share | seconds of each |")
+    print("|---" * (6 + len(names)) + "|")
     for row in rows:
-        found = [row["searches"][name] for name in SEARCHES]
-        cells = [row["set"], str(row["seed"]), *(_number(row["scores"][name]) for name in ("default", *SEARCHES))]
+        found = [row["searches"][name] for name in names]
+        cells = [row["set"], str(row["seed"]), *(_number(row["scores"][name]) for name in ("default", *names))]
         cells += [", ".join(str(one["epochs"]) for one in found), f"{found[0]['epochs'] / all_epochs:.2f}"]
         cells += [", ".join("-" if one["seconds"] is None else f"{one['seconds']:.0f}" for one in found)]
         print("| " + " | ".join(cells) + " |")
     print()
-    for name in SEARCHES:
+    for name in names:
         gains = [row["scores"][name] - row["scores"]["default"] for row in rows if None not in row["scores"].values()]
         if gains:
             print(f"{name}: {statistics.mean(gains):+.3f} beside the default, {min(gains):+.3f} at worst")
@@ -158,10 +159,11 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("sets", nargs="+", metavar="WORKSPACE[@FILE]=TRUTH:K")
     parser.add_argument("--folder", type=Path, default=Path("runs/searches"))
     parser.add_argument(
-        "--objective", choices=("stability", "validation"), default="stability", help="as tune.objective"
+        "--objective", choices=("clusters", "stability", "validation"), default="clusters", help="as tune.objective"
     )
     parser.add_argument("--config", type=Path, help="a configuration whose section tune is used, for another space")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    parser.add_argument("--searches", nargs="*", choices=SEARCHES, default=SEARCHES)
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--search-epochs", type=int, default=8, help="of a trial")
     parser.add_argument("--max-events", type=int, default=2000, help="of a trial")
@@ -175,7 +177,7 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     rows = []
     for seed in arguments.seeds:
         rows += [measure(*pair, seed, arguments) for pair in zip(all_events, truths, strict=True)]
-    print_table(rows, arguments.trials * arguments.search_epochs)
+    print_table(rows, arguments.searches, arguments.trials * arguments.search_epochs)
     return rows
 
 

@@ -22,7 +22,10 @@ ROOMS: dict[str, set[str]] = {
     "synthesize": {"config", "runtime", "workspace"},
     "detect": {"archive", "config", "metrics", "runtime", "tracking", "workspace"},
     "train": {"config", "contrastive", "encoders", "handlabels", "metrics", "runtime", "tracking", "workspace"},
-    "tune": {"config", "contrastive", "encoders", "handlabels", "metrics", "runtime", "tracking", "train", "workspace"},
+    "tune": {
+        *{"config", "contrastive", "encoders", "handlabels", "label", "metrics", "runtime", "tracking", "train"},
+        "workspace",
+    },
     "label": {"config", "encoders", "handlabels", "metrics", "runtime", "tracking", "workspace"},
     "report": {"config", "handlabels", "metrics", "runtime", "tracking", "workspace"},
     "explore": {"config", "handlabels", "label", "metrics", "report", "runtime", "workspace"},

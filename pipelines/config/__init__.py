@@ -31,7 +31,7 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "synthesize": ("synthesize",),
     "fetch": ("fetch",),
     "detect": ("archive", "detection", "window", "shards", "mlflow"),
-    "tune": ("tune", "train", "augmentation", "labels", "mlflow"),
+    "tune": ("tune", "train", "augmentation", "kmeans", "labels", "mlflow"),
     "train": ("train", "augmentation", "labels", "mlflow"),
     "label": ("label", "kmeans", "labels", "mlflow"),
     "report": ("report", "catalog", "mlflow"),

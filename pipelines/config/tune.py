@@ -8,7 +8,7 @@ from pipelines.config.base import Section, operational
 
 Pair = tuple[float, float]
 
-LEAST_GAIN = {"stability": 0.1, "validation": 0.05}
+LEAST_GAIN = {"clusters": 0.08, "stability": 0.1, "validation": 0.05}
 """More than the scores of two trainings with the same settings differ by (docs/training.md, "Tuning"), by objective."""
 
 
@@ -70,9 +70,11 @@ class TuneSettings(Section):
     """Make the configured settings the first trial."""
     start: tuple[dict[str, Any], ...] = ()
     """Settings that are known to be good, tried next: keys as in `space` with their values."""
-    objective: Literal["auto", "stability", "validation"] = "auto"
-    """What to maximise: `stability` of the clusters, which needs no labels; `validation`, the accuracy of nearest
-    neighbours on hand labels; or `auto`: `validation` if `labels.path` is given, otherwise `stability`."""
+    objective: Literal["auto", "clusters", "stability", "validation"] = "auto"
+    """What to maximise: `validation`, the balanced accuracy of nearest neighbours on hand labels; without labels
+    `clusters`, how well those of `firnline label` agree, are balanced and are told by nearest neighbours, or
+    `stability` of clusters when windows are disturbed; or `auto`: `validation` if `labels.path` is given, otherwise
+    `clusters`."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Seed of the search (no unit)."""
     epochs: int = Field(8, ge=1, le=1_000_000)
@@ -80,8 +82,8 @@ class TuneSettings(Section):
     max_events: int = Field(2000, ge=16, le=1_000_000_000)
     """Events that each trial is trained on (count)."""
     least_gain: float | None = Field(None, ge=0, le=1)
-    """The configured settings win unless another trial's score is higher by this (no unit); null: 0.1 for `stability`
-    and 0.05 for `validation`, more than the luck of a training."""
+    """The configured settings win unless another trial's score is higher by this (no unit); null: more
+    than the luck of a training, 0.08 for `clusters`, 0.1 for `stability` and 0.05 for `validation`."""
     grace_epochs: int = Field(1, ge=1, le=1_000_000)
     """Epochs after which a trial may be stopped early; the one as configured never is (count)."""
     reduction: int = Field(2, ge=2, le=1000)
@@ -90,8 +92,9 @@ class TuneSettings(Section):
     """Trials at the same time; 0: as many as the cluster has, or may grow to, CPUs or GPUs for (count)."""
     gpus_per_worker: float = operational(1.0, gt=0, le=1)
     """Share of a GPU that each worker of a trial gets if `train.use_gpu` is true; with 0.25 four share one (count)."""
-    clusters: int = Field(8, ge=2, le=100_000)
-    """Number of clusters whose stability is measured (count)."""
+    clusters: int | None = Field(None, ge=2, le=100_000)
+    """Number of clusters that are judged without labels; null: `kmeans.k`. Give the number of classes that are
+    expected: with more clusters the scores were worth less (count)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "TuneSettings":

@@ -16,6 +16,7 @@ from pipelines.contrastive.step import TrainPlan
 from pipelines.contrastive.whitening import whiten_by_views
 from pipelines.encoders import Encoder, NetworkConfig, build_network
 from pipelines.handlabels.sampling import SampleLabels, validation_scores
+from pipelines.label.in_memory import cluster_in_memory, worth_of_clusters
 from pipelines.train.loop import Training, train_rank
 from pipelines.train.stage_setup import fits_on_device, network_config, prepare_windows, train_plan
 from pipelines.tune.space import Point, configure
@@ -23,7 +24,9 @@ from pipelines.workspace.event_sample import equal_shares
 
 SCORED_WINDOWS = 1000
 """Windows that the label-free score of a trial is computed on."""
-METRICS = ("score", "loss", "stability", "effective_rank", "validation_knn", "validation_linear")
+CLUSTERINGS = 3
+"""Clusterings of a trial's embeddings, each with another seed, that the objective `clusters` compares."""
+METRICS = ("score", "loss", "clusters", "stability", "effective_rank", "validation_knn", "validation_linear")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Windows:
     """Sampling rate of a window."""
     lead_samples: int
     """Samples before the onset."""
+    event_ids: tuple[str, ...]
+    """Of the windows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +56,16 @@ class TrialTask:
     windows: Windows
     labels: SampleLabels | None
     objective: str
-    """`validation` or `stability`: which of the scores decides."""
+    """`validation`, `clusters` or `stability`: which of the scores decides."""
 
     def network(self, config: Config) -> NetworkConfig:
         """Return the network of a trial."""
         return network_config(config, self.windows)
+
+    @property
+    def num_clusters(self) -> int:
+        """Clusters that are judged without labels."""
+        return self.config.tune.clusters or self.config.kmeans.k
 
     def plan(self, config: Config) -> TrainPlan:
         """Return the plan of a trial's training."""
@@ -116,7 +126,16 @@ def _judge(
     encoder = Encoder(network, built).to(device.type)
     if task.labels is not None:
         scores |= validation_scores(encoder.embed(windows[task.labels.indices]), task.labels)
-    stability = cluster_stability(encoder, some, num_clusters=config.tune.clusters, seed=0)
-    scores["stability"] = stability["stability"]
-    scores["score"] = scores.get("validation_knn", 0.0) if task.objective == "validation" else scores["stability"]
-    return scores
+    scores["stability"] = cluster_stability(encoder, some, num_clusters=task.num_clusters, seed=0)["stability"]
+    if task.objective == "clusters":
+        scores["clusters"] = _worth(encoder.embed(windows), task)
+    of_objective = "validation_knn" if task.objective == "validation" else task.objective
+    return scores | {"score": scores.get(of_objective, 0.0)}
+
+
+def _worth(embeddings: NDArray[np.float32], task: TrialTask) -> float:
+    settings = task.config.kmeans.model_copy(update={"k": min(task.num_clusters, max(2, len(embeddings) // 4))})
+    seeds = range(settings.seed, settings.seed + CLUSTERINGS)
+    each = (settings.model_copy(update={"seed": seed}) for seed in seeds)
+    found = [cluster_in_memory(embeddings, task.windows.event_ids, one)[0] for one in each]
+    return worth_of_clusters(embeddings, found, settings.k)["worth"]

@@ -69,7 +69,8 @@ def test_trials_are_children_of_one_parent_and_nothing_else_is(searched):
     assert len(children) == summary.num_trials == 4
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parents[0].info.run_id}
     assert {run.info.status for run in runs} == {"FINISHED"}
-    assert all("score" in run.data.metrics for run in children)
+    # Without labels the objective is how good the clusters look.
+    assert all(run.data.metrics["score"] == run.data.metrics["clusters"] for run in children)
 
 
 def test_the_best_score_and_the_configured_one_are_those_of_trials_that_ran_to_their_end(searched):
@@ -198,7 +199,7 @@ def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_agai
     ]
     before = records_of(workspace)
     again = tune_augmentations(workspace, config, tracking)
-    assert "a higher one was no sign of better classes" in capsys.readouterr().out
+    assert "rank correlation with the accuracy was 0.37 to 0.61 at that number" in capsys.readouterr().out
     assert (again.best_score, again.num_trials) == (summary.best_score, summary.num_trials)
     assert records_of(workspace) == before
     client.delete_run(parent.info.run_id)
