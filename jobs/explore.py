@@ -17,7 +17,7 @@ from pipelines.config import Config
 from pipelines.config.label import LabelsSettings
 from pipelines.explore.access import is_loopback
 from pipelines.explore.explorer import open_explorer
-from pipelines.explore.export import check_target, write_export
+from pipelines.explore.export import ExportTarget, held_target, write_export
 from pipelines.explore.server import ExplorerServer
 from pipelines.workspace.workspace import Workspace
 
@@ -35,7 +35,8 @@ def explore(arguments: Arguments) -> None:
     if labels.path is None:
         labels = LabelsSettings.model_validate(workspace.stored_config("label").get("labels", {}))
     if config.explore.export is not None:
-        export(workspace, config, labels, config.explore.export)
+        with held_target(config.explore.export, workspace, arguments.command) as target:
+            export(workspace, config, labels, target)
         return
     explorer = open_explorer(workspace, config.explore, labels, config.report, config.suggest)
     explorer.map.start()
@@ -48,11 +49,11 @@ def explore(arguments: Arguments) -> None:
         server.serve()
 
 
-def export(workspace: Workspace, config: Config, labels: LabelsSettings, url: str) -> None:
+def export(workspace: Workspace, config: Config, labels: LabelsSettings, target: ExportTarget) -> None:
     """Write a copy of the explorer for reading."""
     settings = config.explore.model_copy(update={"map_events": config.explore.export_map_events})
     explorer = open_explorer(workspace, settings, labels, config.report, config.suggest)
-    done = write_export(explorer, check_target(url, workspace), settings)
+    done = write_export(explorer, target, settings)
     print(done.words)
     print(f"open {done.url}/index.html", flush=True)
 

@@ -9,12 +9,15 @@
     firnline-export.json       the files of the copy: what has none of these, or others beside it, is never replaced
 
 A browser reads no data from a disk but scripts, so all data are calls of a function. The copy is written beside the
-folder's place and takes it once it is complete.
+folder's place and takes it once it is complete. One job at a time writes one: beside it, too, stands who does.
 """
 
 import base64
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,12 +34,13 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.progress import progress_bar
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import Artifact
+from pipelines.workspace.holder import held
 from pipelines.workspace.storage import Store, open_parent, open_store, said_of
 from pipelines.workspace.workspace import REPLACING, STAGE_FOLDERS, Workspace
 
 KEY = "explore.export"
-PARTIAL, OLD = ".firnline-partial", ".firnline-old"
-"""What stands behind the name of a copy that is being written, and of one that is being replaced."""
+PARTIAL, OLD, HOLDER = ".firnline-partial", ".firnline-old", ".firnline-holder"
+"""What stands behind the name of a copy that is being written, of one that is being replaced, and of who writes it."""
 MAX_BRANCHES = 60
 """Branches of the merge tree that have a figure."""
 POLICY = (
@@ -76,11 +80,18 @@ class Exported:
     words: str
 
 
-def check_target(url: str, workspace: Workspace) -> ExportTarget:
-    """Return where a copy goes.
+@contextlib.contextmanager
+def held_target(url: str, workspace: Workspace, command: str) -> Iterator[ExportTarget]:
+    """Yield where a copy goes; until the block ends no other job writes there.
+
+    Args:
+        url: as the user gives it.
+        workspace: of which the copy is.
+        command: what is told to another job that would write there, too.
 
     Raises:
-        InputError: something else is there, or it cannot be written.
+        InputError: something else is there, it cannot be written, or another job writes there.
+        StageFailed: another job took this one for dead, see `held`.
     """
     store = open_store(url)
     parent, name = open_parent(store.url)
@@ -91,11 +102,20 @@ def check_target(url: str, workspace: Workspace) -> ExportTarget:
     if within.partition("/")[0] in own | {REPLACING, "config", "tune", "mlartifacts"}:
         raise InputError(f"{KEY} {url} lies in a folder of the workspace that a stage writes; name another folder")
     target = ExportTarget(parent, name)
-    with said_of(url, KEY):
-        for ending in ("", PARTIAL, OLD):
-            _refuse_other(target.store(ending))
-    target.store(PARTIAL).check_writable(what="folder")
-    return target
+    holder = target.store(HOLDER)
+    # Within a folder that another job holds, the test could be in its way.
+    (parent if parent.is_local else holder).check_writable(what="folder")
+    try:
+        with held(holder, command, what=store.url):
+            with said_of(url, KEY):
+                for ending in ("", PARTIAL, OLD):
+                    _refuse_other(target.store(ending))
+            yield target
+    finally:
+        # A job that was killed leaves the folder, and who took over from it did not make it.
+        if holder.is_local:
+            with contextlib.suppress(OSError):
+                Path(holder.url).rmdir()
 
 
 def _refuse_other(store: Store) -> None:

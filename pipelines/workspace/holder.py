@@ -1,5 +1,7 @@
 """Who writes to a workspace: one job at a time, on any host, and another one once its process or host has died.
 
+What else one job at a time may write, such as a copy of the explorer, is held in the same way, in a folder beside it.
+
 `holder.json` names the job that writes. It is written with a condition (`Store.swap`), so that of two jobs that begin
 at the same time one is refused, on a disk as in a bucket. A job that was killed leaves the file. On its own host the
 next job sees that the process is gone; elsewhere it waits until the file is renewed, and is refused, or has not been
@@ -78,12 +80,13 @@ class Holder(Artifact):
 
 
 @contextlib.contextmanager
-def held(store: Store, command: str) -> Iterator[None]:
+def held(store: Store, command: str, what: str | None = None) -> Iterator[None]:
     """Hold a workspace for a job that writes, until the block ends.
 
     Args:
         store: the workspace; its folder is made where it does not exist, and removed again where nothing was written.
         command: what is told to those who are refused.
+        what: is held, as they are told; default: the workspace.
 
     Raises:
         InputError: another job holds it; names it.
@@ -101,8 +104,9 @@ def held(store: Store, command: str) -> Iterator[None]:
         command=command,
         since=f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC",
     )
-    _take(store, holder)
-    hold = _Hold(store, holder)
+    what = what or store.url
+    _take(store, holder, what)
+    hold = _Hold(store, holder, what)
     hold.start()
     try:
         with _interrupted_by(INTERRUPT):
@@ -118,7 +122,7 @@ def held(store: Store, command: str) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _take(store: Store, holder: Holder) -> None:
+def _take(store: Store, holder: Holder, what: str) -> None:
     """Write who holds the workspace; InputError where another job does."""
     while True:
         try:
@@ -126,10 +130,10 @@ def _take(store: Store, holder: Holder) -> None:
         except FileNotFoundError:
             found = None
         if found is not None:
-            _wait_for_the_dead(store, found)
+            _wait_for_the_dead(store, found, what)
         if store.swap(Holder.PATH, holder.content(), was=found):
             if found is not None:
-                print(f"{store.url}: taken over from {_described(_parse(found))}, which has died", flush=True)
+                print(f"{what}: taken over from {_described(_parse(found))}, which has died", flush=True)
             return
 
 
@@ -145,12 +149,13 @@ def _described(holder: Holder | None) -> str:
     return "another job" if holder is None else holder.describe()
 
 
-def _wait_for_the_dead(store: Store, found: bytes) -> None:
+def _wait_for_the_dead(store: Store, found: bytes, what: str) -> None:
     """Return once a holder is taken for dead, or has given the workspace free; InputError once it is seen to live.
 
     Args:
         store: the workspace.
         found: what the file holds; a holder that lives on another host renews it.
+        what: is held.
     """
     holder = _parse(found)
     gone = None if holder is None else holder.is_gone()
@@ -169,21 +174,21 @@ def _wait_for_the_dead(store: Store, found: bytes) -> None:
             if time.monotonic() - said >= SAY_SECONDS:
                 said = time.monotonic()
                 print(
-                    f"{store.url}: waiting for {_described(holder)}; it counts as dead, and its workspace is taken, "
+                    f"{what}: waiting for {_described(holder)}; it counts as dead, and this job begins, "
                     f"if it shows no sign of life for another {LEASE_SECONDS - max(age, 0):.0f} s",
                     file=sys.stderr,
                     flush=True,
                 )
             time.sleep(LOOK_SECONDS)
     if not gone:
-        raise InputError(f"{store.url} is in use by {_described(holder)}; wait until it has ended")
+        raise InputError(f"{what} is in use by {_described(holder)}; wait until it has ended")
 
 
 class _Hold:
     """Renews a hold in a thread of its own until it is stopped."""
 
-    def __init__(self, store: Store, holder: Holder) -> None:
-        self.store, self.holder = store, holder
+    def __init__(self, store: Store, holder: Holder, what: str) -> None:
+        self.store, self.holder, self.what = store, holder, what
         self.lost = ""
         """Why the hold does not hold any more; empty while it does."""
         self._owner = threading.get_ident()
@@ -221,7 +226,7 @@ class _Hold:
                 # Storage that is away for a while; nobody else can take the workspace there, either.
                 continue
             self.lost = (
-                f"{self.store.url} was taken by another job, since this one could not renew its hold for "
+                f"{self.what} was taken by another job, since this one could not renew its hold for "
                 f"{LEASE_SECONDS:.0f} s; run the same command again once the other has ended"
             )
             if self._in_main_thread and not self._stop.is_set():

@@ -16,6 +16,7 @@ import pytest
 from chromium import Chromium
 
 from jobs import explore as job
+from pipelines.explore.export import held_target
 from pipelines.explore.export_sample import choose_branches, choose_events, nearest_of, typical_of
 from pipelines.workspace import tables
 from pipelines.workspace.storage import open_store
@@ -214,7 +215,28 @@ def test_an_export_that_is_killed_leaves_the_old_copy_whole_and_the_next_one_tak
     assert files_of(target) == before
     assert export(clustered[0], target, export_events=3) == 0
     assert len([path for path in files_of(target) if path.startswith("figures/")]) == 3
-    assert not begun.exists()
+    # Nothing is left beside it, neither the beginning of the other one nor who wrote it.
+    assert {path.name for path in tmp_path.iterdir() if path.name.startswith("copy")} == {"copy"}
+
+
+@pytest.mark.parametrize("where", ["a folder", "a bucket"])
+def test_of_two_exports_to_one_place_the_second_is_told_who_writes_there_and_mixes_nothing(
+    clustered: Rows, tmp_path: Path, moto_s3: Any, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    url = str(tmp_path / "copy") if where == "a folder" else f"{moto_s3.url}/shared/copy"
+    workspace, place = clustered[0], open_store(url.rpartition("/")[0])
+    with held_target(url, workspace, "firnline explore there"):
+        assert export(workspace, url, export_events=1) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert len(said.err.strip().splitlines()) == 1
+        assert f"{url} is in use by `firnline explore there` (process {os.getpid()} on " in said.err
+        there = [item.path for item in place.walk() if item.path.startswith("copy")]
+        assert there == ["copy.firnline-holder/holder.json"]
+    # Who holds a place is asked before anything is read, and another place is free.
+    with held_target(url, workspace, "firnline explore there"):
+        assert export(workspace, f"{url}-2", export_events=1) == 0
+    assert {item.path.partition("/")[0] for item in place.walk() if item.path.startswith("copy")} == {"copy-2"}
 
 
 def test_a_copy_goes_to_a_bucket_and_only_an_export_is_replaced_there(
