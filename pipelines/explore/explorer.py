@@ -190,7 +190,7 @@ class Explorer:
         return self.list_points(near[:count])
 
     def typical(self, cluster: int, first: int, count: int) -> tuple[list[dict[str, Any]], int]:
-        """Return events of the map from a cluster, those nearest to its mean first, and how many it has there.
+        """Return events of the map from a cluster, those nearest to a centroid first, and how many it has there.
 
         `first` of them are left out, and at most `count` returned.
         """

@@ -27,12 +27,11 @@ from pydantic import Field
 from pipelines.config.report import ExploreSettings
 from pipelines.explore.assets import OFFLINE, SERVER, Asset, page_assets
 from pipelines.explore.explorer import Explorer
-from pipelines.explore.export_sample import choose_branches, choose_events, nearest_of, typical_of
+from pipelines.explore.export_sample import choose_branches, choose_events, nearest_of
 from pipelines.explore.map_points import LAYOUTS, MapPoints
 from pipelines.explore.queries import MAX_LISTED, BadRequest
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.progress import progress_bar
-from pipelines.workspace import tables
 from pipelines.workspace.artifacts import Artifact
 from pipelines.workspace.holder import held
 from pipelines.workspace.storage import Store, open_parent, open_store, said_of
@@ -143,9 +142,8 @@ def write_export(explorer: Explorer, target: ExportTarget, settings: ExploreSett
         raise InputError(str(error)) from None
     target.parent.remove_folder(target.name + PARTIAL)
     copy = _Copy(target.store(PARTIAL))
-    distances, margins = _measures(explorer.store, points)
     labelled = sorted(number for numbers in labels.values() for number in numbers)
-    chosen = choose_events(points.points, points.clusters, margins, labelled, settings.export_events)
+    chosen = choose_events(points.clusters, points.distances, points.margins, labelled, settings.export_events)
     branches = _chosen_branches(explorer)
     with progress_bar("explore", unit="figure", total=len(chosen) + len(branches)) as bar:
         missing = _write_figures(explorer, copy, chosen, bar)
@@ -166,13 +164,12 @@ def write_export(explorer: Explorer, target: ExportTarget, settings: ExploreSett
             "clusters": _encoded(points.clusters),
             "sites": _encoded(points.sites(counts.sites)),
             "onsets_ms": _encoded((points.onset_ns // 10**6).astype(np.float64)),
-            "distances": _encoded(distances),
-            "margins": _encoded(margins),
+            "distances": _encoded(points.distances),
+            "margins": _encoded(points.margins),
             "ids": "\n".join(points.event_ids.to_pylist()),
             "total": int(counts.events.sum()),
             "labels": labels,
             "drawn": chosen,
-            "typical": typical_of(points.points, points.clusters, chosen) if chosen else {},
             "nearest": nearest_of(points.points, chosen) if chosen else {},
         },
     )
@@ -244,20 +241,6 @@ def _chosen_branches(explorer: Explorer) -> list[str]:
     heights = {node["id"]: node["height"] for node in described["nodes"] if node["children"]}
     of_clusters = [branch for branches in described["clusters"].values() for branch in branches]
     return choose_branches(heights, of_clusters, MAX_BRANCHES)
-
-
-def _measures(store: Store, points: MapPoints) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return distance and margin (n,) of the events of the map."""
-    found = np.full((2, len(points)), np.nan, dtype=np.float32)
-    order = np.argsort(points.file_numbers, kind="stable")
-    starts = np.searchsorted(points.file_numbers[order], np.arange(len(points.files) + 1))
-    for number, file in enumerate(points.files):
-        own = order[starts[number] : starts[number + 1]]
-        if len(own):
-            table = tables.read_table(store, f"labels/{file}", ("distance", "margin"))
-            for row, name in enumerate(table.column_names):
-                found[row, own] = table[name].to_numpy()[points.row_numbers[own]]
-    return found[0], found[1]
 
 
 def _encoded(numbers: NDArray[Any]) -> str:

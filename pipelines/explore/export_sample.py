@@ -13,20 +13,20 @@ NEAREST = 12
 
 
 def choose_events(
-    points: NDArray[np.float32],
     clusters: NDArray[np.int32],
+    distances: NDArray[np.float32],
     margins: NDArray[np.float32],
     labelled: Sequence[int],
     limit: int,
 ) -> list[int]:
     """Return the numbers of at most `limit` events: one of each cluster and of those with a hand label in turn.
 
-    Of a cluster two of four are the nearest to its mean, one has the smallest margin, and one is drawn at random. The
-    events are in random order, so that the first are a sample. Legend: n events, d dimensions.
+    Of a cluster two of four are the nearest to a centroid, one has the smallest margin, and one is drawn at random. The
+    events are in random order, so that the first are a sample. Legend: n events.
 
     Args:
-        points: (n, d), in the space of the clustering.
         clusters: (n,)
+        distances: (n,), to the nearest centroid.
         margins: (n,)
         labelled: numbers of the events with a hand label.
         limit: of the events.
@@ -34,7 +34,7 @@ def choose_events(
     turns: list[Iterator[int]] = [iter(labelled)] if len(labelled) else []
     for cluster in np.unique(clusters):
         own = np.flatnonzero(clusters == cluster)
-        typical = own[nearest_points(points[own], points[own].mean(axis=0, dtype=np.float64), min(len(own), limit))]
+        typical = own[np.argsort(distances[own], kind="stable")]
         uncertain = own[np.argsort(margins[own], kind="stable")]
         turns.append(_in_turn([iter(typical), iter(own), iter(typical), iter(uncertain)]))
     chosen: dict[int, None] = {}
@@ -58,18 +58,6 @@ def _in_turn(sources: Sequence[Iterator[int]]) -> Iterator[int]:
                 yield next(source)
             except StopIteration:
                 left = [other for other in left if other is not source]
-
-
-def typical_of(points: NDArray[np.float32], clusters: NDArray[np.int32], chosen: Sequence[int]) -> dict[int, list[int]]:
-    """Return the chosen events of each cluster, the nearest to the mean of all its events first."""
-    numbers = np.asarray(chosen, dtype=np.int64)
-    found: dict[int, list[int]] = {}
-    for cluster in np.unique(clusters):
-        mean = points[clusters == cluster].mean(axis=0, dtype=np.float64)
-        own = numbers[clusters[numbers] == cluster]
-        if len(own):
-            found[int(cluster)] = own[nearest_points(points[own], mean, len(own))].tolist()
-    return found
 
 
 def nearest_of(points: NDArray[np.float32], chosen: Sequence[int], count: int = NEAREST) -> dict[int, list[int]]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.explore.layout import nearest_points, neighbourhoods, principal_components
+from pipelines.explore.layout import neighbourhoods, principal_components
 from pipelines.explore.listing import site_of
 from pipelines.explore.places import Cells, EventCounts, add_cells, count_cells
 from pipelines.explore.queries import BadRequest
@@ -50,6 +50,10 @@ class MapPoints:
     """(n,), since 1970, UTC."""
     clusters: NDArray[np.int32]
     """(n,)"""
+    distances: NDArray[np.float32]
+    """(n,), to the nearest centroid, as in `labels/`."""
+    margins: NDArray[np.float32]
+    """(n,), as in `labels/`."""
     points: NDArray[np.float32]
     """(n, d), in the space of the clustering."""
     space: Space
@@ -80,13 +84,16 @@ class MapPoints:
         return found
 
     def typical(self, cluster: int, count: int) -> list[int]:
-        """Return the numbers of the events nearest to the mean of a cluster, the nearest first."""
+        """Return the numbers of the events of a cluster that are nearest to its centroids, in the order of a list."""
         members = np.flatnonzero(self.clusters == cluster)
-        if not len(members):
-            return []
-        points = self.points[members]
-        near = nearest_points(points, points.mean(axis=0, dtype=np.float64), count)
-        return [int(number) for number in members[near]]
+        if not 0 < count < len(members):
+            near = members[: max(count, 0)]
+        else:
+            distances = self.distances[members]
+            near = members[distances <= np.partition(distances, count - 1)[count - 1]]
+        ids = self.ids(near.tolist())
+        order = sorted(range(len(near)), key=lambda at: (self.distances[near[at]], ids[at]))
+        return [int(near[at]) for at in order[:count]]
 
 
 class EmbeddingMap:
@@ -203,6 +210,8 @@ class Part:
     event_ids: pa.Array
     onset_ns: NDArray[np.int64]
     clusters: NDArray[np.int32]
+    distances: NDArray[np.float32]
+    margins: NDArray[np.float32]
     points: NDArray[np.float32]
 
 
@@ -249,20 +258,23 @@ def join_parts(files: Sequence[str], found: Sequence[Part], space: Space) -> Map
         event_ids=pa.concat_arrays([part.event_ids for _, part in parts]).take(pa.array(order)),
         onset_ns=np.concatenate([part.onset_ns for _, part in parts])[order],
         clusters=np.concatenate([part.clusters for _, part in parts])[order],
+        distances=np.concatenate([part.distances for _, part in parts])[order],
+        margins=np.concatenate([part.margins for _, part in parts])[order],
         points=points,
         space=space,
     )
 
 
 def _read_part(store: Store, file: str, embedded: StoredObject | None, space: Space, share: float) -> Part:
-    labels = tables.read_table(store, f"labels/{file}", ("event_id", "onset", "cluster")).combine_chunks()
+    columns = ("event_id", "onset", "cluster", "distance", "margin")
+    labels = tables.read_table(store, f"labels/{file}", columns).combine_chunks()
     ids = _whole(labels["event_id"])
     onset_ns = labels["onset"].cast(pa.int64()).to_numpy()
-    clusters = labels["cluster"].to_numpy()
+    clusters, distances, margins = (labels[name].to_numpy() for name in columns[2:])
     cells = count_cells(onset_ns, clusters)
     if embedded is None:
-        nothing = np.zeros(0, dtype=np.int32)
-        return Part(cells, nothing, ids.slice(0, 0), onset_ns[:0], clusters[:0], np.zeros((0, 0), dtype=np.float32))
+        kept, points = np.zeros(0, dtype=np.int32), np.zeros((0, 0), dtype=np.float32)
+        return Part(cells, kept, ids.slice(0, 0), onset_ns[:0], clusters[:0], distances[:0], margins[:0], points)
     vectors = tables.read_table(store, embedded, ("event_id", "embedding"))
     values = tables.embeddings(vectors["embedding"])
     keep = np.ones(len(ids), dtype=bool)
@@ -275,7 +287,8 @@ def _read_part(store: Store, file: str, embedded: StoredObject | None, space: Sp
         keep &= event_hash(ids.to_pandas()) < np.uint64(share * 2**63) * np.uint64(2)
     kept = np.flatnonzero(keep & np.isfinite(values).all(axis=1)).astype(np.int32)
     points = to_space(values[kept], space)
-    return Part(cells, kept, ids.take(pa.array(kept)), onset_ns[kept], clusters[kept], points)
+    ids = ids.take(pa.array(kept))
+    return Part(cells, kept, ids, onset_ns[kept], clusters[kept], distances[kept], margins[kept], points)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -91,7 +91,8 @@ const ANSWERS = {
   "/api/events": listed,
   "/api/points": (query) => ({ events: query.get("points").split(",").map((at) => eventAt(Number(at))) }),
   "/api/typical": (query) => {
-    const own = firnline.found.map.typical[query.get("cluster")] ?? [];
+    const { clusters, distances } = eventsOf();
+    const own = firnline.found.map.drawn.filter((at) => clusters[at] === Number(query.get("cluster"))).sort((one, other) => distances[one] - distances[other]);
     const first = Number(query.get("first") || 0);
     return { events: own.slice(first, first + firnline.found.page.summary.page_events).map(eventAt), total: own.length };
   },

@@ -212,7 +212,7 @@ function filtered() {
   return from("", 0);
 }
 
-// The events of a cluster on the map, those nearest to its mean first.
+// The events of a cluster on the map in the order that a list has, too: those nearest to a centroid first.
 function typicalOf(cluster, first = 0) {
   return {
     title: `${capital(clusterName(cluster))}, ${ORDER_WORDS.typical}`, first, follows: true,

@@ -143,9 +143,16 @@ def test_a_cluster_name_is_undone(explorer: Explorer) -> None:
     assert (undone["cluster"], undone["names"], undone["said"]) == (1, {}, "the name of cluster 1")
 
 
-def test_typical_events_of_a_cluster_are_of_it(explorer: Explorer, clustered: Rows) -> None:
+def test_the_map_and_the_list_have_the_same_typical_events_in_the_same_order(
+    explorer: Explorer, clustered: Rows
+) -> None:
     first, total = explorer.typical(2, 0, 8)
-    assert ({event["cluster"] for event in first}, total) == ({2}, (clustered[1]["cluster"] == 2).sum())
+    own = clustered[1].query("cluster == 2").sort_values(["distance", "event_id"])
+    assert ([event["event_id"] for event in first], total) == (own["event_id"].head(8).tolist(), len(own))
+    listed, _ = explorer.list_events(Filter(cluster=2, order="typical"), "", 8)
+    assert [event["event_id"] for event in listed] == [event["event_id"] for event in first]
+    everything = [event["event_id"] for event in explorer.typical(2, 0, 1000)[0]]
+    assert everything == own["event_id"].tolist()
     assert explorer.typical(2, 5, 3) == (first[5:], total)
     assert explorer.typical(99, 0, 8) == ([], 0)
 
