@@ -34,6 +34,7 @@ from pipelines.explore.queries import (
     read_object,
     read_point_label,
     read_points,
+    read_seconds,
 )
 from pipelines.runtime.errors import InputError
 
@@ -56,7 +57,7 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
         return JSONResponse({"events": listed, "cursor": following})
 
     def figure(request: Request) -> Response:
-        return JSONResponse(explorer.figure(_one(request, "event_id")))
+        return JSONResponse(explorer.figure(_one(request, "event_id"), read_seconds(_one(request, "seconds"))))
 
     def map_state(request: Request) -> Response:
         return JSONResponse(explorer.map.state())

@@ -6,15 +6,39 @@ const observer = new IntersectionObserver((entries) => {
   for (const entry of entries) {
     if (!entry.isIntersecting) continue;
     observer.unobserve(entry.target);
-    attempt(draw)(entry.target);
+    draw(entry.target);
   }
 }, { rootMargin: "400px" });
 
 async function draw(node) {
   if (node.dataset.drawn === "no") return;
-  const answer = await ask(`/api/figure?event_id=${encodeURIComponent(node.dataset.eventId)}`);
-  node.querySelector(".drawing").replaceChildren(imageOf(answer.svg));
-  node.querySelector(".details").textContent = answer.details.join(" · ");
+  const { seconds } = state;
+  const box = node.querySelector(".drawing");
+  try {
+    const answer = await ask(`/api/figure?${new URLSearchParams({ event_id: node.dataset.eventId, seconds })}`);
+    // Another stretch of time may have been asked for meanwhile.
+    if (seconds !== state.seconds) return;
+    box.replaceChildren(imageOf(answer.svg));
+    node.querySelector(".details").textContent = answer.details.join(" · ");
+  } catch (error) {
+    if (seconds === state.seconds) box.replaceChildren(element("p", { class: "nothing" }, error.message));
+  }
+}
+
+// How much time the figures show: the whole window (""), or so many seconds about the onset. A figure stays until the
+// next one is there; those out of sight are drawn when they come into view.
+function showSeconds(seconds) {
+  state.seconds = seconds;
+  for (const button of document.querySelectorAll("#seconds button")) button.setAttribute("aria-pressed", String(button.value === seconds));
+  for (const node of document.querySelectorAll(".event")) {
+    observer.unobserve(node);
+    observer.observe(node);
+  }
+}
+
+function nextSeconds() {
+  const all = [...document.querySelectorAll("#seconds button")].map((button) => button.value);
+  showSeconds(all[(all.indexOf(state.seconds) + 1) % all.length]);
 }
 
 function imageOf(svg) {
@@ -125,6 +149,7 @@ document.addEventListener("keydown", (press) => {
   else if (press.key === "u" && !byId("undo").disabled) undo();
   else if (press.key === "." && state.page.following) open_(state.page.following);
   else if (press.key === "," && (state.page.before || state.page.from)) history.back();
+  else if (press.key === "t") nextSeconds();
   else if (press.key === "m") { if (state.view !== "map") showView("map"); byId("map").focus(); }
   else if (press.key === "n" && event && event.drawn !== false) neighboursOf(event);
   else if (/^[0-9]$/.test(press.key) && event && !state.reading) {

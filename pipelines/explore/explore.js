@@ -4,8 +4,9 @@
 // image, never as markup.
 
 const byId = (id) => document.getElementById(id);
-// `page` is what the cards show, see pages.js; `ordered`: the order of the list was chosen by hand.
-const state = { summary: null, view: "map", cluster: "", page: null, events: [], reading: false, saved: false, ordered: false };
+// `page` is what the cards show, see pages.js; `ordered`: the order of the list was chosen by hand; `seconds` of the
+// figures' time, "" for the whole window.
+const state = { summary: null, view: "map", cluster: "", page: null, events: [], seconds: "", reading: false, saved: false, ordered: false };
 
 // A message at the top of the page; `more` is shown while the pointer rests on it.
 function say(text, isError = false, more = "") {
@@ -203,6 +204,7 @@ document.addEventListener("DOMContentLoaded", async () => {
   for (const button of document.querySelectorAll(".back, .return")) button.addEventListener("click", () => history.back());
   byId("label-all").addEventListener("click", () => showBulk(byId("bulk").hidden));
   byId("undo").addEventListener("click", undo);
+  for (const button of document.querySelectorAll("#seconds button")) button.addEventListener("click", () => showSeconds(button.value));
   for (const button of document.querySelectorAll("#views button")) button.addEventListener("click", () => showView(button.dataset.view));
   if (window.matchMedia("(max-width: 52rem)").matches) for (const id of ["clusters-box", "filter-box"]) byId(id).open = false;
   new ResizeObserver(measureTop).observe(byId("top"));

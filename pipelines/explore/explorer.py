@@ -89,8 +89,8 @@ class Explorer:
     """Band in which traces are drawn; None: as recorded."""
     shown: "OrderedDict[str, tuple[str, dict[str, Any]]]" = field(default_factory=OrderedDict)
     """Events that a browser has seen: their file and their row of `labels/`."""
-    drawn: "OrderedDict[str, dict[str, Any]]" = field(default_factory=OrderedDict)
-    """Figures by event id."""
+    drawn: "OrderedDict[tuple[str, int | None], dict[str, Any]]" = field(default_factory=OrderedDict)
+    """Figures by event id and the seconds that they show."""
     page_events: int = 24
     """Events on a page."""
     map_events: int = 1_000_000
@@ -292,20 +292,23 @@ class Explorer:
                 raise BadRequest("this event has not been listed; list it first")
             return self.shown[event_id]
 
-    def figure(self, event_id: str) -> dict[str, Any]:
-        """Return the figure (SVG) and the details of an event that was listed before."""
+    def figure(self, event_id: str, shown_s: int | None = None) -> dict[str, Any]:
+        """Return the figure (SVG) and the details of an event that was listed before.
+
+        The figure has the whole window, or only so many seconds about the onset.
+        """
         with self.lock:
-            if event_id in self.drawn:
-                self.drawn.move_to_end(event_id)
-                return self.drawn[event_id]
+            if (event_id, shown_s) in self.drawn:
+                self.drawn.move_to_end((event_id, shown_s))
+                return self.drawn[event_id, shown_s]
             file, row = self._known(event_id)
         event = tables.read_events(self.store, f"events/{file}", [event_id], GALLERY_COLUMNS)
         if not event.num_rows:
             raise BadRequest("this event has a label but no waveform; was the workspace changed?")
-        item = gallery_item(event, row, self.band_hz)
+        item = gallery_item(event, row, self.band_hz, shown_s)
         answer = {"svg": item.svg, "details": list(item.details), "time": item.time}
         with self.lock:
-            self.drawn[event_id] = answer
+            self.drawn[event_id, shown_s] = answer
             while len(self.drawn) > MAX_DRAWN:
                 self.drawn.popitem(last=False)
         return answer

@@ -4,7 +4,7 @@
     data/summary.js            clusters, stations, counts by hour, and what the copy holds, in words
     data/map.js                the events of the map: id, station, onset, cluster, hand label, both layouts
     data/tree.js               the merge tree
-    figures/<n>.js             waveforms and spectrogram of an event
+    figures/<n>.js             waveforms and spectrogram of an event; -10.js, -3.js: so many seconds about the onset
     branches/<id>.js           the mean of a branch of the merge tree
     firnline-export.json       the files of the copy: what has none of these, or others beside it, is never replaced
 
@@ -29,7 +29,7 @@ from pipelines.explore.assets import OFFLINE, SERVER, Asset, page_assets
 from pipelines.explore.explorer import Explorer
 from pipelines.explore.export_sample import choose_branches, choose_events, nearest_of
 from pipelines.explore.map_points import LAYOUTS, MapPoints
-from pipelines.explore.queries import MAX_LISTED, BadRequest
+from pipelines.explore.queries import MAX_LISTED, SHOWN_SECONDS, BadRequest
 from pipelines.runtime.errors import InputError
 from pipelines.runtime.progress import progress_bar
 from pipelines.workspace.artifacts import Artifact
@@ -221,6 +221,10 @@ def _write_figures(explorer: Explorer, copy: _Copy, chosen: list[int], bar: Any)
             found = _or_error(explorer.figure, event["event_id"])
             missing += "error" in found
             copy.script(f"figures/{event['point']}.js", f"figure/{event['point']}", found)
+            for seconds in SHOWN_SECONDS:
+                found = _or_error(explorer.figure, event["event_id"], seconds)
+                name = f"{event['point']}-{seconds}"
+                copy.script(f"figures/{name}.js", f"figure/{name}", found)
             bar.update()
     return missing
 

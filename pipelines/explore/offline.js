@@ -98,8 +98,9 @@ const ANSWERS = {
   },
   "/api/neighbours": (query) => ({ events: firnline.found.map.nearest[eventsOf().byEvent.get(query.get("event_id"))].map(eventAt) }),
   "/api/figure": async (query) => {
-    const at = eventsOf().byEvent.get(query.get("event_id"));
-    return loaded(`figure/${at}`, `figures/${at}.js`);
+    const seconds = query.get("seconds");
+    const name = `${eventsOf().byEvent.get(query.get("event_id"))}${seconds ? `-${seconds}` : ""}`;
+    return loaded(`figure/${name}`, `figures/${name}.js`);
   },
   "/api/map": () => ({
     events: eventsOf().ids.length, total: firnline.found.map.total, failure: "",

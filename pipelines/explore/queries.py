@@ -10,6 +10,9 @@ import pandas as pd
 ORDERS = {"time": None, "typical": "distance", "far": "-distance", "uncertain": "margin", "random": "hash"}
 """Orders of a list, and the column that each sorts by, with a minus the largest first (None: by station and time)."""
 
+SHOWN_SECONDS = (10, 3)
+"""Lengths of time about the onset that a figure may show in place of the whole window (s)."""
+
 MAX_LABELLED = 1000
 """Events that one request may label by their ids."""
 MAX_POINTS_LABELLED = 100_000
@@ -139,6 +142,15 @@ def read_cluster(text: str) -> int:
     """Return the number of a cluster; BadRequest for anything else."""
     if not _is_number(text):
         raise BadRequest(f"cluster is {text[:40]!r}; it must be a number")
+    return int(text)
+
+
+def read_seconds(text: str) -> int | None:
+    """Return the seconds that a figure is to show ("": None, the whole window); BadRequest for anything else."""
+    if not text:
+        return None
+    if text not in map(str, SHOWN_SECONDS):
+        raise BadRequest(f"seconds is {text[:40]!r}; it must be one of {', '.join(map(str, SHOWN_SECONDS))}")
     return int(text)
 
 

@@ -123,6 +123,17 @@ def round_length(peak: float) -> float:
     return float(next(step * power for step in (5.0, 2.0, 1.0) if step * power <= peak * (1 + 1e-9)))
 
 
+def around_onset(num_samples: int, rate_hz: float, onset_s: float, shown_s: float) -> slice:
+    """Return the samples of a window to show: `shown_s`, at least 32 samples, a quarter of them before the onset.
+
+    Where the window begins or ends within them, they are those that there are.
+    """
+    wanted = max(round(shown_s * rate_hz), 32)
+    start = round(onset_s * rate_hz) - wanted // 4
+    stop = min(max(start + wanted, 32), num_samples)
+    return slice(max(min(start, num_samples - 32), 0), stop)
+
+
 def event_figure(
     waveform: npt.NDArray[np.float32],
     rate_hz: float,
@@ -134,11 +145,13 @@ def event_figure(
     units: str,
     colour: str,
     band_hz: tuple[float, float] | None = None,
+    shown_s: float | None = None,
 ) -> Figure:
     """Draw one event: its three components on one amplitude scale, and the spectrogram of the trigger channel.
 
     `waveform` has shape (3, sample), rows E, N, Z; `onset_s` is the onset after the first sample (s). Absent channels
-    are drawn as such; medians and all that lies outside `band_hz` are removed from the traces. Call inside `drawing()`.
+    are drawn as such; medians and all that lies outside `band_hz` are removed from the traces. With `shown_s` only
+    so many seconds are drawn, see `around_onset`. Call inside `drawing()`.
     """
     figure = new_figure(3.3, 2.6, constrained=False)
     # Fixed margins: the figures of a row align, and a layout engine would take longer than the drawing.
@@ -149,8 +162,12 @@ def event_figure(
         height_ratios=[1.6, 1],
         gridspec_kw={"left": 0.125, "right": 0.965, "top": 0.99, "bottom": 0.168, "hspace": 0.05},
     )
-    length_s = waveform.shape[1] / rate_hz
     recorded, waveform = waveform, band_passed(waveform, rate_hz, band_hz)
+    if shown_s is not None:
+        part = around_onset(waveform.shape[1], rate_hz, onset_s, shown_s)
+        recorded, waveform = recorded[:, part], waveform[:, part]
+        onset_s -= part.start / rate_hz
+    length_s = waveform.shape[1] / rate_hz
     finite = np.abs(waveform[np.isfinite(waveform)])
     peak = float(finite.max()) if finite.size else 0.0
     spectrum_row = next((row for row, name in enumerate(channels) if name == trigger_channel), 2)

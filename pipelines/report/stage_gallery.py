@@ -59,15 +59,18 @@ def _records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
-def gallery_item(event: pa.Table, label: Mapping[str, Any], band_hz: tuple[float, float] | None) -> GalleryItem:
-    """Draw one event (a table of one row of `events/`) with its row of `labels/`."""
+def gallery_item(
+    event: pa.Table, label: Mapping[str, Any], band_hz: tuple[float, float] | None, shown_s: float | None = None
+) -> GalleryItem:
+    """Draw one event (a table of one row of `events/`) with its row of `labels/`, see `event_svg`."""
     waveform = tables.waveforms(event["waveform"])[0]
     values = {
         name: event[name][0].as_py() for name in event.column_names if name not in ("waveform", "onset", "window_start")
     }
     onset, window_start = (pd.Timestamp(event[name][0].value, tz="UTC") for name in ("onset", "window_start"))
     site = f"{label['network']}.{label['station']}" + (f".{label['location']}" if label["location"] else "")
-    svg = event_svg(waveform, values, (onset - window_start).total_seconds(), int(label["cluster"]), site, band_hz)
+    onset_s = (onset - window_start).total_seconds()
+    svg = event_svg(waveform, values, onset_s, int(label["cluster"]), site, band_hz, shown_s)
     known = {"hand": f"known: {label['label']}", "propagated": f"{label['label']}: {label['confidence']:.0%}"}
     details = [
         f"SNR {_tenths(values['snr_db'])} dB",
@@ -99,8 +102,9 @@ def event_svg(
     cluster: int,
     site: str,
     band_hz: tuple[float, float] | None,
+    shown_s: float | None = None,
 ) -> str:
-    """Draw one event as SVG."""
+    """Draw one event as SVG, its whole window or only so many seconds about the onset."""
     with drawing():
         figure = event_figure(
             waveform,
@@ -112,6 +116,7 @@ def event_svg(
             units=str(values["units"]),
             colour=cluster_colour(cluster),
             band_hz=band_hz,
+            shown_s=shown_s,
         )
         words = f"Waveforms and spectrogram of a detection at {site}, trigger {values['duration_s']:.2f} s long"
         return to_svg(figure, words)

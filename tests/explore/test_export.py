@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,14 @@ def test_a_colleague_opens_the_copy_from_a_disk_and_looks_through_it_without_a_n
         shown["cluster"],
     ]
     assert "SNR" in browser.run("document.querySelector('.event .details').textContent")
+    # Of the window of 6 s, 1.5 of them before the onset, half about the onset.
+    texts = "[...document.querySelectorAll('.drawing svg text')].map((node) => node.textContent)"
+    assert {"2", "4"} <= set(browser.run(texts))
+    browser.press("t", "t")
+    browser.until(f"!{texts}.includes('4')")
+    assert "2.0" in browser.run(texts)
+    browser.press("t")
+    browser.until(f"{texts}.includes('4')")
     browser.run("document.querySelector('.event .near').click()")
     browser.until(f"state.events.length === 13 && {QUIET}")
 
@@ -214,7 +223,8 @@ def test_an_export_that_is_killed_leaves_the_old_copy_whole_and_the_next_one_tak
     process.wait(60)
     assert files_of(target) == before
     assert export(clustered[0], target, export_events=3) == 0
-    assert len([path for path in files_of(target) if path.startswith("figures/")]) == 3
+    # Each in three lengths of time.
+    assert len([path for path in files_of(target) if path.startswith("figures/")]) == 9
     # Nothing is left beside it, neither the beginning of the other one nor who wrote it.
     assert {path.name for path in tmp_path.iterdir() if path.name.startswith("copy")} == {"copy"}
 
@@ -251,22 +261,24 @@ def test_a_copy_goes_to_a_bucket_and_only_an_export_is_replaced_there(
         assert export(clustered[0], f"{moto_s3.url}/shared/copy", export_events=events) == 0
     copy = store.child("copy")
     there = {item.path for item in copy.walk()}
-    assert len([path for path in there if path.startswith("figures/")]) == 2
+    assert len([path for path in there if path.startswith("figures/")]) == 6
     assert {item.path.partition("/")[0] for item in store.walk()} == {"letters", "copy"}
     assert export(clustered[0], tmp_path / "copy", export_events=2) == 0
     assert {path: copy.read(path) for path in there} == files_of(tmp_path / "copy")
 
 
 def test_an_event_without_its_waveform_is_counted_and_says_why(
-    browser: Chromium, clustered: Rows, tmp_path: Path
+    browser: Chromium, new_workspace: Callable[..., Rows], tmp_path: Path
 ) -> None:
-    workspace, _ = clustered
+    workspace, _ = new_workspace(events_per_file=4)
     [first, *_] = tables.list_shards(workspace.store, "events")
     table = tables.read_table(workspace.store, first)
-    tables.write_table(workspace.store, first.path, table.slice(30))
-    assert export(workspace, tmp_path / "copy", export_events=360) == 0
+    tables.write_table(workspace.store, first.path, table.slice(3))
+    assert export(workspace, tmp_path / "copy", export_events=36) == 0
     opened(browser, tmp_path / "copy")
-    assert "are here for 330 of them" in browser.run("byId('export').textContent")
+    assert "are here for 33 of them" in browser.run("byId('export').textContent")
+    browser.run("document.querySelector('[data-view=list]').click()")
+    browser.until("byId('events').textContent.includes('this event has a label but no waveform')")
 
 
 def test_events_are_chosen_from_every_cluster_alike() -> None:

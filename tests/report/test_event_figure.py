@@ -91,3 +91,57 @@ def test_a_band_takes_the_microseism_off_and_leaves_the_event_where_it_was() -> 
     times, frequencies, power_db = event_figure.spectrogram_db(waveform[0], rate_hz, (2.0, 30.0))
     loud = power_db[(frequencies > 5)] > -3
     assert set(np.round(times[loud.any(axis=0)])) <= {10.0, 11.0}
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "onset_s", "shown_s", "expected"),
+    [
+        (3000, 5.0, 3.0, (425, 725)),
+        (3000, 5.0, 10.0, (250, 1250)),
+        (3000, 0.2, 3.0, (0, 245)),
+        (3000, 29.9, 3.0, (2915, 3000)),
+    ],
+)
+def test_a_stretch_about_the_onset_has_a_quarter_of_its_time_before_it_and_ends_with_the_window(
+    num_samples: int, onset_s: float, shown_s: float, expected: tuple[int, int]
+) -> None:
+    part = event_figure.around_onset(num_samples, 100.0, onset_s, shown_s)
+    assert (part.start, part.stop) == expected
+
+
+@given(st.integers(1, 500), st.floats(0, 1), st.sampled_from([0.5, 20.0, 100.0]), st.sampled_from([3.0, 10.0]))
+def test_a_stretch_is_never_empty_and_lies_in_the_window(
+    num: int, place: float, rate_hz: float, shown_s: float
+) -> None:
+    part = event_figure.around_onset(num, rate_hz, place * num / rate_hz, shown_s)
+    assert 0 <= part.start < part.stop <= num
+    assert part.stop - part.start >= min(num, 32)
+
+
+def test_a_figure_of_seconds_about_the_onset_shows_their_samples_as_they_are_in_the_whole_window() -> None:
+    random = np.random.default_rng(4)
+    waveform = random.normal(size=(3, 3000)).astype(np.float32)
+    band_hz = (2.0, 30.0)
+    with style.drawing():
+        figure = event_figure.event_figure(
+            waveform,
+            100.0,
+            onset_s=5.0,
+            duration_s=1.0,
+            channels=["HHE", "HHN", "HHZ"],
+            trigger_channel="HHZ",
+            units="m/s",
+            colour="#0072b2",
+            band_hz=band_hz,
+            shown_s=3.0,
+        )
+    upper, lower = figure.axes
+    assert lower.get_xlim() == pytest.approx((-0.75, 2.25))
+    # Filtered as a whole, so that nothing begins at the stretch's edge; no sample is left out.
+    expected = event_figure.band_passed(waveform, 100.0, band_hz)[2, 425:725]
+    drawn = upper.lines[2]
+    assert drawn.get_xdata() == pytest.approx(np.arange(300) / 100.0 - 0.75)
+    trace = np.asarray(drawn.get_ydata())
+    assert np.corrcoef(trace, expected)[0, 1] > 0.999999
+    [spectrogram] = lower.images
+    assert spectrogram.get_array().shape[1] > 60
