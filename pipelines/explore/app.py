@@ -100,8 +100,7 @@ def make_app(explorer: Explorer, access: Access) -> Starlette:
 
     def doubtful(request: Request) -> Response:
         cluster = _one(request, "cluster")
-        numbers, why = explorer.doubtful(read_cluster(cluster) if cluster else None)
-        return JSONResponse({"points": numbers, "why": why})
+        return JSONResponse({"events": explorer.doubtful(read_cluster(cluster) if cluster else None)})
 
     def suggestions(request: Request) -> Response:
         return JSONResponse({"events": explorer.suggestions()})

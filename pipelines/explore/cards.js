@@ -53,6 +53,7 @@ function card(event) {
     ...(event.why ? [element("p", { class: "why" }, event.why)] : []),
     element("p", { class: "details" }, "\u00a0"),
     element("div", { class: "drawing" }, element("p", { class: "nothing" }, event.drawn === false ? "The waveform of this event is not in this copy." : "Drawing…")),
+    ...(event.other === undefined ? [] : [element("div", { class: "verdicts", role: "group", "aria-label": "Right or wrong" })]),
     element("div", { class: "buttons", role: "group", "aria-label": "Label" }),
   );
   node.dataset.eventId = event.event_id;
@@ -71,10 +72,28 @@ function showLabel(node, event) {
     : `labelled ${event.label} (cluster ${event.cluster}${cluster?.name && cluster.name !== event.label ? ` · ${cluster.name}` : ""})`;
   node.classList.toggle("labelled", Boolean(event.label));
   node.querySelector(".cluster").replaceChildren(chipOf(cluster), words);
+  node.querySelector(".cluster").title = words;
   showButtons(node, event);
 }
 
+// What may be wrong keeps its name or gets that of its neighbours: either becomes its own label. By key.
+function verdicts(event) {
+  return { y: { words: "keep", label: clusterOf(event.cluster)?.name }, c: { words: "change to", label: event.other } };
+}
+
+function showVerdicts(node, event) {
+  node.querySelector(".verdicts")?.replaceChildren(...Object.entries(verdicts(event)).map(([key, { words, label }]) => {
+    const button = element("button", {
+      type: "button", "aria-pressed": String(Boolean(label) && event.label === label), title: label ? `key ${key}` : "The cluster has no name yet: name it first (✎)",
+      onclick: attempt(() => setLabel([event], event.label === label ? null : label)),
+    }, `${words} ${label || "…"} `, element("kbd", {}, key));
+    button.disabled = !label;
+    return button;
+  }));
+}
+
 function showButtons(node, event) {
+  showVerdicts(node, event);
   const names = state.summary.label_names.slice(0, 9);
   if (event.label && !names.includes(event.label)) names.push(event.label);
   const box = node.querySelector(".buttons");
@@ -152,7 +171,10 @@ document.addEventListener("keydown", (press) => {
   else if (press.key === "t") nextSeconds();
   else if (press.key === "m") { if (state.view !== "map") showView("map"); byId("map").focus(); }
   else if (press.key === "n" && event && event.drawn !== false) neighboursOf(event);
-  else if (/^[0-9]$/.test(press.key) && event && !state.reading) {
+  else if ("yc".includes(press.key) && event && event.other !== undefined) {
+    const { label } = verdicts(event)[press.key];
+    if (label) attempt(setLabel)([event], label);
+  } else if (/^[0-9]$/.test(press.key) && event && !state.reading) {
     const label = press.key === "0" ? null : state.summary.label_names[Number(press.key) - 1];
     if (label !== undefined) attempt(setLabel)([event], label);
   }

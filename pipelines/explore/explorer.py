@@ -197,11 +197,12 @@ class Explorer:
         points = self.map.points()
         return self.list_points(points.typical(cluster, first + count)[first:]), int((points.clusters == cluster).sum())
 
-    def doubtful(self, cluster: int | None = None) -> tuple[list[int], list[str]]:
-        """Return the events of the map, all or of a cluster, that are probably in the wrong one, and why.
+    def doubtful(self, cluster: int | None = None) -> list[dict[str, Any]]:
+        """Return the events of the map, all or of a cluster, that are probably in the wrong one.
 
-        Clusters of one name are one class, and a hand label goes before the name; events with one are not returned. Of
-        a map of more than `MAX_COMPARED` events, so many drawn at random are compared.
+        Each has `point`, `why`, and `other`, the name of most of its neighbours ("" where they have none). Clusters of
+        one name are one class, and a hand label goes before the name; events with one are not returned. Of a map of
+        more than `MAX_COMPARED` events, so many drawn at random are compared.
         """
         points = self.map.points()
         with self.lock:
@@ -220,8 +221,15 @@ class Explorer:
         if cluster is not None:
             asked &= clusters == cluster
         found = find_doubtful(nearest, names, asked)
-        why = [f"{one.votes} of its {nearest.shape[1]} nearest events are {one.name}" for one in found]
-        return [one.number for one in found], why
+        given = {*label_of.values(), *name_of.values()}
+        return [
+            {
+                "point": one.number,
+                "why": f"{one.votes} of its {nearest.shape[1]} nearest events are {one.name}",
+                "other": one.name if one.name in given else "",
+            }
+            for one in found
+        ]
 
     def _names(self) -> dict[int, str]:
         """Return the name of each cluster; "" where it has none."""

@@ -6,7 +6,9 @@
 //   follows        whether it follows the chosen cluster; `filtered`: and what else narrows the events
 //   before, from   the page before it; the page that it was opened from
 //   points, lasso  its events by their numbers on the map; whether they were chosen there
+//   purpose        what it is for, and what to do there, in words
 //   heading        what stands above an event, where that differs from the event before it
+//   error          why its events could not be had; they are asked for again when it is shown again
 
 const isNarrow = () => window.matchMedia("(max-width: 52rem)").matches;
 const FILTERS = ["site", "hour", "start", "end", "label", "order"];
@@ -129,14 +131,16 @@ const showPage = attempt(async () => {
   document.body.dataset.filtered = String(Boolean(page.filtered));
   // Until the new events are there, no button may label the old ones as if they were these.
   byId("label-all").parentElement.hidden = true;
-  const answer = await page.load();
+  const answer = await page.load().catch((error) => ({ events: [], error }));
   if (page !== state.page) return;
   state.events = answer.events;
+  page.error = answer.error;
   page.following = answer.following;
   if (page.following) page.following.before = page;
   if (answer.total !== undefined) page.total = answer.total;
   byId("events").replaceChildren(...withHeadings(page, answer.events));
-  if (!answer.events.length) byId("events").append(element("p", { class: "nothing" }, page.nothing ?? "No event matches."));
+  if (page.error) byId("events").append(...failure(page.error));
+  else if (!answer.events.length) byId("events").append(element("p", { class: "nothing" }, page.nothing ?? "No event matches."));
   byId("events").setAttribute("aria-busy", "false");
   sayPage();
   sayNarrowed();
@@ -154,6 +158,11 @@ const showPage = attempt(async () => {
   if (isNarrow() && page.before) byId("events-view").scrollIntoView();
 });
 
+// In the place of the cards that could not be had: why, and a way to ask again.
+function failure(error) {
+  return [element("p", { class: "failure", role: "alert" }, error.message), element("p", {}, element("button", { type: "button", onclick: showPage }, "Try again"))];
+}
+
 function withHeadings(page, events) {
   if (!page.heading) return events.map(card);
   return events.flatMap((event, at) => {
@@ -169,9 +178,11 @@ function sayPage() {
   const total = page.total ?? page.count?.() ?? (page.following ? null : first + events.length);
   const many = (number) => number.toLocaleString("en");
   const range = events.length ? `${many(first + 1)}–${many(first + events.length)}${total === null ? "" : ` of ${many(total)}`}` : "";
-  const words = events.length < 2 || total === events.length ? countOf(events.length, "event") : range;
+  const words = page.error ? "not read" : events.length < 2 || total === events.length ? countOf(events.length, "event") : range;
   byId("shown").textContent = `${page.title}: ${words}`;
   byId("shown-below").textContent = range;
+  byId("purpose").textContent = page.purpose ?? "";
+  byId("purpose").hidden = !page.purpose;
   for (const button of document.querySelectorAll(".next")) button.disabled = !page.following;
   for (const button of document.querySelectorAll(".back")) { button.disabled = !page.before; button.hidden = Boolean(page.from); }
   for (const button of document.querySelectorAll(".return")) {
@@ -244,12 +255,13 @@ function doubtful() {
   const from = (first) => ({
     title: `Probably wrong${cluster === "" ? "" : ` in ${clusterName(cluster)}`}`, first, follows: true,
     nothing: "No event has many neighbours of another name.",
+    purpose: "“keep” says that an event's present name is right, “change to” that its neighbours' is: either labels this event alone, by hand. What has a label is left out at the next look.",
     load: async () => {
-      found ??= await ask(`/api/doubtful?cluster=${cluster}`);
-      const numbers = found.points.slice(first, first + size);
-      const { events } = numbers.length ? await ask(`/api/points?points=${numbers.join(",")}`) : { events: [] };
-      events.forEach((event, at) => { event.why = found.why[first + at]; });
-      return { events, total: found.points.length, following: first + size < found.points.length ? from(first + size) : null };
+      found ??= (await ask(`/api/doubtful?cluster=${cluster}`)).events;
+      const some = found.slice(first, first + size);
+      const { events } = some.length ? await ask(`/api/points?points=${some.map(({ point }) => point).join(",")}`) : { events: [] };
+      events.forEach((event, at) => Object.assign(event, some[at]));
+      return { events, total: found.length, following: first + size < found.length ? from(first + size) : null };
     },
   });
   return from(0);
@@ -257,7 +269,9 @@ function doubtful() {
 
 function suggested() {
   return {
-    title: "To label next", nothing: "No event without a label is left to suggest.", heading: (event) => event.heading,
+    title: "Suggested, to name clusters by and to label next",
+    purpose: "First one typical event of each cluster, then of its parts: name the cluster by them (✎), or label an event that is of another kind (1–9). Those at the end are uncertain; label each. What has a label is left out at the next look.",
+    nothing: "No event without a label is left to suggest.", heading: (event) => event.heading,
     load: async () => ({ events: (await ask("/api/suggestions")).events }),
   };
 }

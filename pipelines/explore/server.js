@@ -23,21 +23,23 @@ async function fetchAnswer(path, body) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
   }
-  const answer = await fetch(path, options);
+  const answer = await fetch(path, options).catch(() => { throw new Error("The explorer does not answer; does firnline explore still run?"); });
   if (answer.ok) return answer;
   let reason = (await answer.text()).trim();
   try { reason = JSON.parse(reason).error; } catch { /* a plain sentence */ }
   throw new Error(reason);
 }
 
-// Changes reach the server in the order in which they were made, so that undo takes back the latest.
+// Changes reach the server in the order in which they were made, so that undo takes back the latest; and the answer to
+// one is read before the next is sent, so that the last count that is shown is the last that holds.
 let lastChange = Promise.resolve();
 
 async function ask(path, body) {
-  if (body === undefined) return (await fetchAnswer(path)).json();
-  const change = lastChange.then(() => fetchAnswer(path, body));
+  const answer = async () => (await fetchAnswer(path, body)).json();
+  if (body === undefined) return answer();
+  const change = lastChange.then(answer);
   lastChange = change.catch(() => {});
-  return (await change).json();
+  return change;
 }
 
 async function askNumbers(path, Kind) {

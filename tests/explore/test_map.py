@@ -168,14 +168,21 @@ def test_events_among_others_of_another_name_are_probably_in_the_wrong_cluster(
     points.clusters[odd] = 1
     explorer.set_point_labels([int(odd[3])], "iceberg")
     explorer.set_name(0, "icequake")
-    found, why = explorer.doubtful()
-    assert sorted(found) == sorted(odd[:3].tolist())
+    found = explorer.doubtful()
+    assert sorted(event["point"] for event in found) == sorted(odd[:3].tolist())
     others = {int(at): int((~np.isin(nearest[at][1:], odd)).sum()) for at in odd}
-    assert why == [f"{others[at]} of its 20 nearest events are icequake" for at in found]
-    assert explorer.doubtful(0) == ([], [])
+    for event in found:
+        assert event["why"] == f"{others[event['point']]} of its 20 nearest events are icequake"
+        assert event["other"] == "icequake"
+    assert explorer.doubtful(0) == []
     # Of one name, the two clusters are one class.
     explorer.set_name(1, "icequake")
-    assert explorer.doubtful() == ([], [])
+    assert explorer.doubtful() == []
+    # Without a name there is nothing to change it to.
+    explorer.sizes = dict.fromkeys(range(3), (40, ""))
+    explorer.set_name(0, None)
+    found = explorer.doubtful()
+    assert {(event["why"].partition(" are ")[2], event["other"]) for event in found} == {("in cluster 0", "")}
 
 
 def test_the_suggestions_are_those_of_suggest_and_leave_out_what_is_labelled(explorer: Explorer) -> None:
