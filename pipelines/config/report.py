@@ -146,4 +146,4 @@ class ExploreSettings(Section):
     """Events of the map of an export; of more, about so many are drawn at random (count)."""
 
     export_events: int = operational(400, ge=0, le=20_000)
-    """Events of an export that have waveform and spectrogram, from every cluster alike; some 60 kB each (count)."""
+    """Events of an export that have waveform and spectrogram, from every cluster alike; some 120 kB each (count)."""
