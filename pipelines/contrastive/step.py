@@ -19,7 +19,7 @@ from pipelines.contrastive.augmentations import Augmenter, augmentation_seed
 from pipelines.contrastive.loss import nt_xent
 from pipelines.contrastive.quality import alignment, effective_rank, uniformity
 from pipelines.encoders.encoder import build_network
-from pipelines.encoders.networks import ContrastiveNetwork, NetworkConfig, ProjectionHead, learned_dim
+from pipelines.encoders.networks import NetworkConfig, ProjectionHead, SpectrogramNetwork, learned_dim
 
 REFERENCE_BATCH = 256
 """The learning rate is given for this global batch and scaled with its square root, as suits AdamW."""
@@ -83,7 +83,7 @@ class Learner(nn.Module):
     def __init__(self, config: NetworkConfig, plan: TrainPlan) -> None:
         super().__init__()
         network = build_network(config)
-        assert isinstance(network, ContrastiveNetwork)
+        assert isinstance(network, SpectrogramNetwork)
         self.network = network
         self.head = ProjectionHead(learned_dim(config), plan.projection_hidden, plan.projection_dim)
 
@@ -256,7 +256,7 @@ def train_step(
 
 @torch.no_grad()
 def embedding_quality(
-    network: ContrastiveNetwork,
+    network: SpectrogramNetwork,
     windows_NCS: Tensor,
     augmenter: Augmenter,
     plan: TrainPlan,

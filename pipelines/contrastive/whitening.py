@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipelines.contrastive.augmentations import Augmenter, augmentation_seed
-from pipelines.encoders.networks import ContrastiveNetwork
+from pipelines.encoders.networks import SpectrogramNetwork
 
 _RIDGE = 0.01
 """Share of the mean variance within views that is added to every direction, so that none is blown up."""
@@ -28,7 +28,7 @@ def whiten_by_views(network: nn.Module, windows_NCS: Tensor, augmenter: Augmente
         augmenter: makes views.
         seed: of the views.
     """
-    assert isinstance(network, ContrastiveNetwork)
+    assert isinstance(network, SpectrogramNetwork)
     last = network.out
     assert isinstance(last, nn.Linear)
     generator = torch.Generator(windows_NCS.device).manual_seed(augmentation_seed(seed, -1, 0))

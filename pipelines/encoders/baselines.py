@@ -155,8 +155,8 @@ class PooledPicture(nn.Module):
 
     def forward(self, x_BCS: Tensor) -> Tensor:
         """Return pictures (window, 2, band, frame) of zero mean and unit deviation over each window."""
-        picture, _ = self.picture(x_BCS)
-        return functional.adaptive_avg_pool2d(picture[:, :2], self.size)
+        picture = self.picture(self.picture.frames(x_BCS))
+        return functional.adaptive_avg_pool2d(picture, self.size)
 
 
 class SpectrogramPca(nn.Module):

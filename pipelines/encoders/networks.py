@@ -12,11 +12,12 @@ from torch.nn import functional
 
 from .polarisation import LinearMotion
 from .preparation import (
+    Frames,
     band_matrix,
     frame_length_for,
+    frames_of,
     log_spectrogram,
     noise_frames,
-    standardise,
 )
 
 NUM_GROUPS = 8
@@ -104,21 +105,29 @@ class SpectrogramPicture(nn.Module):
         self.register_buffer("bands", band_matrix(config.num_bands, self.fft_length).float(), persistent=False)
 
     @torch.no_grad()
-    def forward(self, x_BCS: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the picture (window, 2, band, frame) and log10 of each window's RMS (window,).
+    def frames(self, x_BCS: Tensor) -> Frames:
+        """Return the frames of prepared windows (window, 3, sample) that the picture is made of."""
+        return frames_of(x_BCS, self.fft_length, self.hop)
+
+    @torch.no_grad()
+    def forward(self, frames: Frames) -> Tensor:
+        """Return the picture (window, 2, band, frame).
 
         The channels are the horizontals' and the vertical's power in powers of ten over the noise before the onset.
         """
-        standard, present, alive, log_rms = standardise(x_BCS)
-        log_power = log_spectrogram(standard, present, alive, self.bands, self.fft_length, self.hop)
-        noise = log_power[..., : self.num_noise_frames].mean((1, 2, 3), keepdim=True)
-        return log_power - noise, log_rms
+        log_power = log_spectrogram(frames, self.bands)
+        return log_power - log_power[..., : self.num_noise_frames].mean((1, 2, 3), keepdim=True)
 
 
-class ContrastiveNetwork(nn.Module):
-    """What a contrastive training learns, and beside it what is measured: together they are the embedding.
+def learned_dim(config: NetworkConfig) -> int:
+    """Return the length of the learned part of an embedding."""
+    return config.dim - (config.polarisation > 0)
 
-    A subclass defines `learned` and ends in a linear layer `out` of `learned_dim` outputs.
+
+class SpectrogramNetwork(nn.Module):
+    """A 2-D residual network on the log spectrogram of horizontals and vertical, and beside it what is measured.
+
+    Both together are the embedding; training changes the learned part alone.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -129,35 +138,6 @@ class ContrastiveNetwork(nn.Module):
             self.linear_motion = LinearMotion(
                 config.num_samples, config.lead_samples, config.num_bands, config.num_frames
             )
-
-    def learned(self, x_BCS: Tensor) -> Tensor:
-        """Return the learned part of the embedding (window, learned_dim) of prepared windows (window, 3, sample)."""
-        raise NotImplementedError
-
-    def forward(self, x_BCS: Tensor) -> Tensor:
-        """Return the embedding (window, dim) of prepared windows (window, 3, sample).
-
-        The last component is `polarisation` times the length of the learned part times the linear motion, so that its
-        weight does not depend on that length.
-        """
-        learned = self.learned(x_BCS)
-        if self.linear_motion is None:
-            return learned
-        motion_B1 = self.linear_motion(x_BCS)[:, None].to(learned.dtype)
-        measured = self.config.polarisation * learned.norm(dim=1, keepdim=True) * motion_B1
-        return torch.cat([learned, measured], dim=1)
-
-
-def learned_dim(config: NetworkConfig) -> int:
-    """Return the length of the learned part of an embedding."""
-    return config.dim - (config.polarisation > 0)
-
-
-class SpectrogramNetwork(ContrastiveNetwork):
-    """A 2-D residual network on the log spectrogram of horizontals and vertical."""
-
-    def __init__(self, config: NetworkConfig) -> None:
-        super().__init__(config)
         self.picture = SpectrogramPicture(config)
         width = config.width
         self.stem = nn.Conv2d(2, width, 5, stride=(2, 2), padding=2, bias=False)
@@ -167,14 +147,30 @@ class SpectrogramNetwork(ContrastiveNetwork):
         rows = -(-config.num_bands // 8)
         self.out = nn.Linear(2 * 4 * width * rows + config.log_amplitude, learned_dim(config))
 
+    def forward(self, x_BCS: Tensor) -> Tensor:
+        """Return the embedding (window, dim) of prepared windows (window, 3, sample).
+
+        The last component is `polarisation` times the length of the learned part times the linear motion, so that its
+        weight does not depend on that length.
+        """
+        frames = self.picture.frames(x_BCS)
+        learned = self._learned(frames)
+        if self.linear_motion is None:
+            return learned
+        motion_B1 = self.linear_motion(frames)[:, None].to(learned.dtype)
+        measured = self.config.polarisation * learned.norm(dim=1, keepdim=True) * motion_B1
+        return torch.cat([learned, measured], dim=1)
+
     def learned(self, x_BCS: Tensor) -> Tensor:
         """Return the learned part of the embedding (window, learned_dim) of prepared windows (window, 3, sample)."""
-        picture, log_rms = self.picture(x_BCS)
-        y = functional.relu(self.stem_norm(self.stem(picture)))
+        return self._learned(self.picture.frames(x_BCS))
+
+    def _learned(self, frames: Frames) -> Tensor:
+        y = functional.relu(self.stem_norm(self.stem(self.picture(frames))))
         y = self.trunk(y)
         pooled = torch.cat([y.mean(-1), y.amax(-1)], dim=1).flatten(1)
         if self.config.log_amplitude:
-            pooled = torch.cat([pooled, log_rms[:, None]], dim=1)
+            pooled = torch.cat([pooled, frames.log_rms[:, None]], dim=1)
         embedding: Tensor = self.out(pooled)
         return embedding
 

@@ -4,7 +4,7 @@ Legend of shape suffixes: B window, C component (E, N, Z), S sample, F frequency
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -149,6 +149,35 @@ def frame_spectra(standard_BCS: Tensor, fft_length: int, hop: int) -> Tensor:
     return spectrum.reshape(num_windows, num_components, *spectrum.shape[1:])
 
 
+def power_of(spectrum: Tensor) -> Tensor:
+    """Return the power of complex spectra."""
+    return spectrum.real.square() + spectrum.imag.square()
+
+
+class Frames(NamedTuple):
+    """The spectra of windows' frames, and which of them hold data."""
+
+    spectrum: Tensor
+    """(window, component, bin, frame), complex: of Hann-tapered frames of standardised windows."""
+    touched: Tensor
+    """(window, frame): frames that touch absent samples of a present component."""
+    alive: Tensor
+    """(window, component): which components are present."""
+    log_rms: Tensor
+    """(window,): log10 of the RMS that was divided out."""
+
+
+def frames_of(x_BCS: Tensor, fft_length: int, hop: int) -> Frames:
+    """Standardise windows (window, 3, sample), absent samples NaN, and return the spectra of their frames."""
+    standard_BCS, present_BCS, alive_BC, log_rms_B = standardise(x_BCS)
+    return Frames(
+        frame_spectra(standard_BCS, fft_length, hop),
+        frames_with_gaps(present_BCS, alive_BC, fft_length, hop, standard_BCS.dtype),
+        alive_BC,
+        log_rms_B,
+    )
+
+
 def frames_with_gaps(present_BCS: Tensor, alive_BC: Tensor, fft_length: int, hop: int, dtype: torch.dtype) -> Tensor:
     """Return which frames touch absent samples of a present component (window, frame): an edge, not the ground."""
     absent_BS = ((~present_BCS) & alive_BC[..., None]).any(1).to(dtype)
@@ -156,37 +185,30 @@ def frames_with_gaps(present_BCS: Tensor, alive_BC: Tensor, fft_length: int, hop
     return touched[:, 0] > 0
 
 
-def log_spectrogram(
-    standard_BCS: Tensor, present_BCS: Tensor, alive_BC: Tensor, bands: Tensor, fft_length: int, hop: int
-) -> Tensor:
+def log_spectrogram(frames: Frames, bands: Tensor) -> Tensor:
     """Return log10 band power of the horizontals and of the vertical, absent frames at the band's background.
 
     The two horizontals are joined by power, so the picture does not depend on the sensor's azimuth.
 
     Args:
-        standard_BCS: windows from `standardise`.
-        present_BCS: mask of present samples from `standardise`.
-        alive_BC: mask of present components.
+        frames: of the windows.
         bands: (band, bin) weights from `band_matrix`.
-        fft_length: samples of a frame.
-        hop: samples between frames.
 
     Returns:
         (window, 2, band, frame): horizontal, vertical.
     """
-    spectrum = frame_spectra(standard_BCS, fft_length, hop)
-    power = spectrum.real.square() + spectrum.imag.square()
+    power = power_of(frames.spectrum)
     band_power = torch.matmul(bands.to(power.dtype), power)
-    weight_BC11 = alive_BC.to(power.dtype)[..., None, None]
+    weight_BC11 = frames.alive.to(power.dtype)[..., None, None]
     horizontal = (band_power[:, :2] * weight_BC11[:, :2]).sum(1) / weight_BC11[:, :2].sum(1).clamp(min=1)
     vertical = band_power[:, 2]
-    has_horizontal = alive_BC[:, :2].any(1)[:, None, None]
-    has_vertical = alive_BC[:, 2][:, None, None]
+    has_horizontal = frames.alive[:, :2].any(1)[:, None, None]
+    has_vertical = frames.alive[:, 2][:, None, None]
     pair = torch.stack(
         [torch.where(has_horizontal, horizontal, vertical), torch.where(has_vertical, vertical, horizontal)], dim=1
     )
     log_power = torch.log10(pair + 1e-8)
-    touched_B11T = frames_with_gaps(present_BCS, alive_BC, fft_length, hop, power.dtype)[:, None, None]
+    touched_B11T = frames.touched[:, None, None]
     good = (~touched_B11T).to(power.dtype)
     background = (log_power * good).sum(-1, keepdim=True) / good.sum(-1, keepdim=True).clamp(min=1)
     return torch.where(touched_B11T, background, log_power)

@@ -9,7 +9,7 @@ from torch import nn
 
 from pipelines.encoders import NetworkConfig, build_network
 from pipelines.encoders.polarisation import LinearMotion, squared_degree
-from pipelines.encoders.preparation import prepare
+from pipelines.encoders.preparation import frames_of, prepare
 
 SAMPLES, LEAD = 1500, 300
 
@@ -31,7 +31,8 @@ def test_the_degree_is_that_of_the_eigenvalues_of_the_spectral_matrix(seed, comp
 
 def motion(window):
     prepared = prepare(torch.from_numpy(window[None].astype(np.float32)), LEAD)
-    return float(LinearMotion(window.shape[-1], LEAD, 32, 96)(prepared)[0])
+    linear_motion = LinearMotion(window.shape[-1], LEAD, 32, 96)
+    return float(linear_motion(frames_of(prepared, linear_motion.fft_length, linear_motion.hop))[0])
 
 
 def noisy(rng, noise=0.01):
