@@ -40,17 +40,17 @@ def search(run: StageRun, task: TrialTask, records: Records, known: list[TrialRe
 
     settings = task.config.tune
     shared = ray.put(task)
-    failures = _failures(ray)
+    notes = _notes(ray)
 
     def trial(trial_config: dict[str, Any]) -> None:
-        train_trial(shared, trial_config["number"], trial_config["point"], failures)
+        train_trial(shared, trial_config["number"], trial_config["point"], notes)
 
     scheduler = _scheduler(settings)
     for record in known:
         _replay(scheduler, record)
     ended = {record.number for record in known}
     left = [number for number in range(settings.num_trials) if number not in ended]
-    watch = Watch(run, task, records, known, left, lambda number: ray.get(failures.of.remote(number)))
+    watch = Watch(run, task, records, known, left, lambda number: ray.get(notes.of.remote(number)))
     folder = Path(tempfile.mkdtemp(prefix="firnline-tune-"))
     # Ray Tune's own handler would turn an interrupt into a search that ended, and stay after it.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -104,9 +104,9 @@ class Watch:
         records: Records,
         known: list[TrialRecord],
         left: list[int],
-        own_failure: Callable[[int], str | None],
+        noted: Callable[[int], tuple[str | None, list[dict[str, float]]]],
     ) -> None:
-        self.run, self.task, self.store, self.own_failure = run, task, records, own_failure
+        self.run, self.task, self.store, self.noted = run, task, records, noted
         self.records = {record.number: record for record in known}
         self.left: Iterator[int] = iter(left)
         self.num_left = len(left)
@@ -152,9 +152,14 @@ class Watch:
             trial_id: Ray's.
             lost: its worker or node was lost, for the last time.
         """
+        own_failure, epochs = self.noted(self.number_of[trial_id])
+        if own_failure is not None:
+            # What a trial's first worker reported is not told where another one fails before it has reported.
+            for epoch, figures in enumerate(epochs, 1):
+                self.hear(trial_id, figures | {"training_iteration": epoch})
         history = tuple(figures for _, figures in sorted(self.history.get(trial_id, {}).items()))
         without = "its worker was lost" if lost else "" if history else "it ended without a score"
-        reason = self.own_failure(self.number_of[trial_id]) or without
+        reason = own_failure or without
         whole = bool(history) and history[-1]["training_iteration"] >= self.task.config.tune.epochs
         record = TrialRecord(
             number=self.number_of[trial_id],
@@ -214,26 +219,37 @@ class Watch:
         self.open.clear()
 
 
-def _failures(ray: Any) -> Any:
-    """Return an actor that knows which trials failed by themselves: what a trial's worker knows goes with it.
+def _notes(ray: Any) -> Any:
+    """Return an actor that knows which trials failed by themselves, and the epochs of trials on several workers.
 
-    It lies on the node of the driver, and so outlives all other nodes.
+    What a trial's worker knows goes with it. The actor lies on the node of the driver, and so outlives all other nodes.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # Defined here, it goes to its worker as it is, and imports nothing there.
-    class Failures:
+    class Notes:
         def __init__(self) -> None:
             self.reasons: dict[int, str] = {}
+            self.epochs: dict[int, list[dict[str, float]]] = {}
 
-        def note(self, number: int, reason: str) -> None:
+        def begin(self, number: int) -> bool:
+            """Forget the epochs of an earlier attempt; return whether the trial may be attempted."""
+            if number in self.reasons:
+                return False
+            self.epochs[number] = []
+            return True
+
+        def epoch(self, number: int, figures: dict[str, float]) -> None:
+            self.epochs[number].append(figures)
+
+        def failed(self, number: int, reason: str) -> None:
             self.reasons[number] = reason
 
-        def of(self, number: int) -> str | None:
-            return self.reasons.get(number)
+        def of(self, number: int) -> tuple[str | None, list[dict[str, float]]]:
+            return self.reasons.get(number), self.epochs.get(number, [])
 
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Failures).remote()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Notes).remote()
 
 
 def _searcher(watch: Watch) -> Any:

@@ -66,7 +66,7 @@ def resources_of_process(config: Config) -> dict[str, float]:
     return {"memory": 1} if config.train.num_workers > 1 else _of_worker(config)
 
 
-def train_trial(shared: Any, number: int, point: Point, failures: Any) -> None:
+def train_trial(shared: Any, number: int, point: Point, notes: Any) -> None:
     """Run a trial inside the process that Ray Tune has started for it.
 
     A trial that fails by itself returns, too: raised, Ray would take its error for a lost worker and repeat it.
@@ -75,27 +75,27 @@ def train_trial(shared: Any, number: int, point: Point, failures: Any) -> None:
         shared: reference to the trial's task, which all trials share; a node keeps one copy.
         number: of the trial.
         point: what it tries.
-        failures: actor that is told why a trial fails by itself.
+        notes: actor that is told why a trial fails by itself.
     """
     ray: Any = importlib.import_module("ray")
     tune: Any = importlib.import_module("ray.tune")
-    if ray.get(failures.of.remote(number)) is not None:
+    if not ray.get(notes.begin.remote(number)):
         # It had failed when its worker was lost.
         return
     task = ray.get(shared)
     if task.config.train.num_workers > 1:
-        _train_on_workers(shared, task.config, number, point, failures)
+        _train_on_workers(shared, task.config, number, point, notes)
         return
     device = torch.device("cuda" if task.config.train.use_gpu else "cpu")
     try:
         run_trial(task, point, tune.report, device=device)
     except Exception as error:
-        if not _note(failures, number, error):
+        if not _note(notes, number, error):
             raise
 
 
-def _note(failures: Any, number: int, error: Exception) -> bool:
-    """Tell `failures` why a trial failed; False for the loss of another process, which says nothing about the trial."""
+def _note(notes: Any, number: int, error: Exception) -> bool:
+    """Tell `notes` why a trial failed; False for the loss of another process, which says nothing about the trial."""
     import ray.exceptions
 
     lost = isinstance(error, ray.exceptions.RayError | torch.distributed.DistError)
@@ -106,11 +106,11 @@ def _note(failures: Any, number: int, error: Exception) -> bool:
     if not own_words:
         traceback.print_exc()
     words = last_line(error)
-    ray.get(failures.note.remote(number, words if own_words else f"{type(error).__name__}: {words}"))
+    ray.get(notes.failed.remote(number, words if own_words else f"{type(error).__name__}: {words}"))
     return True
 
 
-def _train_on_workers(shared: Any, config: Config, number: int, point: Point, failures: Any) -> None:
+def _train_on_workers(shared: Any, config: Config, number: int, point: Point, notes: Any) -> None:
     import ray
     import ray.train.torch
 
@@ -120,7 +120,7 @@ def _train_on_workers(shared: Any, config: Config, number: int, point: Point, fa
     state = tempfile.mkdtemp(prefix="firnline-trial-")
     trainer = ray.train.torch.TorchTrainer(
         _train_worker,
-        train_loop_config={"shared": shared, "number": number, "point": point, "failures": failures},
+        train_loop_config={"shared": shared, "number": number, "point": point, "notes": notes},
         torch_config=torch_config(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.num_workers, use_gpu=settings.use_gpu, resources_per_worker=_of_worker(config)
@@ -136,7 +136,7 @@ def _train_on_workers(shared: Any, config: Config, number: int, point: Point, fa
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        if ray.get(failures.of.remote(number)) is None:
+        if ray.get(notes.of.remote(number))[0] is None:
             raise StageFailed(last_line(error)) from error
     finally:
         shutil.rmtree(state, ignore_errors=True)
@@ -151,11 +151,17 @@ def _train_worker(task: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
     shared = ray.get(task["shared"])
+
+    def report(figures: dict[str, float]) -> None:
+        if rank == 0:
+            ray.get(task["notes"].epoch.remote(task["number"], figures))
+        ray.train.report(figures)
+
     try:
-        run_trial(shared, task["point"], ray.train.report, device=device, rank=rank, world=world)
+        run_trial(shared, task["point"], report, device=device, rank=rank, world=world)
     except Exception as error:
         # The other ranks may wait for this one: Ray Train ends them.
-        _note(task["failures"], task["number"], error)
+        _note(task["notes"], task["number"], error)
         raise
 
 
