@@ -67,7 +67,7 @@ OUTSIDE_NUMERICS = (
 HOMES: dict[str, str] = {
     "mlflow": "pipelines/tracking/",
     "s3fs": "pipelines/workspace/s3_requests.py",
-    "fsspec": "pipelines/workspace/storage.py",
+    "fsspec": "pipelines/workspace/",
     "ray._raylet": "pipelines/runtime/ray_private.py",
     "ray._private": "pipelines/runtime/ray_private.py",
     "ray._common": "pipelines/runtime/ray_private.py",

@@ -38,6 +38,8 @@ _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryEr
 _FINAL_CODES = ("InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied", "NoSuchBucket", "ExpiredToken")
 CONDITION_FAILED = ("PreconditionFailed", "412")
 """Codes of an answer that says that a write's condition does not hold."""
+NO_SUCH_RANGE = ("InvalidRange", "416")
+"""Codes of an answer that says that an object has no byte in the range."""
 _NO_CONDITIONS = ("NotImplemented", "501")
 
 
@@ -71,6 +73,25 @@ def _s3(anonymous: bool) -> Any:
     )
     filesystem.retries = 1
     return filesystem
+
+
+def tail_of(url: str, length: int, *, anonymous: bool) -> tuple[bytes, int, str]:
+    """Return the last bytes of an object, its size and its tag, which one answer gives; errors as they come."""
+    from fsspec.asyn import sync
+
+    fs = filesystem(anonymous)
+    bucket, _, key = url.removeprefix("s3://").partition("/")
+
+    async def get() -> tuple[bytes, int, str]:
+        answer = await fs._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes=-{length}")
+        async with answer["Body"] as body:
+            content = await body.read()
+        # A server that knows no ranges gives the whole object and does not name one.
+        size = int(str(answer.get("ContentRange", f"/{len(content)}")).rpartition("/")[2])
+        return content[-length:], size, str(answer["ETag"]).strip('"')
+
+    found: tuple[bytes, int, str] = sync(fs.loop, get)
+    return found
 
 
 def retry(action: Callable[[], T], failing: str, *, attempts: int = MAX_ATTEMPTS, seconds: float | None = None) -> T:

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlparse
 
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.disk import file_object, flush, list_folder, missing_folders, read_listed, umask
-from pipelines.workspace.s3_requests import CONDITION_FAILED, filesystem, holds_objects, retry
+from pipelines.workspace.s3_requests import CONDITION_FAILED, NO_SUCH_RANGE, filesystem, holds_objects, retry, tail_of
 from pipelines.workspace.storage_errors import (
     DISK_FULL,
     OtherLength,
@@ -165,6 +165,30 @@ class Store:
             file.seek(start)
             return file.read() if length is None else file.read(length)
 
+    def read_tail(self, path: str, length: int) -> tuple[bytes, StoredObject]:
+        """Return the last bytes of an object, all of a shorter one, and its size and tag: of a bucket in one request.
+
+        Raises:
+            FileNotFoundError: there is no such object.
+        """
+        if self.is_local:
+            item = self.stat(path)
+            return self.read_checked(item, max(item.size - length, 0), length), item
+
+        def fetch() -> tuple[bytes, StoredObject]:
+            try:
+                content, size, etag = tail_of(self.full(path), length, anonymous=self.anonymous)
+            except OSError as error:
+                if error_code(error) not in NO_SUCH_RANGE:
+                    raise
+                # Of an empty object there are no last bytes.
+                return b"", self.stat(path)
+            if len(content) != min(length, size):
+                raise OtherLength(f"it gives {len(content)} of its last {length} bytes, and has {size}")
+            return content, StoredObject(path, size, etag)
+
+        return retry(fetch, self._reading(path))
+
     def _fetch(self, path: str, start: int, length: int | None) -> bytes:
         """Return what one GET gives."""
         end = None if length is None else start + length
@@ -174,7 +198,7 @@ class Store:
                 self.full(path), start=start if start or end is not None else None, end=end, max_concurrency=1
             )
         except OSError as error:
-            if error_code(error) in ("InvalidRange", "416"):
+            if error_code(error) in NO_SUCH_RANGE:
                 return b""
             raise
         return content
@@ -300,12 +324,17 @@ class Store:
                 retry(lambda: filesystem(self.anonymous).put_file(str(temporary), self.full(path)), self._written(path))
 
     @contextlib.contextmanager
-    def local_copy(self, path: str) -> Iterator[Path]:
-        """Yield a local path that holds the object: the file itself, or a download that is removed afterwards."""
+    def local_copy(self, item: StoredObject | str) -> Iterator[Path]:
+        """Yield a local path that holds the object: the file itself, or a download that is removed afterwards.
+
+        Args:
+            item: its path, or its entry in a listing, which saves a request to a bucket.
+        """
+        path = item if isinstance(item, str) else item.path
         if self.is_local:
             yield Path(self.full(path))
             return
-        item = self.stat(path)
+        item = self.stat(path) if isinstance(item, str) else item
         with tempfile.TemporaryDirectory(prefix="firnline-") as folder:
             copy = Path(folder) / Path(path).name
             with copy.open("wb") as file, ThreadPoolExecutor(COPY_THREADS) as pool:

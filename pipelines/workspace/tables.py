@@ -41,10 +41,10 @@ MAX_FOOTER_BYTES = 256 << 20
 
 _SMALL_BYTES = 64 << 10
 """A bucket's objects up to this size are fetched whole, in one request."""
-_TAIL_BYTES = 4 << 10
-"""The end of a file that is read first; it holds the footer of a few row groups."""
+_TAIL_BYTES = 8 << 10
+"""The end of a file that is read first; it holds the footer of three row groups of events."""
 _KEPT_FOOTERS = 128
-"""Footers of a bucket's objects that a process keeps; one of a day's events is some 10 kB."""
+"""Footers of a bucket's objects that a process keeps; one of a day's events is some 5 kB."""
 
 T = TypeVar("T")
 
@@ -366,12 +366,14 @@ def _open(
             size = source.size()
             footer = _footer(lambda start, length: _read_at(source, start, length), size)
         else:
-            entry = store.stat(path) if isinstance(item, str) else item
+            entry, tail = (item, b"") if not isinstance(item, str) else _with_tail(store, item)
             size = entry.size
             source = None
             if size <= _SMALL_BYTES:
-                source = pa.BufferReader(store.read_checked(entry))
+                source = pa.BufferReader(tail if len(tail) == size else store.read_checked(entry))
                 footer = _footer(lambda start, length: _read_at(source, start, length), size)
+            elif tail:
+                footer = _footer(lambda start, length: _of_tail(store, entry, tail, start, length), size)
             else:
                 footer = _bucket_footer(store, entry)
         refuse_extensions(footer, name)
@@ -405,6 +407,20 @@ def _bucket_footer(store: Store, item: StoredObject) -> Footer:
     return _footer(lambda start, length: store.read_checked(item, start, length), item.size)
 
 
+def _with_tail(store: Store, path: str) -> tuple[StoredObject, bytes]:
+    """Return an object of a bucket, whose size is not known yet, and its last bytes, in one request.
+
+    Files of labels and embeddings are often small, and then come whole; those of events hold waveforms.
+    """
+    tail, item = store.read_tail(path, _TAIL_BYTES if path.startswith("events/") else _SMALL_BYTES)
+    return item, tail
+
+
+def _of_tail(store: Store, item: StoredObject, tail: bytes, start: int, length: int) -> bytes:
+    first = item.size - len(tail)
+    return tail[start - first :][:length] if start >= first else store.read_checked(item, start, length)
+
+
 @contextmanager
 def _bucket_source(
     store: Store, item: StoredObject, footer: Footer, columns: Sequence[str] | None, groups: Sequence[int]
@@ -413,7 +429,7 @@ def _bucket_source(
     chunks = [chunk for group in groups for chunk in footer.of(group, columns)]
     ranges = [(chunk.start, chunk.start + chunk.stored_bytes) for chunk in chunks]
     if 2 * sum(chunk.stored_bytes for chunk in chunks) > item.size:
-        with store.local_copy(item.path) as copy, pa.OSFile(str(copy)) as source:
+        with store.local_copy(item) as copy, pa.OSFile(str(copy)) as source:
             yield source
         return
     with store.open_ranges(item, ranges) as file:

@@ -75,6 +75,17 @@ def test_a_local_copy_of_a_bucket_object_goes_away(store):
     assert kept.exists() == store.is_local
 
 
+def test_the_tail_of_an_object_comes_with_its_size_and_tag(store):
+    content = bytes(range(256)) * 300
+    for name, stored in {"long": content, "short": content[:100], "as long": content[:1000], "empty": b""}.items():
+        store.write(name, stored)
+        tail, item = store.read_tail(name, 1000)
+        assert tail == stored[-1000:]
+        assert item == store.stat(name)
+    with pytest.raises(FileNotFoundError):
+        store.read_tail("nowhere", 1000)
+
+
 @pytest.mark.parametrize("kind", ["throttle", "error", "reset", "reset_in_body", "end_early"])
 def test_four_faults_in_a_row_are_survived(moto_s3, monkeypatch, kind):
     content = os.urandom(300_000)
@@ -85,11 +96,13 @@ def test_four_faults_in_a_row_are_survived(moto_s3, monkeypatch, kind):
         store = open_store(f"{moto_s3.url}/data")
         proxy.add(Fault(kind, method="GET", times=4, after_bytes=1000))
         assert store.read_checked(next(store.walk())) == content
+        proxy.add(Fault(kind, method="GET", times=4, after_bytes=1000))
+        assert store.read_tail("x", 200_000)[0] == content[-200_000:]
         if kind == "throttle":
             proxy.add(Fault(kind, method="PUT", times=4))
             store.write("y", content)
             assert store.stat("y").size == len(content)
-        assert proxy.count(kind) >= 4
+        assert proxy.count(kind) >= 8
 
 
 def test_a_put_whose_answer_is_lost_ends_with_the_object_there(moto_s3, monkeypatch):
@@ -107,6 +120,7 @@ USES = {
     "read of a listed object": lambda store: store.read_checked(StoredObject("x", 7, "")),
     "listing": lambda store: list(store.walk()),
     "stat": lambda store: store.stat("x"),
+    "read of a tail": lambda store: store.read_tail("x", 4),
     "write": lambda store: store.write("x", b"content"),
     "removal": lambda store: store.remove("x"),
     "copy": lambda store: store.local_copy("x").__enter__(),
