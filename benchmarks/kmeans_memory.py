@@ -78,7 +78,7 @@ def work(folder: Path, dim: int, k: int, iterations: int) -> None:
     with ray_session() as session:
         surveys = survey_embeddings(store, shards, settings)
         say(f"surveyed {sum(survey.num_rows for survey in surveys)} rows in {len(surveys)} files")
-        model = fit_model(store, surveys, settings, num_workers=session.num_cpus).model
+        model = fit_model(store, surveys, settings, num_workers=session.num_cpus, measured=False).model
         say(f"fitted k = {k} in {len(model.inertia_history)} iterations, inertia {model.inertia:.6g}")
         count = count_clusters(store, shards, model, None, {}, (), None)
         say(f"counted {int(count.counts.sum())} events")

@@ -109,7 +109,7 @@ def measure(
     truth = events.labels[test]
 
     def clustered(k: int) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
-        _, model = cluster_in_memory(events.embeddings, events.ids, settings.model_copy(update={"k": k}))
+        _, model = cluster_in_memory(events.embeddings, events.ids, settings.model_copy(update={"k": k}), measured=True)
         return model.centroids, model.clusters
 
     def answered(chosen: NDArray[np.int64], looked_at: int) -> Answer:

@@ -107,7 +107,7 @@ def accuracy(
         return None
     test = named.known & ~named.validation
     plain = stored["plain"]
-    found = [clustered(plain, named.ids, events.k, number)[0][test] for number in range(CLUSTERINGS)]
+    found = [clustered(plain, named.ids, events.k, number, measured=True)[0][test] for number in range(CLUSTERINGS)]
     return statistics.mean(agreement(named.labels[test], clusters, events.k)["truth"] for clusters in found)
 
 

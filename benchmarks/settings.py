@@ -212,12 +212,14 @@ def truth_of(events: EventSet) -> Named:
     return Named(ids, labels, np.array([hand.validation.get(each, False) for each in ids], dtype=bool))
 
 
-def clustered(points: NDArray[Any], ids: Sequence[str], k: int, seed: int) -> tuple[NDArray[Any], ClusterModel]:
-    """Return the clusters of `firnline label` with a seed, and the model."""
-    return cluster_in_memory(points, ids, KMeansSettings(k=k, seed=seed))
+def clustered(
+    points: NDArray[Any], ids: Sequence[str], k: int, seed: int, *, measured: bool
+) -> tuple[NDArray[Any], ClusterModel]:
+    """Return the clusters of `firnline label` with a seed, and the model; `measured` as for `cluster_in_memory`."""
+    return cluster_in_memory(points, ids, KMeansSettings(k=k, seed=seed), measured=measured)
 
 
-def judge(stored: Any, named: Named, k: int) -> tuple[dict[str, float], list[NDArray[Any]]]:
+def judge(stored: Any, named: Named, k: int, *, measured: bool) -> tuple[dict[str, float], list[NDArray[Any]]]:
     """Return the scores of a training by name, the truth first, and its clusters; means of several clusterings."""
     plain, known = stored["plain"], named.known
     learn, test = known & named.validation, known & ~named.validation
@@ -227,7 +229,7 @@ def judge(stored: Any, named: Named, k: int) -> tuple[dict[str, float], list[NDA
         probes[name] = float((guess == named.labels[test]).mean())
     all_scores, all_clusters = [], []
     for seed in range(CLUSTERINGS):
-        clusters, model = clustered(plain, named.ids, k, seed)
+        clusters, model = clustered(plain, named.ids, k, seed, measured=measured)
         again = clusters_of(stored["disturbed"], model)
         scores = agreement(named.labels[known], clusters[known], k)
         all_scores.append(scores | probes | label_free_of_clusters(plain, clusters, again))
@@ -307,12 +309,12 @@ def print_tables(arguments: argparse.Namespace) -> None:
             stored = np.load(path)
             if name.endswith("part") or "failed" in stored:
                 continue
-            scores, found = judge(stored, named, events.k)
+            scores, found = judge(stored, named, events.k, measured=name != "linear-motion-off")
             rows.setdefault(name, []).append(scores)
             clusters.setdefault(name, []).append(found[0])
         for name, scores_of in rows.items():
             others = [each for other, found in clusters.items() if other != name for each in found]
-            for scores, own in zip(scores_of, clusters[name], strict=True):
+            for scores, own in zip(scores_of, clusters[name] if others else (), strict=bool(others)):
                 scores["agreement with the others"] = statistics.mean(adjusted_rand_index(own, each) for each in others)
         if not rows:
             continue
@@ -331,8 +333,9 @@ def print_tables(arguments: argparse.Namespace) -> None:
                 ranks.setdefault(key, {})[events.name] = f"{value:.2f} ({low:.2f} to {high:.2f})"
         (arguments.folder / f"{events.name}.json").write_text(json.dumps(rows))
     names = sorted({name for row in ranks.values() for name in row})
-    print("| label-free score | " + " | ".join(names) + " |")
-    print("|---" * (len(names) + 1) + "|")
+    if ranks:
+        print("| label-free score | " + " | ".join(names) + " |")
+        print("|---" * (len(names) + 1) + "|")
     for key, row in ranks.items():
         print(f"| {key} | " + " | ".join(row.get(name, "") for name in names) + " |")
 

@@ -90,6 +90,11 @@ class Encoder:
         return tensors[0].device
 
     @property
+    def measures(self) -> bool:
+        """Whether the last component of an embedding is measured: how linear the motion is."""
+        return self.config.polarisation > 0
+
+    @property
     def num_samples(self) -> int:
         """Samples of the windows that it takes."""
         return self.config.num_samples

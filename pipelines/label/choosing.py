@@ -14,7 +14,7 @@ from pipelines.label.kmeans import label_rows
 from pipelines.label.lloyd import Clustering
 from pipelines.label.merging import JUDGED_SCALE, OVERLAP_SCALES, fit_to_merge, merge_overlap, merge_ward, overlaps_of
 from pipelines.label.partitions import Gather, sample_rows
-from pipelines.label.space import Space
+from pipelines.label.space import Space, measured_of
 
 TOLERATED_OVERLAP = 30.0
 """A result whose clusters overlap more than this many times the smallest overlap found is taken to be wrong."""
@@ -26,6 +26,8 @@ QUERIES, NEIGHBOURS = 2000, 5
 """Of these, so many rows at most are compared with so many nearest neighbours each."""
 NEIGHBOURS_WEIGHT = 4.0
 """Weight of the share of rows whose neighbours are of their cluster, beside agreement and balance."""
+MEASURED_WEIGHT = 2.0
+"""Weight of how much of the variance of the measured component lies between the clusters."""
 _SAMPLE_SEED = 0
 
 
@@ -36,10 +38,15 @@ def best_model(
     k: int,
     num_rows: int,
     progress: Callable[[int, int, float], None] | None,
+    *,
+    measured: bool,
 ) -> ClusterModel:
-    """Return the clustering into k of rows that are in its space; ValueError where there are too few of them."""
+    """Return the clustering into k of rows that are in its space; ValueError where there are too few of them.
+
+    `measured` says whether the last component of an embedding is measured, not learned (see `merge`).
+    """
     fits = fit_to_merge(gather, k, num_rows, settings, progress=progress)
-    chosen, clusters = next(merge(gather, fits, k, settings.merge))
+    chosen, clusters = next(merge(gather, fits, k, settings.merge, measured_in=space if measured else None))
     return ClusterModel(
         space=space,
         centroids=chosen.centroids,
@@ -52,7 +59,12 @@ def best_model(
 
 
 def merge(
-    gather: Gather, clusterings: Sequence[Clustering], k: int, method: Literal["ward", "overlap"]
+    gather: Gather,
+    clusterings: Sequence[Clustering],
+    k: int,
+    method: Literal["ward", "overlap"],
+    *,
+    measured_in: Space | None = None,
 ) -> Iterator[tuple[Clustering, NDArray[np.int32]]]:
     """Merge each restart's clustering to k clusters, and yield them, the best first.
 
@@ -60,10 +72,13 @@ def merge(
     centroids stay as they are, and `ward` are ranked by inertia. Merging by overlap is tried with every scale. Where a
     centroid happens to lie between two classes, they are joined, and another class is cut in two; the inertia does not
     show it. So tries whose k clusters overlap more than TOLERATED_OVERLAP times the smallest overlap come last. Of the
-    others, the sum of three numbers decides: how much a try agrees with all of them (mean adjusted Rand index); the
+    others, the sum of four numbers decides: how much a try agrees with all of them (mean adjusted Rand index); the
     balance of its clusters, without which a few events far from all others would be a cluster in most tries, and two
-    large classes would be one; and, with a weight of 4, how well nearest neighbours tell its clusters, which falls
-    where one is cut in two.
+    large classes would be one; with a weight of 4, how well nearest neighbours tell its clusters, which falls where one
+    is cut in two; and, with a weight of 2, how much of the variance of what is measured lies between the clusters. That
+    is how linear the motion is: so a few artefacts of the instrument stay a cluster where they could join a class and
+    many codas could be one, which neighbours tell as well. This counts where `measured_in` is given: the space of the
+    rows, without a basis, of embeddings whose last component is measured.
     """
     by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
     if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
@@ -80,9 +95,18 @@ def merge(
     sample = np.concatenate([rows for _, rows in gather(sample_rows, _SAMPLE_SEED, share)])
     nearest = [label_rows(sample, clustering.centroids)[0] for clustering in by_inertia]
     found = [tried.clusters[nearest[tried.number]] for tried in tries]
+    between = [0.0] * len(found)
+    if measured_in is not None and measured_in.basis is None:
+        measured = measured_of(sample, measured_in)
+        between = [share_between(measured, clusters) for clusters in found]
     worth = [
-        agrees + balance(by_inertia[tried.number].counts, tried.clusters, k) + NEIGHBOURS_WEIGHT * told
-        for tried, agrees, told in zip(tries, agreements(found), told_by_neighbours(sample, found), strict=True)
+        agrees
+        + balance(by_inertia[tried.number].counts, tried.clusters, k)
+        + NEIGHBOURS_WEIGHT * told
+        + MEASURED_WEIGHT * apart
+        for tried, agrees, told, apart in zip(
+            tries, agreements(found), told_by_neighbours(sample, found), between, strict=True
+        )
     ]
     ranked = [tries[index] for index in sorted(range(len(tries)), key=lambda index: -worth[index])]
     ranked += sorted((tried for tried in every if tried.overlap > most), key=lambda tried: tried.overlap)
@@ -150,6 +174,20 @@ def balance(counts: NDArray[np.int64], clusters: NDArray[np.int32], k: int) -> f
     shares = np.bincount(clusters, weights=counts, minlength=k) / max(1, int(counts.sum()))
     shares = shares[shares > 0]
     return float(-(shares * np.log(shares)).sum() / np.log(k)) if k > 1 else 1.0
+
+
+def share_between(values: NDArray[Any], clusters: NDArray[np.int32]) -> float:
+    """Return the share of the variance of values (n,) that lies between the clusters (n,) of their rows, from 0 to 1.
+
+    That is eta squared, the correlation ratio; 0 where all values are the same.
+    """
+    deviations = values.astype(np.float64) - values.mean(dtype=np.float64)
+    total = float((deviations**2).sum())
+    # What is left of equal values is rounding.
+    if total <= len(values) * 1e-12:
+        return 0.0
+    counts, sums = np.bincount(clusters), np.bincount(clusters, weights=deviations)
+    return float((sums**2 / np.maximum(counts, 1)).sum()) / total
 
 
 def told_by_neighbours(rows: NDArray[Any], found: Sequence[NDArray[np.int32]]) -> list[float]:

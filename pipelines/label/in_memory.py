@@ -17,16 +17,22 @@ from pipelines.metrics.evaluation import adjusted_rand_index
 
 
 def cluster_in_memory(
-    embeddings: NDArray[np.float32], event_ids: Sequence[str], settings: KMeansSettings
+    embeddings: NDArray[np.float32], event_ids: Sequence[str], settings: KMeansSettings, *, measured: bool
 ) -> tuple[NDArray[np.int32], ClusterModel]:
     """Return the cluster of each embedding (n,), from 0 and not by size, and the model.
+
+    Args:
+        embeddings: (n, d).
+        event_ids: theirs.
+        settings: how they are clustered.
+        measured: whether the last component of an embedding is measured (`Encoder.measures`).
 
     Raises:
         ValueError: fewer embeddings than clusters.
     """
     gather = gather_local(local_partitions(embeddings, event_keys(event_ids)))
     space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
-    model = best_model(gather, space, settings, settings.k, len(embeddings), None)
+    model = best_model(gather, space, settings, settings.k, len(embeddings), None, measured=measured)
     return clusters_of(embeddings, model), model
 
 
@@ -36,7 +42,7 @@ def clusters_of(embeddings: NDArray[np.float32], model: ClusterModel) -> NDArray
 
 
 def worth_of_clusters(embeddings: NDArray[np.float32], found: Sequence[NDArray[np.int32]], k: int) -> dict[str, float]:
-    """Return how good clusterings of the same embeddings into k look, by the three numbers that also choose a merge.
+    """Return how good clusterings of the same embeddings into k look, by three of the numbers that also choose a merge.
 
     Returns:
         `agreement` of the clusterings (mean adjusted Rand index of all pairs), `balance` of the clusters' sizes

@@ -14,6 +14,7 @@ from pipelines.label.draws import uniform
 from pipelines.label.kmeans import label_rows
 from pipelines.label.merging import fit_to_merge
 from pipelines.label.partitions import gather_local, local_partitions
+from pipelines.label.space import Space
 from pipelines.metrics.evaluation import adjusted_rand_index
 
 SILHOUETTE_ROWS = 4000
@@ -42,11 +43,19 @@ class KScores:
     """Adjusted Rand index, over the whole sample, between the clusters found in its two halves."""
 
 
-def score_k(rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings) -> KScores:
+def score_k(
+    rows: NDArray[np.float32],
+    keys: NDArray[np.uint64],
+    k: int,
+    settings: KMeansSettings,
+    *,
+    measured_in: Space | None,
+) -> KScores:
     """Find k clusters in a sample (n, d) with its event keys (n,), and in both of its halves, and score them.
 
     They are found as in a run with this `kmeans.k`, except that over-clusters are seeded with one try (see
-    fit_to_merge).
+    fit_to_merge). `measured_in` is the space of the sample, where the last component of an embedding is measured (see
+    choosing.merge).
 
     Raises:
         ValueError: the sample or one of its halves has fewer rows, or fewer distinct rows, than k.
@@ -55,8 +64,8 @@ def score_k(rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, setting
     fewest = min(int(half.sum()), int((~half).sum()))
     if fewest < k:
         raise ValueError(f"there are {fewest} events, fewer than the {k} clusters asked for")
-    labels, *others = (found_by(rows) for found_by in _found(rows, keys, k, settings))
-    halves = [_found(rows[part], keys[part], k, settings)[0](rows) for part in (half, ~half)]
+    labels, *others = (found_by(rows) for found_by in _found(rows, keys, k, settings, measured_in))
+    halves = [_found(rows[part], keys[part], k, settings, measured_in)[0](rows) for part in (half, ~half)]
     few = np.argsort(uniform(keys, settings.seed, _HALVES_SALT, 1), kind="stable")[:SILHOUETTE_ROWS]
     several = 1 < len(np.unique(labels[few])) < len(few)
     return KScores(
@@ -85,12 +94,12 @@ def suggest_k(scores: Sequence[KScores]) -> tuple[int, str]:
 
 
 def _found(
-    rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings
+    rows: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings, measured_in: Space | None
 ) -> list[Callable[[NDArray[np.float32]], NDArray[np.int32]]]:
     """Return functions that label rows by each restart's k clusters, the best restart first."""
     gather = gather_local(local_partitions(rows, keys))
     fits = fit_to_merge(gather, k, len(rows), settings, quick=True)
-    merged = merge(gather, fits, k, settings.merge)
+    merged = merge(gather, fits, k, settings.merge, measured_in=measured_in)
     return [partial(_label, clustering.centroids, clusters) for clustering, clusters in merged]
 
 

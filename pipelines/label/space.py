@@ -77,6 +77,20 @@ def to_space(rows: NDArray[Any], space: Space) -> NDArray[Any]:
     return np.ascontiguousarray(points, dtype=rows.dtype)
 
 
+def measured_of(points: NDArray[Any], space: Space) -> NDArray[np.float64]:
+    """Return what is measured of events, up to a factor, from points (n, d) of embeddings whose last component it is.
+
+    It is that component over the length of the others (see `SpectrogramNetwork`); 0 where these are 0.
+
+    Args:
+        points: in a space without a basis.
+        space: theirs.
+    """
+    rows = points.astype(np.float64) + (0.0 if space.mean is None else space.mean)
+    lengths = np.sqrt((rows[:, :-1] ** 2).sum(axis=1))
+    return np.asarray(rows[:, -1] / np.where(lengths > 0, lengths, np.inf), dtype=np.float64)
+
+
 def whitening_basis(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the basis (d, r) that turns centred rows to principal components of unit variance, the largest first.
 

@@ -15,6 +15,7 @@ from pipelines.encoders import Encoder
 from pipelines.label.cluster_model import ClusterModel
 from pipelines.label.figures import draw_k_scores
 from pipelines.label.kselection import KScores, score_k, suggest_k
+from pipelines.label.space import Space
 from pipelines.label.stage_embed import embedding_fingerprint
 from pipelines.label.stage_inputs import LabelInputs
 from pipelines.label.stage_kmeans import Fit, fit_model
@@ -166,7 +167,7 @@ def find_clustering(
                 store.write(classes_path, at_classes.to_bytes())
         known = found.model
         if sweep:
-            _compare_k(run, inputs, config, found.keys, found.sample)
+            _compare_k(run, inputs, config, found)
     assert tree is not None
     model, file = known, cut_file(name, config.label.cut)
     if config.label.cut is not None:
@@ -230,6 +231,7 @@ def _fit(
             store,
             surveys,
             config.kmeans,
+            measured=inputs.registered.encoder.measures,
             num_workers=num_workers,
             # More workers than CPUs share them; each that waited for a CPU of its own would wait for ever.
             cpus_per_worker=min(1.0, num_cpus / num_workers),
@@ -242,13 +244,13 @@ def _fit(
         )
 
 
-def _compare_k(
-    run: StageRun, inputs: LabelInputs, config: Config, keys: NDArray[np.uint64], sample: NDArray[Any]
-) -> None:
-    """Score several k on the sample, a task each; each k is a child run, and one that cannot be scored is reported."""
-    sample_ref, keys_ref = ray.put(sample), ray.put(keys)
+def _compare_k(run: StageRun, inputs: LabelInputs, config: Config, found: Fit) -> None:
+    """Score several k on a sample, a task each; each k is a child run, and one that cannot be scored is reported."""
+    keys = found.keys
+    sample_ref, keys_ref = ray.put(found.sample), ray.put(keys)
     settings = config.kmeans
-    tasks = [_score_k.remote(sample_ref, keys_ref, k, settings) for k in config.label.sweep_k]
+    measured_in = found.model.space if inputs.registered.encoder.measures else None
+    tasks = [_score_k.remote(sample_ref, keys_ref, k, settings, measured_in) for k in config.label.sweep_k]
     results: list[KScores | str] = ray.get(tasks)
     scores = [result for result in results if isinstance(result, KScores)]
     for k, result in zip(config.label.sweep_k, results, strict=True):
@@ -278,9 +280,11 @@ def _compare_k(
 
 
 @ray.remote
-def _score_k(sample: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings) -> KScores | str:
+def _score_k(
+    sample: NDArray[np.float32], keys: NDArray[np.uint64], k: int, settings: KMeansSettings, measured_in: Space | None
+) -> KScores | str:
     """Return the scores of a k, or why there are none."""
     try:
-        return score_k(sample, keys, k, settings)
+        return score_k(sample, keys, k, settings, measured_in=measured_in)
     except ValueError as error:
         return str(error)

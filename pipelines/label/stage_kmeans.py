@@ -87,6 +87,7 @@ def fit_model(
     settings: KMeansSettings,
     *,
     num_workers: int,
+    measured: bool,
     cpus_per_worker: float = 1.0,
     known: ClusterModel | None = None,
     num_classes: int | None = None,
@@ -100,6 +101,7 @@ def fit_model(
     Args:
         store, surveys, settings: which rows, and how they are clustered.
         num_workers, cpus_per_worker: actors, and the CPUs of each.
+        measured: whether the last component of an embedding is measured (`Encoder.measures`).
         known: a clustering that stands; it is not fitted again.
         num_classes: fit another one with so many clusters.
         known_rows: how many rows `known` was fitted to.
@@ -119,6 +121,7 @@ def fit_model(
                 ActorGather(actors),
                 surveys,
                 settings,
+                measured=measured,
                 known=known,
                 num_classes=num_classes,
                 known_rows=known_rows,
@@ -148,6 +151,7 @@ def _fit(
     surveys: Sequence[Survey],
     settings: KMeansSettings,
     *,
+    measured: bool,
     known: ClusterModel | None,
     num_classes: int | None,
     known_rows: int,
@@ -158,7 +162,7 @@ def _fit(
     num_rows = sum(survey.num_fitted for survey in surveys)
     if known is None:
         space = fit_space(gather, normalize=settings.normalize, whiten=settings.whiten)
-        model = best_model(gather, space, settings, settings.k, num_rows, progress)
+        model = best_model(gather, space, settings, settings.k, num_rows, progress, measured=measured)
     else:
         model = known
         gather(enter_space, known.space)
@@ -167,7 +171,7 @@ def _fit(
         at_classes = model
     elif num_classes is not None:
         try:
-            at_classes = best_model(gather, model.space, settings, num_classes, num_rows, None)
+            at_classes = best_model(gather, model.space, settings, num_classes, num_rows, None, measured=measured)
         except ValueError as error:
             print(
                 f"label: no clustering at k = number of classes ({num_classes}), so no score of it: {error}", flush=True

@@ -11,6 +11,9 @@ from pipelines.runtime.errors import InputError
 
 PARTS: dict[str, str] = {
     "mlflow.store.db.utils._all_tables_exist": "says whether a database holds all of MLflow's tables",
+    "mlflow.store.db.utils._initialize_tables": "makes MLflow's tables in an empty database",
+    "mlflow.store.db.utils.Base": "names MLflow's tables",
+    "mlflow.store.db.utils.InitialBase": "names those that its first release made",
     "mlflow.store.artifact.utils.models.get_model_name_and_version": "resolves the URI of a registered model",
 }
 """Names of MLflow, and what each is needed for."""
@@ -32,6 +35,17 @@ def has_all_tables(engine: Any) -> bool:
     return bool(part("mlflow.store.db.utils._all_tables_exist")(engine))
 
 
+def make_tables(engine: Any) -> None:
+    """Make all of MLflow's tables in an empty database (an SQLAlchemy engine)."""
+    part("mlflow.store.db.utils._initialize_tables")(engine)
+
+
+def table_names() -> set[str]:
+    """Return the names of all tables that MLflow's database may hold while it is made and afterwards."""
+    bases = ("mlflow.store.db.utils.Base", "mlflow.store.db.utils.InitialBase")
+    return {"alembic_version", *(table for name in bases for table in part(name).metadata.tables)}
+
+
 def model_name_and_version(client: Any, uri: str) -> tuple[str, ...]:
     """Return name and version of a `models:/` URI, or the id alone of a logged model without a version."""
     return tuple(part("mlflow.store.artifact.utils.models.get_model_name_and_version")(client, uri))
@@ -49,8 +63,8 @@ def migrations_folder() -> Path:
 def part(name: str) -> Any:
     """Return a part of MLflow, one of PARTS; InputError where the installed MLflow does not have it."""
     try:
-        if name == "mlflow.store.db.utils._all_tables_exist":
-            return importlib.import_module("mlflow.store.db.utils")._all_tables_exist
+        if name.startswith("mlflow.store.db.utils."):
+            return getattr(importlib.import_module("mlflow.store.db.utils"), name.rpartition(".")[2])
         return importlib.import_module("mlflow.store.artifact.utils.models").get_model_name_and_version
     except (ImportError, AttributeError):
         raise _moved(name) from None

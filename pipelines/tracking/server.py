@@ -15,6 +15,7 @@ from pipelines.runtime.errors import InputError
 from pipelines.runtime.redaction import scrub, without_secrets
 from pipelines.tracking import mlflow_private, own_database
 from pipelines.tracking.answers import AnsweringClient, TrackingFailed
+from pipelines.tracking.new_database import is_half_made, make_database, schema_of
 from pipelines.workspace.workspace import Workspace
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -38,6 +39,9 @@ class Tracking:
         """Return an MlflowClient for the URI; its calls raise TrackingFailed where MLflow does not answer."""
         from mlflow import MlflowClient
 
+        made = missing_database(self)
+        if made is not None:
+            make_database(made)
         return AnsweringClient(MlflowClient(tracking_uri=self.uri, registry_uri=self.uri), self.uri)
 
     def experiment_id(self) -> str:
@@ -97,13 +101,14 @@ def open_tracking(workspace: Workspace, uri: str | None, experiment: str | None,
         database = f"sqlite:///{root / 'mlflow.db'}"
         name = f"firnline {root.name}"
         if workspace.store.exists("mlflow.db"):
-            _check_database(database)
+            _check_database(database, write=write)
+        if workspace.store.exists("mlflow.db"):
             name = own_database.experiment_in(root / "mlflow.db", name)
             if write:
                 own_database.move_artifacts(root / "mlflow.db", _artifact_location(workspace))
         own = _artifact_location(workspace)
         return Tracking(uri=database, experiment=experiment or name, artifact_location=own, workspace="")
-    _check_answers(uri)
+    _check_answers(uri, write=write)
     # Many workspaces share a server, and several of them may be called "workspace".
     name = experiment or workspace.read_state().experiment or f"firnline {workspace.url}"
     # A database keeps no artifacts, and MLflow's default for them is the current folder.
@@ -120,7 +125,7 @@ def _artifact_location(workspace: Workspace) -> str:
     return workspace.store.full("mlartifacts")
 
 
-def _check_answers(uri: str) -> None:
+def _check_answers(uri: str, *, write: bool) -> None:
     import requests
 
     try:
@@ -137,7 +142,7 @@ def _check_answers(uri: str) -> None:
         if answer.status_code != 200:
             raise InputError(f"MLflow at {without_secrets(uri)} answers {answer.status_code} to /health")
     elif scheme.partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
-        _check_database(uri)
+        _check_database(uri, write=write)
     else:
         raise InputError(f"MLflow URI {without_secrets(uri)!r}: give http(s)://, sqlite:/// or another database URI")
 
@@ -156,8 +161,11 @@ def _check_admits(tracking: Tracking) -> None:
         ) from None
 
 
-def _check_database(uri: str) -> None:
-    """Raise InputError at once where MLflow could not use a database; MLflow itself would try for half a minute."""
+def _check_database(uri: str, *, write: bool) -> None:
+    """Raise InputError at once where MLflow could not use a database; MLflow itself would try for half a minute.
+
+    A sqlite file that was left half made holds nothing, and is removed where the caller means to `write`.
+    """
     from sqlalchemy import create_engine, exc
 
     sqlite_file = _sqlite_file(uri)
@@ -168,7 +176,15 @@ def _check_database(uri: str) -> None:
     made = sqlite_file if sqlite_file is not None and not sqlite_file.exists() else None
     try:
         engine = create_engine(uri)
-        _check_schema(engine, uri)
+        if sqlite_file is not None and made is None and is_half_made(engine):
+            if not write:
+                raise InputError(
+                    f"MLflow's database {without_secrets(uri)} was left half made and holds nothing; remove it"
+                )
+            made = sqlite_file
+            print(f"MLflow's database {sqlite_file} was left half made and holds nothing; it is made again", flush=True)
+        else:
+            _check_schema(engine, uri)
         engine.dispose()
     except (exc.SQLAlchemyError, ImportError) as error:
         reason = scrub(" ".join(str(getattr(error, "orig", None) or error).split()), [uri])
@@ -181,12 +197,8 @@ def _check_database(uri: str) -> None:
 def _check_schema(engine: Any, uri: str) -> None:
     """Raise InputError where MLflow would refuse a database's schema; nothing is created or upgraded."""
     import mlflow
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
 
-    with engine.connect() as connection:
-        revision = MigrationContext.configure(connection).get_current_revision()
-    migrations = ScriptDirectory(str(mlflow_private.migrations_folder()))
+    revision, migrations = schema_of(engine)
     newest = migrations.get_current_head()
     if revision in (None, newest):
         return

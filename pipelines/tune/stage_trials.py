@@ -128,14 +128,14 @@ def _judge(
         scores |= validation_scores(encoder.embed(windows[task.labels.indices]), task.labels)
     scores["stability"] = cluster_stability(encoder, some, num_clusters=task.num_clusters, seed=0)["stability"]
     if task.objective == "clusters":
-        scores["clusters"] = _worth(encoder.embed(windows), task)
+        scores["clusters"] = _worth(encoder.embed(windows), task, measured=encoder.measures)
     of_objective = "validation_knn" if task.objective == "validation" else task.objective
     return scores | {"score": scores.get(of_objective, 0.0)}
 
 
-def _worth(embeddings: NDArray[np.float32], task: TrialTask) -> float:
+def _worth(embeddings: NDArray[np.float32], task: TrialTask, *, measured: bool) -> float:
     settings = task.config.kmeans.model_copy(update={"k": min(task.num_clusters, max(2, len(embeddings) // 4))})
     seeds = range(settings.seed, settings.seed + CLUSTERINGS)
     each = (settings.model_copy(update={"seed": seed}) for seed in seeds)
-    found = [cluster_in_memory(embeddings, task.windows.event_ids, one)[0] for one in each]
+    found = [cluster_in_memory(embeddings, task.windows.event_ids, one, measured=measured)[0] for one in each]
     return worth_of_clusters(embeddings, found, settings.k)["worth"]

@@ -61,7 +61,14 @@ def fitted(embedded: tuple[Store, list[EventShard]], num_workers: int, progress=
     surveys = survey_embeddings(store, shards, chosen)
     share = min(1.0, 2 / num_workers)
     found = fit_model(
-        store, surveys, chosen, num_workers=num_workers, cpus_per_worker=share, num_classes=3, progress=progress
+        store,
+        surveys,
+        chosen,
+        num_workers=num_workers,
+        measured=True,
+        cpus_per_worker=share,
+        num_classes=3,
+        progress=progress,
     )
     assert found.at_classes is not None
     return found.model.to_bytes() + found.at_classes.to_bytes()
@@ -80,7 +87,7 @@ def test_embeddings_in_memory_have_the_model_that_workers_fit(embedded, ray_clus
     ids = [name for table in read for name in table["event_id"].to_pylist()]
     rows = np.concatenate([tables.embeddings(table["embedding"]) for table in read])
     settings = KMeansSettings(k=4, restarts=2, whiten=True, overcluster=2)
-    clusters, model = cluster_in_memory(rows, ids, settings)
+    clusters, model = cluster_in_memory(rows, ids, settings, measured=False)
     assert fitted(embedded, 2).startswith(model.to_bytes())
     assert clusters.shape == (NUM_ROWS,)
 
@@ -176,7 +183,9 @@ def test_fewer_events_than_clusters_is_one_sentence(embedded, ray_cluster):
 def test_more_classes_than_events_cost_the_score_at_their_number_alone(embedded, ray_cluster, capsys):
     store, shards = embedded
     settings = KMeansSettings(k=4, restarts=1, overcluster=1)
-    found = fit_model(store, survey_embeddings(store, shards, settings), settings, num_workers=1, num_classes=9001)
+    found = fit_model(
+        store, survey_embeddings(store, shards, settings), settings, num_workers=1, measured=False, num_classes=9001
+    )
     assert len(found.model.centroids) == 4
     assert found.at_classes is None
     assert "no clustering at k = number of classes (9001), so no score of it: there are 9000" in capsys.readouterr().out

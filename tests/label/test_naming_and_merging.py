@@ -13,7 +13,7 @@ from sklearn.model_selection import LeaveOneOut, cross_val_predict
 from sklearn.neighbors import KNeighborsClassifier
 
 from pipelines.config.label import KMeansSettings
-from pipelines.label.choosing import agreements, balance, merge, told_by_neighbours
+from pipelines.label.choosing import agreements, balance, merge, share_between, told_by_neighbours
 from pipelines.label.draws import event_keys
 from pipelines.label.kmeans import best, fit, label_rows
 from pipelines.label.kselection import score_k, suggest_k
@@ -35,7 +35,7 @@ from pipelines.label.scores import (
     protocol_of,
     score_labelling,
 )
-from pipelines.label.space import fit_space, to_space
+from pipelines.label.space import Space, fit_space, measured_of, to_space
 from pipelines.metrics.evaluation import adjusted_rand_index
 
 
@@ -189,6 +189,49 @@ def test_neighbours_tell_a_class_and_not_where_it_was_cut():
     assert abs(told[2]) < 0.1
 
 
+def test_the_share_of_variance_between_clusters_is_one_minus_that_within():
+    random = np.random.default_rng(11)
+    clusters = random.integers(0, 4, 500).astype(np.int32)
+    values = (random.normal(size=500) + clusters).astype(np.float32)
+    within = sum(((values[clusters == one] - values[clusters == one].mean()) ** 2).sum() for one in range(4))
+    expected = 1 - within / ((values - values.mean()) ** 2).sum()
+    assert share_between(values, clusters) == pytest.approx(expected, rel=1e-5)
+    assert share_between(clusters.astype(np.float64), clusters) == pytest.approx(1.0)
+    assert share_between(np.full(500, 0.1, dtype=np.float32), clusters) == 0.0
+
+
+def test_a_small_group_whose_measured_component_differs_stays_a_cluster():
+    """Four groups at k = 3: the two nearest would be joined, and differ in what is measured."""
+    random = np.random.default_rng(12)
+    truth = np.repeat(np.arange(4), (400, 60, 300, 240))
+    centres = np.array([[0, 0, 0], [5, 0, 1], [0, 12, 0], [7, 12, 0]])
+    rows = centres[truth] + random.normal(size=(1000, 3)) * [1, 1, 0.05]
+    # All far from the origin, so that the last component over the length of the others is about a hundredth of it.
+    space = Space(mean=np.array([100.0, 0.0, 0.0]))
+    gather = gather_local(local_partitions(rows, keys_of(1000)))
+    fits = fit_to_merge(gather, 3, 1000, KMeansSettings(k=3))
+
+    def small_alone(measured_in):
+        chosen, clusters = next(merge(gather, fits, 3, "overlap", measured_in=measured_in))
+        found = label_rows(rows, chosen.centroids, clusters)[0]
+        return adjusted_rand_index(found == np.bincount(found[truth == 1]).argmax(), truth == 1)
+
+    assert small_alone(None) < 0.5
+    assert small_alone(replace(space, basis=np.eye(3))) < 0.5
+    assert small_alone(space) > 0.99
+
+
+def test_what_is_measured_is_found_again_in_the_points_of_embeddings():
+    random = np.random.default_rng(13)
+    learned, motion = random.normal(size=(200, 8)), random.uniform(0, 1, 200)
+    embeddings = np.column_stack([learned, 1.5 * np.linalg.norm(learned, axis=1) * motion])
+    embeddings[7] = 0.0
+    motion[7] = 0.0
+    for normalize in ("none", "l2"):
+        space = fit_space(gather_local(local_partitions(embeddings, keys_of(200))), normalize=normalize)
+        np.testing.assert_allclose(measured_of(to_space(embeddings, space), space), 1.5 * motion, atol=1e-9)
+
+
 def test_a_row_far_from_all_others_is_no_cluster_of_its_own_but_far_from_one():
     random = np.random.default_rng(10)
     rows = np.concatenate([random.normal(0, 1, (300, 4)), random.normal(12, 1, (300, 4)), [[6.0, 60.0, 6.0, 6.0]]])
@@ -249,7 +292,7 @@ def test_the_number_of_well_separated_groups_is_suggested():
     random = np.random.default_rng(3)
     centers = 8.0 * np.eye(6)[:4]
     rows = (centers[random.integers(0, 4, 1200)] + random.normal(size=(1200, 6))).astype(np.float32)
-    scores = [score_k(rows, keys_of(1200), k, KMeansSettings(restarts=2)) for k in (2, 4, 7)]
+    scores = [score_k(rows, keys_of(1200), k, KMeansSettings(restarts=2), measured_in=None) for k in (2, 4, 7)]
     assert suggest_k(scores)[0] == 4
     assert "k = 4" in suggest_k(scores)[1]
 
@@ -258,17 +301,17 @@ def test_a_compared_k_is_clustered_as_the_run_would_cluster():
     """Two moons: over-clusters merge to them in the sample and in both of its halves; plain k-means cuts them."""
     rows, moon = two_moons()
     of_moons = sum(((rows[moon == side] - rows[moon == side].mean(axis=0)) ** 2).sum() for side in (0, 1))
-    merged = score_k(rows, keys_of(len(rows)), 2, KMeansSettings(overcluster=12, restarts=2))
+    merged = score_k(rows, keys_of(len(rows)), 2, KMeansSettings(overcluster=12, restarts=2), measured_in=None)
     assert merged.inertia == pytest.approx(of_moons, rel=0.02)
     assert min(merged.ari_halves, merged.ari_restarts) > 0.95
-    plain = score_k(rows, keys_of(len(rows)), 2, KMeansSettings(overcluster=1, restarts=2))
+    plain = score_k(rows, keys_of(len(rows)), 2, KMeansSettings(overcluster=1, restarts=2), measured_in=None)
     assert plain.inertia < 0.9 * of_moons
 
 
 def test_a_k_that_half_of_the_sample_cannot_give_is_said():
     rows = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32)
     with pytest.raises(ValueError, match=r"there are \d\d events, fewer than the 100 clusters asked for"):
-        score_k(rows, keys_of(200), 100, KMeansSettings())
+        score_k(rows, keys_of(200), 100, KMeansSettings(), measured_in=None)
 
 
 def opposite_halves() -> LabelledRows:
