@@ -50,9 +50,14 @@ def marker_path(stage: str, name: MarkerName) -> str:
 
 def write_marker(store: Store, stage: str, name: MarkerName, content: Mapping[str, Any]) -> None:
     """Write a marker; call it only when the shard's data is durable."""
+    store.write(marker_path(stage, name), marker_bytes(name, content))
+
+
+def marker_bytes(name: MarkerName, content: Mapping[str, Any]) -> bytes:
+    """Return a marker as it is written."""
     body = {"shard": name.shard, "network": name.network, "station": name.station, "fingerprint": name.fingerprint}
     text = json.dumps(body | dict(content), indent=1, sort_keys=True)
-    store.write(marker_path(stage, name), (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def list_markers(
