@@ -27,7 +27,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import psutil
@@ -50,7 +50,9 @@ FIRST_DAY = datetime(2022, 1, 1, tzinfo=UTC)
 
 
 class GeneratedArchive(Store):
-    """An archive of which only the listing exists: three channels of as many stations and days as it takes."""
+    """An archive of which only the listing exists: CHANNELS of as many stations and days as it takes."""
+
+    CHANNELS: ClassVar[str] = "ENZ"
 
     def walk(
         self,
@@ -61,7 +63,7 @@ class GeneratedArchive(Store):
         follow_links: bool = True,
     ) -> Iterator[StoredObject]:
         """Yield the objects of an SDS archive whose number stands at the end of the URL."""
-        days, channels = 10 * 365, "ENZ"
+        days, channels = 10 * 365, self.CHANNELS
         num_objects = int(self.url.rpartition("-")[2])
         made = 0
         for year in range(2010, 2020):

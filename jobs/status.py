@@ -11,6 +11,7 @@ detection runs.
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -98,19 +99,19 @@ def describe(found: DetectionStatus) -> str:
         lines += [
             printable(f"    {key}: headers say {was}, used as {used}")
             for key, codes in differences
-            for was, used in codes.items()
+            for was, used in sorted(codes.items())
         ]
     lines += [printable(f"failed: {shard}: {reason}") for shard, reason in found.failures[:10]]
-    rows = [
-        f"{printable(station):<12} {day}  {100 * found.share_covered(station, day):6.2f} %  "
-        f"{found.events[station][day]:6d} events"
-        for station in sorted(found.coverage)
-        for day in sorted(found.coverage[station])
-    ]
-    lines += ["", f"{'station':<12} {'day':<10}  covered"] if rows else []
-    lines += rows[:MAX_LINES]
-    if len(rows) > MAX_LINES:
-        lines.append(f"and {counted(len(rows) - MAX_LINES, 'more station-day')}; --plot draws all")
+    num_rows = sum(days.num_days() for days in found.stations.values())
+    rows = (
+        f"{printable(station):<12} {one.day}  {100 * one.share:6.2f} %  {one.events:6d} events"
+        for station in sorted(found.stations)
+        for one in found.stations[station].recorded()
+    )
+    lines += ["", f"{'station':<12} {'day':<10}  covered"] if num_rows else []
+    lines += islice(rows, MAX_LINES)
+    if num_rows > MAX_LINES:
+        lines.append(f"and {counted(num_rows - MAX_LINES, 'more station-day')}; --plot draws all")
     return "\n".join(lines)
 
 
@@ -118,16 +119,16 @@ def draw(found: DetectionStatus) -> bytes:
     """Return a PNG of coverage by station and day, and of events a day."""
     coverage = pd.DataFrame(
         [
-            {"station": station, "day": pd.Timestamp(day), "fraction": min(found.share_covered(station, day), 1.0)}
-            for station, days in found.coverage.items()
-            for day in days
+            {"station": station, "day": pd.Timestamp(one.day), "fraction": min(one.share, 1.0)}
+            for station, days in found.stations.items()
+            for one in days.recorded()
         ],
         columns=["station", "day", "fraction"],
     )
     counts = {
         (station, int(np.datetime64(day, "s").astype(np.int64)) // DAY_SECONDS): count
-        for station, days in found.events.items()
-        for day, count in days.items()
+        for station, days in found.stations.items()
+        for day, count in days.events().items()
         if count
     }
     index = pd.MultiIndex.from_tuples(list(counts), names=["series", "bin"])

@@ -68,6 +68,7 @@ HOMES: dict[str, str] = {
     "mlflow": "pipelines/tracking/",
     "s3fs": "pipelines/workspace/s3_requests.py",
     "fsspec": "pipelines/workspace/",
+    "aiobotocore": "pipelines/workspace/s3_requests.py",
     "ray._raylet": "pipelines/runtime/ray_private.py",
     "ray._private": "pipelines/runtime/ray_private.py",
     "ray._common": "pipelines/runtime/ray_private.py",

@@ -93,6 +93,25 @@ def test_the_report_benchmark_gives_seconds_and_memory(benchmark: Any, tmp_path:
     assert list(tmp_path.glob("*/report/index.html"))
 
 
+def test_the_benchmark_of_scale_counts_requests(benchmark: Any, monkeypatch: pytest.MonkeyPatch):
+    for name in ("AWS_ENDPOINT_URL", *benchmark("scale").ENVIRONMENT):
+        # It sets them for the processes that it starts.
+        monkeypatch.setenv(name, "")
+    [found] = benchmark("scale").main(["--shards", "400", "--milliseconds", "1"]).values()
+    done = found["prepare"]["done"]
+    assert done == found["prepare"]["shards"] - found["plan"]["left"]
+    assert {found[way]["done"] for way in ("status", "status without bundles")} == {done}
+    assert found["status"]["events"] == found["status without bundles"]["events"]
+    # ledger/detect, bundles, network, station; and once whether anything is there.
+    assert {kind: number for kind, number in found["status"]["requests"].items() if kind != "other"} == {
+        "list": 5,
+        "bundle": 1,
+    }
+    assert found["status without bundles"]["requests"]["marker"] == done
+    assert (found["plan"]["stale"], found["plan"]["empty"]) == (0, 0)
+    assert "bundle" not in found["plan"]["requests"]
+
+
 def test_a_few_labels_are_measured_on_a_half_that_is_not_looked_at(
     benchmark: Any, small_workspace: tuple[Workspace, pd.DataFrame], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

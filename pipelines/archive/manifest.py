@@ -7,10 +7,12 @@ changed.
 
 import json
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -42,6 +44,8 @@ MAX_GROUPS_PER_FILE = 4096
 MAX_PROBES = 64
 LAYOUT_SAMPLE = 10_000
 MAX_LISTED_AT_A_TIME = 50_000
+ROWS_PER_GROUP = 65_536
+"""Of the file. What a file may decode to is counted from above, as the square of a row group's rows."""
 PROBE_BYTES = 2**20
 EMPTY = "the file is empty"
 ANY = "*"
@@ -192,13 +196,13 @@ def read_manifest(workspace: Store) -> tuple[str, pa.Table] | None:
 
     None where there is none, one of other columns, or a damaged one: all that it holds is read from the archive again.
     """
-    table = _read(workspace)
+    table = _read(workspace, say=print)
     if table is None:
         return None
     return (table.schema.metadata or {}).get(LAYOUT_KEY, b"").decode(), table.replace_schema_metadata(None)
 
 
-def _read(workspace: Store) -> pa.Table | None:
+def _read(workspace: Store, *, say: Callable[[str], None]) -> pa.Table | None:
     try:
         content = workspace.read(MANIFEST_PATH)
     except FileNotFoundError:
@@ -207,8 +211,7 @@ def _read(workspace: Store) -> pa.Table | None:
         with tables.open_content(content, workspace.full(MANIFEST_PATH)) as file:
             table = file.read()
     except InputError as error:
-        where = workspace.full(MANIFEST_PATH)
-        print(f"{where} is damaged and is rebuilt from the archive: {error}", flush=True)
+        say(f"{workspace.full(MANIFEST_PATH)} is damaged and is rebuilt from the archive: {error}")
         return None
     if table.schema.names != SCHEMA.names:
         return None
@@ -216,8 +219,8 @@ def _read(workspace: Store) -> pa.Table | None:
 
 
 def read_listing(workspace: Store) -> Manifest:
-    """Return the last listing; an empty one where there is none."""
-    kept = _read(workspace)
+    """Return the last listing; an empty one where there is none, or a damaged one, which is said on stderr."""
+    kept = _read(workspace, say=partial(print, file=sys.stderr))
     if kept is None:
         return Manifest("", SCHEMA.empty_table())
     listing = json.loads((kept.schema.metadata or {}).get(LISTING_KEY, b"{}"))
@@ -230,7 +233,7 @@ def write_manifest(workspace: Store, manifest: Manifest) -> None:
         listing = {"num_listed": manifest.num_listed, "not_selected": manifest.not_selected}
         metadata = {LAYOUT_KEY: manifest.layout.encode(), LISTING_KEY: json.dumps(listing, sort_keys=True).encode()}
         table = manifest.table.replace_schema_metadata(metadata)
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(table, temporary, compression="zstd", row_group_size=ROWS_PER_GROUP)
 
 
 def selection(settings: ArchiveSettings) -> tuple[int | None, int | None]:

@@ -207,19 +207,22 @@ def seconds_recorded(recordings: Iterable[Recording], start_ns: int, end_ns: int
     return float(np.maximum(ends - np.maximum(begins, reached), 0).sum() / 1e9)
 
 
+_MAX_SECONDS = 1e15
+
+
 @dataclass
 class Totals:
     """Sums over the accounts of markers.
 
     Attributes:
         samples: by outcome.
-        seconds: by outcome, channel-seconds.
+        microseconds: by outcome, of all channels; markers have no more digits, and sums of integers are exact.
         files: by outcome.
         num_unknown: markers without an account, written before there was one.
     """
 
     samples: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    microseconds: Counter[str] = field(default_factory=Counter)
     files: Counter[str] = field(default_factory=Counter)
     num_unknown: int = 0
 
@@ -230,8 +233,15 @@ class Totals:
             self.num_unknown += 1
             return
         self.samples.update(account["samples"])
-        self.seconds.update(account["seconds"])
+        for outcome, seconds in account["seconds"].items():
+            # Nothing lasts so long; a marker may be a stranger's.
+            self.microseconds[outcome] += round(max(min(seconds, _MAX_SECONDS), -_MAX_SECONDS) * 1e6)
         self.files.update(account["files"])
+
+    @property
+    def seconds(self) -> Counter[str]:
+        """Return channel-seconds by outcome."""
+        return Counter({outcome: count / 1e6 for outcome, count in self.microseconds.items()})
 
     def sentence(self) -> str | None:
         """Return what share of the samples was used, and the largest reasons for the rest; None without samples."""

@@ -125,8 +125,8 @@ def plan_choices(
 
 def choose(
     workspace: Store, detection: DetectionSettings, num_samples: int, task: ChoiceTask
-) -> Iterator[dict[str, Any]]:
-    """Write the events of a task's shards, then their markers; yield each marker's content."""
+) -> Iterator[tuple[MarkerName, dict[str, Any]]]:
+    """Write the events of a task's shards, then their markers; yield each marker's name and content."""
     with ThreadPoolExecutor(READING_THREADS) as pool:
         contents = list(pool.map(lambda name: read_detection_marker(workspace, "trigger", name), task.reached))
     onsets = np.concatenate([np.asarray(content["onsets_ns"], np.int64) for content in contents])
@@ -155,7 +155,7 @@ def choose(
         result["events_by_day"] = count_by_day(onsets[of_shard == index][rows].tolist())
         result["seconds"] = round(content["seconds"] + time.perf_counter() - began, 3)
         write_marker(workspace, "detect", chosen, result)
-        yield result | {"name": f"{name.partition}/{name.shard}", "station": f"{name.network}.{name.station}"}
+        yield chosen, result
 
 
 _NAME_KEYS = ("shard", "network", "station", "fingerprint")

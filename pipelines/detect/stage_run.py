@@ -19,13 +19,12 @@ from pipelines.runtime.allocator import keep_freed_memory
 from pipelines.runtime.capacity import refuse_too_small
 from pipelines.runtime.errors import describe
 from pipelines.runtime.progress import progress_bar
-from pipelines.workspace.ledger import MarkerName
+from pipelines.workspace.bundles import NOT_KEPT, bundled
+from pipelines.workspace.ledger import MarkerName, marker_bytes
 from pipelines.workspace.storage import Store
 
 TASK_MEMORY_BYTES = 3 * 2**29
 MAX_TASKS_PER_ROUND = 10_000
-# What a marker holds for others than the driver.
-_NOT_SENT = ("inputs", "onsets_ns")
 
 
 def check_workers() -> None:
@@ -40,9 +39,15 @@ def detect_shards(archive: Archive, workspace: Store, config: Config, plan: Plan
     shared = ray.put((archive.store, workspace, config, archive.responses))
     summary = progress.summary
     tasks = tasks_of(plan, progress.num_workers)
-    with progress_bar("detect", unit="shard", total=len(plan.pending)) as bar:
+    with (
+        progress_bar("detect", unit="shard", total=len(plan.pending)) as bar,
+        bundled(workspace, progress.ledger, plan.num_shards) as bundles,
+    ):
         for row in _results(tasks, _Detector(shared), progress.num_workers):
-            summary.add(MarkerName(*row["name"]), json.loads(row["marker"]))
+            name = MarkerName(*row["name"])
+            summary.add(name, json.loads(row["marker"]))
+            if row["num_bytes"]:
+                bundles.add(name, row["num_bytes"], row["marker"].encode())
             bar.set_postfix(events=summary.events, failed=len(summary.failed), refresh=False)
             bar.update()
             progress.update(summary.shards)
@@ -58,7 +63,11 @@ def choose_events(workspace: Store, config: Config, choices: ChoicePlan, progres
     shared = ray.put((workspace, config))
     summary = progress.summary
     summary.chosen = done = 0
-    with progress_bar("coincidence", unit="shard", total=sum(len(task.shards) for task in choices.tasks)) as bar:
+    num_left = sum(len(task.shards) for task in choices.tasks)
+    with (
+        progress_bar("coincidence", unit="shard", total=num_left) as bar,
+        bundled(workspace, "detect", choices.num_done + num_left) as bundles,
+    ):
         for row in _results(choices.tasks, _Chooser(shared), progress.num_workers):
             bar.update()
             if row["error"]:
@@ -66,6 +75,7 @@ def choose_events(workspace: Store, config: Config, choices: ChoicePlan, progres
             else:
                 done += 1
                 summary.chosen += row["events"]
+                bundles.add(MarkerName(*row["name"]), row["num_bytes"], row["marker"].encode())
             progress.update(done)
     progress.finish(done)
 
@@ -91,6 +101,15 @@ def _results(
             yield from part.to_pylist()
 
 
+def _sent(name: MarkerName, content: dict[str, Any]) -> dict[str, Any]:
+    """Return what the driver is told of a shard: of one that failed, `num_bytes` of its marker is 0."""
+    return {
+        "name": [name.network, name.station, name.shard, name.fingerprint],
+        "num_bytes": 0 if "error" in content else len(marker_bytes(name, content)),
+        "marker": json.dumps({key: value for key, value in content.items() if key not in NOT_KEPT}),
+    }
+
+
 class _Detector:
     """What a Ray task runs: every shard of its batches, each tried twice."""
 
@@ -106,12 +125,7 @@ class _Detector:
         new_detector = partial(BatchDetector, archive, workspace, config, responses)
         for batch in batches:
             for shard, content in detect_batch(new_detector, batch):
-                name = shard.name
-                sent = {key: value for key, value in content.items() if key not in _NOT_SENT}
-                yield {
-                    "name": [name.network, name.station, name.shard, name.fingerprint],
-                    "marker": json.dumps(sent),
-                }
+                yield _sent(shard.name, content)
 
 
 class _Chooser:
@@ -128,13 +142,15 @@ class _Chooser:
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
                 rows = [
-                    {"shard": content["name"], "events": content["counts"]["events"], "error": ""}
-                    for content in choose(workspace, config.detection, config.window.num_samples, task)
+                    _sent(name, content)
+                    | {"shard": f"{name.partition}/{name.shard}", "events": content["counts"]["events"], "error": ""}
+                    for name, content in choose(workspace, config.detection, config.window.num_samples, task)
                 ]
                 break
             except Exception as error:
                 reason = describe(error)
                 first = task.shards[0][0]
-                rows = [{"shard": f"{first.partition}/{first.shard}", "events": 0, "error": reason}]
+                failed = {"shard": f"{first.partition}/{first.shard}", "events": 0, "error": reason}
+                rows = [{"name": [""] * 4, "num_bytes": 0, "marker": ""} | failed]
                 time.sleep(attempt)
         yield from rows

@@ -20,6 +20,7 @@ from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import DetectionProgress, FailedShard
+from pipelines.workspace.bundles import read_ahead, read_markers
 from pipelines.workspace.event_sample import events_fingerprint
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_detection_marker
 from pipelines.workspace.storage import Store
@@ -87,32 +88,30 @@ class DetectionSummary:
 def read_summary(workspace: Store, ledger: str) -> DetectionSummary:
     """Return the sums over the whole ledger."""
     summary = DetectionSummary()
-    for name in list_markers(workspace, ledger):
-        summary.add(name, read_detection_marker(workspace, ledger, name))
+    for name, marker in read_markers(workspace, ledger):
+        summary.add(name, marker)
     if ledger == "trigger":
-        summary.chosen = sum(
-            read_detection_marker(workspace, "detect", name)["counts"]["events"]
-            for name in list_markers(workspace, "detect")
-        )
+        summary.chosen = sum(marker["counts"]["events"] for _, marker in read_markers(workspace, "detect"))
     return summary
 
 
 def find_empty_stations(workspace: Store, ledger: str, manifest: Manifest, summary: DetectionSummary) -> dict[str, int]:
     """Return the stations that have files and give no sample in which something can be detected, with their files.
 
-    Of a station that gave none in this run the markers of earlier runs are read, until one has some.
+    Of a station that gave none in this run the markers of earlier runs are read, until one has some; of several
+    stations at a time.
     """
     table = manifest.table.filter(pc.is_valid(manifest.table["station"]))
     stations = table.group_by(["network", "station"]).aggregate([("key", "count_distinct")]).to_pylist()
-    empty = {}
-    for row in sorted(stations, key=lambda row: (row["network"], row["station"])):
-        network, station = row["network"], row["station"]
-        if (network, station) in summary.giving:
-            continue
-        names = list_markers(workspace, ledger, network=network, station=station)
-        if not any(gives_samples(read_detection_marker(workspace, ledger, name)) for name in names):
-            empty[f"{network}.{station}"] = row["key_count_distinct"]
-    return empty
+    silent = [row for row in stations if (row["network"], row["station"]) not in summary.giving]
+
+    def is_empty(row: dict[str, Any]) -> bool:
+        names = list_markers(workspace, ledger, network=row["network"], station=row["station"])
+        return not any(gives_samples(read_detection_marker(workspace, ledger, name)) for name in names)
+
+    silent.sort(key=lambda row: (row["network"], row["station"]))
+    found = zip(silent, read_ahead(is_empty, silent), strict=True)
+    return {f"{row['network']}.{row['station']}": row["key_count_distinct"] for row, empty in found if empty}
 
 
 @dataclass

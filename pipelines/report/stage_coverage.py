@@ -1,6 +1,7 @@
 """Reads what was recorded, and what became of it: coverage by station and day, outcomes by channel and day."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -8,7 +9,8 @@ from pipelines.report.stage_reading import read_ahead
 from pipelines.report.stage_tasks import map_tasks
 from pipelines.report.words import count_words
 from pipelines.workspace import tables
-from pipelines.workspace.ledger import MarkerName, list_markers, read_detection_marker
+from pipelines.workspace.bundles import list_with_bundles
+from pipelines.workspace.ledger import MarkerName, read_detection_marker
 from pipelines.workspace.outcomes import TIMED, Outcome
 from pipelines.workspace.storage import Store
 
@@ -20,17 +22,21 @@ def read_coverage(store: Store) -> tuple[pd.DataFrame, str]:
     """Return the recorded part of each day by station, from the markers of the detection, and what else they say.
 
     Columns `station`, `day`, `fraction` (of the day, of the station's best channel); at most `COVERAGE_STATIONS`
-    stations are read, as Ray tasks where they are many and Ray runs.
+    stations are read: what bundles have copies of here, the others as Ray tasks where they are many and Ray runs.
     """
-    names = list(list_markers(store, "detect"))
-    stations = sorted({f"{name.network}.{name.station}" for name in names})
+    listed = list_with_bundles(store, "detect")
+    stations = sorted({_station(name) for name in listed.names()})
     shown = set(stations[:COVERAGE_STATIONS])
-    wanted = [name for name in names if f"{name.network}.{name.station}" in shown]
+    listed.keep(lambda name: _station(name) in shown)
+    read = [_sum_up(listed.take_copies())]
+    wanted = list(listed.names())
     parts = [wanted[start : start + _MARKERS_A_TASK] for start in range(0, len(wanted), _MARKERS_A_TASK)]
-    read = list(map_tasks(lambda part: _read_markers(store, part), parts))
+    read += map_tasks(lambda part: _read_markers(store, part), parts)
     gaps = sum(found for _, found, _ in read)
     quarantined = {key for _, _, keys in read for key in keys}
     rows = pd.concat([_NO_SECONDS, *(found for found, _, _ in read)])
+    # In one order, the sums have the same bits wherever the markers were read.
+    rows = rows.sort_values(list(_NO_SECONDS.columns))
     rows = rows.groupby(["station", "day", "channel"], sort=True)["seconds"].sum().reset_index()
     best = rows.groupby(["station", "day"], sort=True)["seconds"].max().reset_index()
     coverage = pd.DataFrame(
@@ -53,17 +59,26 @@ _MARKERS_A_TASK = 1024
 _NO_SECONDS = pd.DataFrame([], columns=["station", "day", "channel", "seconds"]).astype({"seconds": float})
 
 
+def _station(name: MarkerName) -> str:
+    return f"{name.network}.{name.station}"
+
+
 def _read_markers(store: Store, names: Sequence[MarkerName]) -> tuple[pd.DataFrame, int, set[str]]:
+    """Return what `_sum_up` does of some markers, which are read."""
+    markers = read_ahead(lambda one: read_detection_marker(store, "detect", one), names)
+    return _sum_up(zip(names, markers, strict=True))
+
+
+def _sum_up(markers: Iterable[tuple[MarkerName, dict[str, Any]]]) -> tuple[pd.DataFrame, int, set[str]]:
     """Return recorded seconds by station, day and channel, the number of gaps, and the files that cannot be read."""
     rows: list[tuple[str, str, str, float]] = []
     gaps = 0
     quarantined: set[str] = set()
-    markers = read_ahead(lambda one: read_detection_marker(store, "detect", one), names)
-    for name, marker in zip(names, markers, strict=True):
+    for name, marker in markers:
         gaps += int(marker.get("gaps", 0))
         quarantined.update(str(entry["key"]) for entry in marker.get("quarantined", []))
         rows += [
-            (f"{name.network}.{name.station}", entry["day"], entry["channel"], float(entry["seconds"]))
+            (_station(name), entry["day"], entry["channel"], float(entry["seconds"]))
             for entry in marker.get("coverage", [])
         ]
     return pd.DataFrame(rows, columns=list(_NO_SECONDS)), gaps, quarantined

@@ -8,6 +8,7 @@ output, so one listing decides what is left to do (`work_left`), for every stage
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -20,7 +21,7 @@ from pipelines.workspace.storage import Store, path_part
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class MarkerName:
     """What a marker's path says."""
 
@@ -49,9 +50,14 @@ def marker_path(stage: str, name: MarkerName) -> str:
 
 def write_marker(store: Store, stage: str, name: MarkerName, content: Mapping[str, Any]) -> None:
     """Write a marker; call it only when the shard's data is durable."""
+    store.write(marker_path(stage, name), marker_bytes(name, content))
+
+
+def marker_bytes(name: MarkerName, content: Mapping[str, Any]) -> bytes:
+    """Return a marker as it is written."""
     body = {"shard": name.shard, "network": name.network, "station": name.station, "fingerprint": name.fingerprint}
     text = json.dumps(body | dict(content), indent=1, sort_keys=True)
-    store.write(marker_path(stage, name), (text + "\n").encode())
+    return (text + "\n").encode()
 
 
 def list_markers(
@@ -60,8 +66,10 @@ def list_markers(
     """Yield the name of every marker of a stage, or of one station's, from the listing alone."""
     folder = f"ledger/{stage}"
     if network is not None and station is not None:
-        folder += f"/network={network}/station={station}"
-    for item in store.walk(folder):
+        listing = store.files(f"{folder}/network={network}/station={station}")
+    else:
+        listing = store.walk(folder)
+    for item in listing:
         name = parse_marker_path(item.path)
         if name is not None:
             yield name
@@ -91,17 +99,17 @@ def work_left(store: Store, stage: str, shards: Iterable[T], name_of: Callable[[
         shards: all that the stage should do, gone through once.
         name_of: returns a shard's marker.
     """
-    markers = set(list_markers(store, stage))
+    # There may be millions: those that are current are held once.
+    markers = {name: name for name in list_markers(store, stage)}
     current: set[MarkerName] = set()
     left: list[T] = []
     for shard in shards:
         name = name_of(shard)
-        current.add(name)
+        current.add(markers.get(name, name))
         if name not in markers:
             left.append(shard)
-    return WorkLeft(
-        left=left, current=current, num_done=len(current & markers), stale=sorted(markers - current, key=str)
-    )
+    stale = sorted((name for name in markers if name not in current), key=str)
+    return WorkLeft(left=left, current=current, num_done=len(markers) - len(stale), stale=stale)
 
 
 def parse_marker_path(path: str) -> MarkerName | None:
@@ -112,7 +120,9 @@ def parse_marker_path(path: str) -> MarkerName | None:
     shard, _, digits = parts[4].removesuffix(".json").rpartition(".")
     if not parts[2].startswith("network=") or not parts[3].startswith("station=") or not shard:
         return None
-    return MarkerName(parts[2].removeprefix("network="), parts[3].removeprefix("station="), shard, digits)
+    network, station = parts[2].removeprefix("network="), parts[3].removeprefix("station=")
+    # Millions of markers share a few codes and intervals.
+    return MarkerName(sys.intern(network), sys.intern(station), sys.intern(shard), digits)
 
 
 def read_marker(store: Store, stage: str, name: MarkerName) -> dict[str, Any]:

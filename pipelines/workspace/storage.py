@@ -442,6 +442,14 @@ class Store:
             if not level:
                 level, links = sorted(links), []
 
+    def files(self, folder: str) -> Iterator[StoredObject]:
+        """Yield the objects of a folder, not those of the folders in it; of a bucket's no more pages than it takes."""
+        if self.is_local:
+            yield from self._list_folder(folder, None, None)[0]
+        else:
+            for files, _ in self._bucket_folder(folder):
+                yield from files
+
     def _unvisited(self, folders: Iterable[str], visited: set[object]) -> list[str]:
         """Return the folders of a disk that are not among the visited ones, and add them to these."""
         fresh = []
@@ -542,20 +550,27 @@ class Store:
         """Return a folder's files, its folders, and its links to folders."""
         if self.is_local:
             return list_folder(self.full(folder), folder, unreadable, inside)
+        files, folders = [], []
+        for found, below in self._bucket_folder(folder):
+            files += found
+            folders += below
+        return sorted(files, key=lambda item: item.path), sorted(folders), []
+
+    def _bucket_folder(self, folder: str) -> Iterator[tuple[list[StoredObject], list[str]]]:
+        """Yield the files and folders of a bucket's folder, page by page."""
         _, root = self._root
         prefix = f"{self._key(folder)}/" if folder else root
         path_before = f"{folder}/" if folder else ""
-        files, folders = [], []
         for page in self._pages(f"{self.full(folder)} cannot be listed", Prefix=prefix, Delimiter="/"):
             names = [str(entry["Prefix"])[len(prefix) : -1] for entry in page.get("CommonPrefixes", [])]
-            folders += [path_before + name for name in names]
+            files = []
             for entry in page.get("Contents", []):
                 name = str(entry["Key"])[len(prefix) :]
                 path = path_before + name
                 # Some programs keep an empty object for each folder.
                 if not path.endswith("/") and name:
                     files.append(StoredObject(path, int(entry["Size"]), str(entry["ETag"]).strip('"')))
-        return sorted(files, key=lambda item: item.path), sorted(folders), []
+            yield files, [path_before + name for name in names]
 
     def _pages(self, failing: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         """Yield a listing page by page, each its own request; nothing of a bucket that does not exist."""

@@ -9,10 +9,18 @@ from pathlib import Path
 
 import numpy as np
 import obspy
+import pyarrow as pa
 import pytest
 
 from pipelines import config as configuration
-from pipelines.archive.manifest import MANIFEST_PATH, Manifest, build_manifest, read_manifest, write_manifest
+from pipelines.archive.manifest import (
+    MANIFEST_PATH,
+    SCHEMA,
+    Manifest,
+    build_manifest,
+    read_manifest,
+    write_manifest,
+)
 from pipelines.detect.stage_plan import count_days, plan_shards
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.storage import check_readable, open_store
@@ -108,6 +116,18 @@ def test_a_damaged_manifest_is_made_anew(archive, tmp_path, capsys):
         workspace.write(MANIFEST_PATH, damaged)
         assert read_manifest(workspace) is None
         assert f"{MANIFEST_PATH} is damaged and is rebuilt from the archive" in capsys.readouterr().out
+
+
+def test_a_manifest_of_many_files_that_are_much_alike_is_read(tmp_path):
+    """Packed so well, 300,000 rows were taken for a file that decodes to more than a reader can hold."""
+    days = [f"2022/XX/S{number // 365:04d}/HHZ.D/XX.S.{number % 365:03d}" for number in range(300_000)]
+    columns = {name: pa.nulls(len(days), SCHEMA.field(name).type) for name in SCHEMA.names}
+    columns |= {"key": pa.array(days), "etag": pa.array([f"{number:032x}" for number in range(len(days))])}
+    workspace = open_store(str(tmp_path))
+    write_manifest(workspace, Manifest("sds", pa.table(columns, schema=SCHEMA), len(days)))
+    found = read_manifest(workspace)
+    assert found is not None
+    assert found[1]["key"].to_pylist() == days
 
 
 def test_a_file_is_no_archive(archive):

@@ -4,6 +4,7 @@ import errno
 import os
 from pathlib import Path
 
+import boto3
 import pytest
 from faultproxy import Fault, FaultProxy
 
@@ -32,6 +33,39 @@ def test_what_is_written_is_read_listed_and_removed(store):
     store.remove_folder("a")
     store.remove("nothing/there")
     assert sorted(item.path for item in store.walk()) == ["ab/four", "three"]
+
+
+def test_the_files_of_a_folder_are_those_of_the_folder_itself(store):
+    for path in ("a/b/one", "a/two", "a/three", "ab/four"):
+        store.write(path, b"x")
+    assert [item.path for item in store.files("a")] == ["a/three", "a/two"]
+    assert sorted(item.path for item in store.files("a/b")) == ["a/b/one"]
+    assert list(store.files("nowhere")) == []
+
+
+def test_the_first_file_of_a_large_folder_of_a_bucket_takes_one_request(moto_s3, monkeypatch):
+    client = boto3.client("s3", endpoint_url=moto_s3.endpoint_url)
+    for number in range(1_001):
+        client.put_object(Bucket=moto_s3.bucket, Key=f"data/{number:04d}", Body=b"x")
+    with FaultProxy(moto_s3.endpoint_url) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        s3_requests._s3.cache_clear()
+        store = open_store(moto_s3.url)
+        assert next(store.files("data")).path == "data/0000"
+        assert proxy.count() == 1
+        assert sum(1 for _ in store.files("data")) == 1_001
+        assert proxy.count() == 3
+
+
+def test_times_of_answers_are_read_as_boto_reads_them(moto_s3):
+    """In a listing they are ISO 8601, in a header as in mail."""
+    open_store(moto_s3.url).write("x", b"content")
+    client = boto3.client("s3", endpoint_url=moto_s3.endpoint_url)
+    ours = s3_requests.filesystem(anonymous=False)
+    [listed] = ours.call_s3("list_objects_v2", Bucket=moto_s3.bucket)["Contents"]
+    assert listed["LastModified"] == client.list_objects_v2(Bucket=moto_s3.bucket)["Contents"][0]["LastModified"]
+    found = ours.call_s3("head_object", Bucket=moto_s3.bucket, Key="x")
+    assert found["LastModified"] == client.head_object(Bucket=moto_s3.bucket, Key="x")["LastModified"]
 
 
 def test_a_tag_changes_with_the_content(store):
