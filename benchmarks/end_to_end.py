@@ -1,6 +1,6 @@
 """What a station-day costs from miniSEED to labels: core-seconds, requests to the bucket, US dollars a station-year.
 
-    python benchmarks/end_to_end.py                              4 and 24 station-days, two rounds, some minutes
+    python benchmarks/end_to_end.py                              24 and 84 station-days, two rounds, ten minutes
     python benchmarks/end_to_end.py --station-days 1 2 --rounds 1
 
 `firnline detect` and `firnline label` (embed, cluster, write labels) read day files of three components at 100 Hz from
@@ -175,7 +175,7 @@ def dollars_a_year(core_seconds: float, requests: dict[str, float], price: tuple
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Measure, print a table, and return the core-seconds a station-day of each job and of both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--station-days", type=int, nargs=2, default=[4, 24], metavar=("FEW", "MANY"))
+    parser.add_argument("--station-days", type=int, nargs=2, default=[24, 84], metavar=("FEW", "MANY"))
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args(argv)
     few, many = options.station_days
