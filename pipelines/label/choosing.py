@@ -26,8 +26,10 @@ QUERIES, NEIGHBOURS = 2000, 5
 """Of these, so many rows at most are compared with so many nearest neighbours each."""
 NEIGHBOURS_WEIGHT = 4.0
 """Weight of the share of rows whose neighbours are of their cluster, beside agreement and balance."""
-MEASURED_WEIGHT = 2.0
+MEASURED_WEIGHT = 0.5
 """Weight of how much of the variance of the measured component lies between the clusters."""
+MEASURED_APART = 0.5
+"""Centroids whose measured component differs by so much overlap less by a factor of e, in half of the tries."""
 _SAMPLE_SEED = 0
 
 
@@ -75,19 +77,22 @@ def merge(
     others, the sum of four numbers decides: how much a try agrees with all of them (mean adjusted Rand index); the
     balance of its clusters, without which a few events far from all others would be a cluster in most tries, and two
     large classes would be one; with a weight of 4, how well nearest neighbours tell its clusters, which falls where one
-    is cut in two; and, with a weight of 2, how much of the variance of what is measured lies between the clusters. That
-    is how linear the motion is: so a few artefacts of the instrument stay a cluster where they could join a class and
-    many codas could be one, which neighbours tell as well. This counts where `measured_in` is given: the space of the
-    rows, without a basis, of embeddings whose last component is measured.
+    is cut in two; and, with a weight of a half, how much of the variance of what is measured lies between the clusters.
+    That is how linear the motion is: so a few artefacts of the instrument stay a cluster where they could join a class
+    and many codas could be one, which neighbours tell as well. This counts where `measured_in` is given: the space of
+    the rows, without a basis, of embeddings whose last component is measured. There each restart is also merged with
+    overlaps that are smaller where centroids differ in it, since others may join the artefacts first.
     """
     by_inertia = sorted(clusterings, key=lambda clustering: clustering.inertia)
+    if measured_in is not None and measured_in.basis is not None:
+        measured_in = None
     if method == "ward" or all(len(clustering.centroids) == k for clustering in by_inertia):
         yield from ((clustering, _merged_by_inertia(clustering, k)) for clustering in by_inertia)
         return
     every = [
         tried
         for number, clustering in enumerate(by_inertia)
-        for tried in _merged_by_scales(gather, clustering, k, number)
+        for tried in _merged_by_scales(gather, clustering, k, number, measured_in)
     ]
     most = TOLERATED_OVERLAP * min(tried.overlap for tried in every)
     tries = [tried for tried in every if tried.overlap <= most]
@@ -96,7 +101,7 @@ def merge(
     nearest = [label_rows(sample, clustering.centroids)[0] for clustering in by_inertia]
     found = [tried.clusters[nearest[tried.number]] for tried in tries]
     between = [0.0] * len(found)
-    if measured_in is not None and measured_in.basis is None:
+    if measured_in is not None:
         measured = measured_of(sample, measured_in)
         between = [share_between(measured, clusters) for clusters in found]
     worth = [
@@ -134,15 +139,30 @@ def _merged_by_inertia(clustering: Clustering, k: int) -> NDArray[np.int32]:
     return merge_ward(clustering.centroids, clustering.counts, k)
 
 
-def _merged_by_scales(gather: Gather, clustering: Clustering, k: int, number: int) -> Iterator[_Try]:
+def _merged_by_scales(
+    gather: Gather, clustering: Clustering, k: int, number: int, measured_in: Space | None
+) -> Iterator[_Try]:
     overlaps = overlaps_of(gather, clustering)
     judged = overlaps[OVERLAP_SCALES.index(JUDGED_SCALE)]
-    for of_scale in overlaps:
-        if of_scale[~np.eye(len(of_scale), dtype=bool)].any():
-            clusters = merge_overlap(of_scale, clustering.counts, k)
-        else:
-            clusters = merge_ward(clustering.centroids, clustering.counts, k)
+    ways = [
+        merge_overlap(of_scale, clustering.counts, k)
+        if _overlap(of_scale)
+        else merge_ward(clustering.centroids, clustering.counts, k)
+        for of_scale in overlaps
+    ]
+    if measured_in is not None:
+        measured = measured_of(clustering.centroids, measured_in)
+        apart = np.exp(-(((measured[:, None] - measured) / MEASURED_APART) ** 2))
+        ways += [
+            merge_overlap(of_scale * apart, clustering.counts, k) for of_scale in overlaps if _overlap(of_scale * apart)
+        ]
+    for clusters in ways:
         yield _Try(number, clusters, float(judged[clusters[:, None] != clusters[None]].sum()))
+
+
+def _overlap(overlaps: NDArray[np.float64]) -> bool:
+    """Whether any two centroids overlap."""
+    return bool(overlaps[~np.eye(len(overlaps), dtype=bool)].any())
 
 
 def agreements(found: Sequence[NDArray[np.int32]]) -> list[float]:
