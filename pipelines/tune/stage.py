@@ -32,7 +32,7 @@ from pipelines.workspace.workspace import Workspace
 WORTH = {
     "clusters": "how good clusters look (as many as tune.clusters or kmeans.k says, so give the number of classes that "
     "are expected); over 24 settings on each of four sets of events, Spearman's rank correlation with the accuracy was "
-    "0.37 to 0.61 at that number, and -0.01 to 0.40 at 8",
+    "0.44 to 0.57 at that number, and -0.01 to 0.40 at 8",
     "stability": "the stability of clusters, and a higher one was no sign of better classes where that could be "
     "measured: over 24 settings on each of four sets of events, Spearman's rank correlation with the accuracy was "
     "-0.29 to 0.42",

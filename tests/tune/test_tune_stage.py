@@ -199,7 +199,7 @@ def test_a_search_that_is_done_repeats_no_trial_and_its_deleted_run_is_made_agai
     ]
     before = records_of(workspace)
     again = tune_augmentations(workspace, config, tracking)
-    assert "rank correlation with the accuracy was 0.37 to 0.61 at that number" in capsys.readouterr().out
+    assert "rank correlation with the accuracy was 0.44 to 0.57 at that number" in capsys.readouterr().out
     assert (again.best_score, again.num_trials) == (summary.best_score, summary.num_trials)
     assert records_of(workspace) == before
     client.delete_run(parent.info.run_id)
