@@ -15,12 +15,13 @@ from pipelines.config import Config, stage_config
 from pipelines.config.detection import DetectionSettings
 from pipelines.detect.account import Totals, gives_samples
 from pipelines.detect.stage_plan import Plan
+from pipelines.runtime.ahead import read_ahead
 from pipelines.runtime.text import counted, printable
 from pipelines.tracking.runs import stage_run
 from pipelines.tracking.server import Tracking
 from pipelines.workspace import tables
 from pipelines.workspace.artifacts import DetectionProgress, FailedShard
-from pipelines.workspace.bundles import read_ahead, read_markers
+from pipelines.workspace.bundles import read_markers
 from pipelines.workspace.event_sample import events_fingerprint
 from pipelines.workspace.ledger import MarkerName, fingerprint, list_markers, read_detection_marker
 from pipelines.workspace.storage import Store

@@ -153,9 +153,8 @@ def _merged_by_scales(
     if measured_in is not None:
         measured = measured_of(clustering.centroids, measured_in)
         apart = np.exp(-(((measured[:, None] - measured) / MEASURED_APART) ** 2))
-        ways += [
-            merge_overlap(of_scale * apart, clustering.counts, k) for of_scale in overlaps if _overlap(of_scale * apart)
-        ]
+        smaller = [of_scale * apart for of_scale in overlaps]
+        ways += [merge_overlap(of_scale, clustering.counts, k) for of_scale in smaller if _overlap(of_scale)]
     for clusters in ways:
         yield _Try(number, clusters, float(judged[clusters[:, None] != clusters[None]].sum()))
 

@@ -1,13 +1,12 @@
 """Reads parts of the workspace's tables for the report, several files at a time."""
 
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
+from pipelines.runtime import ahead
 from pipelines.workspace import tables
 from pipelines.workspace.storage import Store
 
@@ -33,14 +32,7 @@ def read_ahead(read: Callable[[T], R], items: Sequence[T]) -> Iterator[R]:
 
     A bucket that answers late, or not at all for a while, then holds up one of them and not all.
     """
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(READ_THREADS) as pool:
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) == READ_THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return ahead.read_ahead(read, items, threads=READ_THREADS, kept=READ_THREADS)
 
 
 def read_events(store: Store, table: str, chosen: pd.DataFrame, columns: Sequence[str]) -> list[pa.Table]:

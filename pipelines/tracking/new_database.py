@@ -1,6 +1,5 @@
 """MLflow's sqlite database is made whole or not at all, and one that somebody else left half made is made again."""
 
-import contextlib
 import os
 import tempfile
 from pathlib import Path
@@ -34,8 +33,7 @@ def make_database(file: Path) -> None:
             mlflow_private.make_tables(engine)
             engine.dispose()
             temporary.chmod(0o666 & ~umask())
-            with contextlib.suppress(FileExistsError):
-                _publish(temporary, file)
+            _publish(temporary, file)
         finally:
             for left in (temporary, Path(f"{name}-journal")):
                 left.unlink(missing_ok=True)
@@ -45,10 +43,11 @@ def make_database(file: Path) -> None:
 
 
 def _publish(temporary: Path, file: Path) -> None:
+    """Let a file be seen under its name, unless there is one."""
     try:
         os.link(temporary, file)
     except FileExistsError:
-        raise
+        return
     except OSError:
         # Not every file system has links.
         if not file.exists():

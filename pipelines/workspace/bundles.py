@@ -15,24 +15,20 @@ import contextlib
 import random
 import re
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from pydantic_core import from_json, to_json
 
+from pipelines.runtime.ahead import read_ahead
 from pipelines.runtime.errors import InputError
 from pipelines.workspace.artifacts import DetectionMarker
 from pipelines.workspace.ledger import MarkerName, marker_path, parse_marker_path, read_detection_marker
 from pipelines.workspace.storage import Store
 from pipelines.workspace.storage_errors import StorageFailed
 from pipelines.workspace.stored_object import StoredObject
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 BUNDLE_MARKERS = 1000
 """Markers that a bundle holds at most."""
@@ -46,7 +42,6 @@ MAX_COPIES_A_MARKER = 3
 """All are merged once they hold so many times the ledger's markers: the others are of shards that were redone."""
 MAX_ADOPTED = 10_000
 """Markers without a copy that one run makes copies of: those of an older release, or of a run that was killed."""
-READING_THREADS = 16
 NOT_KEPT = ("inputs", "onsets_ns")
 """What a marker holds for others than those who sum over all of them."""
 
@@ -313,15 +308,3 @@ def _num_markers(item: StoredObject) -> int:
 
 def _folder(ledger: str) -> str:
     return f"ledger/{ledger}/bundles"
-
-
-def read_ahead(read: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """Yield `read(item)` of every item, in order; READING_THREADS are read at a time, a few more are kept."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(READING_THREADS) as pool:
-        for item in items:
-            waiting.append(pool.submit(read, item))
-            if len(waiting) == 2 * READING_THREADS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
